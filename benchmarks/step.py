@@ -1,0 +1,169 @@
+"""Time of a training step: ``fit`` beside raw PyTorch, ``SVI.step`` and a torchvision DataLoader loop.
+
+One process, one set of tensors, the 784-500-500-50 network; the repetitions of all contestants are interleaved and
+medians are reported, so that a slow spell of the machine hits all of them.
+
+    python benchmarks/step.py [--rounds 7] [--steps 60] [--device cpu] [--out benchmarks/results/step-cpu.json]
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision import datasets, transforms
+
+from pyro_vaes.data import load
+from pyro_vaes.infer import fit
+from pyro_vaes.models import VAE
+from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
+
+BATCH = 128
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    encoder = Chain(MLP(784, [500], 500, activate_output=True), NormalHead(500, 50))
+    return encoder, MLP(50, [500, 500], 784)
+
+
+def raw_step(encoder: nn.Module, decoder: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    """One step as one writes it by hand: sampled KL, one particle, summed over the batch, averaged over the data."""
+    q = encoder(x).base_dist
+    z = q.loc + q.scale * torch.randn_like(q.loc)
+    log_q = -0.5 * ((z - q.loc) / q.scale).square() - q.scale.log()
+    log_p = -0.5 * z.square()
+    loss = (binary_cross_entropy_with_logits(decoder(z), x, reduction="sum") + (log_q - log_p).sum()) / len(x)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def raw_loop(x: Tensor, steps: int, *, fused: bool) -> Callable[[], None]:
+    encoder, decoder = (n.to(x.device) for n in networks())
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=fused)
+
+    def run() -> None:
+        order = torch.randperm(len(x), device=x.device)
+        for index in order.split(BATCH)[:steps]:
+            raw_step(encoder, decoder, optimizer, x.index_select(0, index))
+
+    return run
+
+
+def fit_loop(x: Tensor, steps: int) -> Callable[[], None]:
+    encoder, decoder = networks()
+    vae = VAE(encoder, decoder, BernoulliLikelihood(), 50).to(x.device)
+    rows = x[: steps * BATCH]
+    return lambda: void(fit(vae.model, vae.guide, rows, epochs=1, batch_size=BATCH, progress=False))
+
+
+def void(_: object) -> None:
+    return None
+
+
+def svi_loop(x: Tensor, steps: int) -> Callable[[], None]:
+    """As in Pyro's VAE tutorial: pyro.module statements, pyro.optim.Adam, validation as Pyro sets it."""
+    encoder, decoder = (n.to(x.device) for n in networks())
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            prior = pyro.distributions.Normal(x.new_zeros(len(x), 50), x.new_ones(len(x), 50)).to_event(1)
+            z = pyro.sample("z", prior)
+            pyro.sample("x", pyro.distributions.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", encoder(x))
+
+    pyro.clear_param_store()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+
+    def run() -> None:
+        with pyro.validation_enabled(True):
+            for index in torch.randperm(len(x), device=x.device).split(BATCH)[:steps]:
+                svi.step(x.index_select(0, index))
+
+    return run
+
+
+def dataloader_loop(root: str, steps: int, device: torch.device) -> Callable[[], None]:
+    """The raw step on torchvision's MNIST with ToTensor, a DataLoader, and binarisation per batch."""
+    dataset = datasets.MNIST(root, train=True, transform=transforms.ToTensor(), download=False)
+    encoder, decoder = (n.to(device) for n in networks())
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    rows = torch.utils.data.Subset(dataset, range(steps * BATCH))
+
+    def run() -> None:
+        for x, _ in torch.utils.data.DataLoader(rows, batch_size=BATCH, shuffle=True):
+            raw_step(encoder, decoder, optimizer, torch.bernoulli(x.flatten(1).to(device)))
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=pathlib.Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+
+    torch.manual_seed(0)
+    try:
+        mnist = load("mnist", download=False)
+        x, root = mnist.train[:].to(device), os.environ.get("PYRO_VAES_DATA")
+    except FileNotFoundError:
+        print("MNIST is not on this machine: random pixels instead, and no DataLoader loop.")
+        x, root = torch.rand(options.steps * BATCH, 784, device=device), None
+    x = torch.bernoulli(x)
+    contestants = {
+        "raw": raw_loop(x, options.steps, fused=False),
+        "raw, fused Adam": raw_loop(x, options.steps, fused=True),
+        "fit": fit_loop(x, options.steps),
+        "SVI.step": svi_loop(x, options.steps),
+    }
+    if root is not None:
+        contestants["DataLoader"] = dataloader_loop(str(root), options.steps, device)
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_ in range(options.rounds + 1):  # the first round warms up
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_:
+                times[name].append((time.perf_counter() - started) / options.steps * 1e3)
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    print(f"{'loop':<18}{'ms per step':>12}{'of raw':>9}{'of raw, fused':>15}")
+    for name, median in medians.items():
+        print(f"{name:<18}{median:>12.2f}{median / medians['raw']:>8.2f}x{median / medians['raw, fused Adam']:>14.2f}x")
+    result = {
+        "command": f"python benchmarks/step.py --rounds {options.rounds} --steps {options.steps} --device {device}",
+        "machine": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "ms_per_step": medians,
+        "all": times,
+    }
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

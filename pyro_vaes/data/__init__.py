@@ -1,0 +1,43 @@
+"""Data sets of images as tensors in memory: loading, splitting, preprocessing."""
+
+from pyro_vaes.data.arrays import from_tensors
+from pyro_vaes.data.completion import assemble, complete
+from pyro_vaes.data.image_data import ImageData
+from pyro_vaes.data.load import NAMES, load
+from pyro_vaes.data.partition import Partition
+from pyro_vaes.data.provenance import Provenance
+from pyro_vaes.data.split import Split
+from pyro_vaes.data.steps import (
+    Binarize,
+    Dequantize,
+    Grey,
+    Logit,
+    MeanCentre,
+    PixelInfo,
+    Resize,
+    Step,
+    Threshold,
+    ToUnit,
+)
+
+__all__ = [
+    "NAMES",
+    "Binarize",
+    "Dequantize",
+    "Grey",
+    "ImageData",
+    "Logit",
+    "MeanCentre",
+    "Partition",
+    "PixelInfo",
+    "Provenance",
+    "Resize",
+    "Split",
+    "Step",
+    "Threshold",
+    "ToUnit",
+    "assemble",
+    "complete",
+    "from_tensors",
+    "load",
+]

@@ -1,0 +1,149 @@
+"""Arrays in `.npz`, `.npy` and `.mat` files of a user's."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from scipy.io.matlab import MatReadError
+
+from pyro_vaes.data.convert import as_images, as_labels
+from pyro_vaes.data.files import sha256
+from pyro_vaes.data.provenance import Provenance
+from pyro_vaes.data.raw import Part, RawImages
+
+__all__ = ["SUFFIXES", "read_array_file", "read_arrays"]
+
+SUFFIXES = (".npz", ".npy", ".mat")
+
+# what NumPy and SciPy raise for truncated and foreign files
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OSError,
+    MatReadError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+_IMAGE_KEYS = ("x", "images", "image", "data", "imgs")
+_LABEL_KEYS = ("y", "labels", "label", "targets", "target")
+_PART_NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz`, `.npy` or `.mat` file by their names; nothing is unpickled.
+
+    Raises:
+        ValueError: If the file is truncated, or not of its kind.
+    """
+    try:
+        if path.suffix.lower() == ".mat":
+            arrays = {key: x for key, x in scipy.io.loadmat(path).items() if not key.startswith("__")}
+        else:
+            with path.open("rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        if not arrays:
+            raise EOFError("no arrays in it")
+        return arrays
+    except NotImplementedError:
+        raise ValueError(
+            f"{path} is a MATLAB file of version 7.3, which SciPy does not read: save it with '-v7', or "
+            "convert it to .npz (h5py reads it)."
+        ) from None
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{path} could not be read as {path.suffix} ({error}): it is truncated, of another format, or "
+            "holds pickled objects, which are never loaded. Save plain numeric arrays, or copy the file "
+            "again."
+        ) from error
+
+
+def read_array_file(
+    path: Path,
+    key: str | None = None,
+    label_key: str | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> RawImages:
+    """Images, and labels if there are some, from a file of arrays.
+
+    Without `key` the images are, in this order: the only array; `x_train`, with `x_valid` (or `x_val`) and
+    `x_test` if present; the only array with one of the usual names `x`, `images`, `data` in any case; the
+    only array with more than two axes. Labels have the same name with `y` or `labels` in place of `x` or
+    `images`.
+
+    Arguments:
+        path: The file.
+        key: The name of the array of images.
+        label_key: The name of the array of labels.
+        image_shape: The shape `(C, H, W)` of one image, where it cannot be seen from the array.
+        value_range: The range that pixels can have.
+
+    Raises:
+        ValueError: If the file cannot be read, or if it is ambiguous which array has the images.
+    """
+    arrays = read_arrays(path)
+    keys = {"train": _existing(arrays, key, path)} if key is not None else _find_images(arrays, path)
+    parts = {}
+    for part, image_key in keys.items():
+        images = as_images(arrays[image_key], image_key or path.name, image_shape)
+        found = _find_labels(arrays, image_key) if label_key is None else _existing(arrays, label_key, path)
+        # only the rows of a training part can be named by one label_key
+        labels = None if found is None or (label_key is not None and part != "train") else arrays[found]
+        parts[part] = Part(
+            images, None if labels is None else as_labels(labels, len(images), f"{found!r} in {path.name}")
+        )
+    provenance = Provenance(f"the file {path}", "the user's", sha256={path.name: sha256(path)})
+    return RawImages(
+        path.stem, parts["train"], provenance, parts.get("valid"), parts.get("test"), value_range=value_range
+    )
+
+
+def _listing(arrays: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{key!r} {array.shape} {array.dtype}" for key, array in arrays.items())
+
+
+def _existing(arrays: dict[str, np.ndarray], key: str, path: Path) -> str:
+    if key not in arrays:
+        raise ValueError(f"{path} has no array {key!r}: it has {_listing(arrays)}. Give one of these names.")
+    return key
+
+
+def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
+    """The keys of the images by part: `train` holds all rows if the file is not split."""
+    if len(arrays) == 1:
+        return {"train": next(iter(arrays))}
+    lower = {key.lower(): key for key in arrays}
+    for prefix in _IMAGE_KEYS:
+        found = {
+            part: lower[f"{prefix}_{word}"]
+            for part, words in _PART_NAMES.items()
+            for word in words
+            if f"{prefix}_{word}" in lower
+        }
+        if "train" in found:
+            return found
+    named = [lower[key] for key in _IMAGE_KEYS if key in lower]
+    shaped = [key for key, array in arrays.items() if array.ndim > 2]
+    for candidates in (named, shaped):
+        if len(candidates) == 1:
+            return {"train": candidates[0]}
+    raise ValueError(
+        f"{path} has {_listing(arrays)}, and it is not clear which of them holds the images: give its name, "
+        f"load(..., key='...')."
+    )
+
+
+def _find_labels(arrays: dict[str, np.ndarray], image_key: str) -> str | None:
+    """The key that is named like the images, with a word for labels in place of the word for images."""
+    lower = {key.lower(): key for key in arrays}
+    word, underscore, part = image_key.lower().partition("_")
+    if word not in _IMAGE_KEYS:
+        return None
+    candidates = [f"{label}{underscore}{part}" for label in _LABEL_KEYS]
+    return next((lower[key] for key in candidates if key in lower), None)

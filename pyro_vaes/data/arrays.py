@@ -1,0 +1,94 @@
+"""Images that are in memory already."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from pyro_vaes.data.convert import as_images, as_labels
+from pyro_vaes.data.image_data import ImageData
+from pyro_vaes.data.provenance import Provenance
+from pyro_vaes.data.raw import Part, RawImages, build
+from pyro_vaes.data.steps.base import Step
+
+__all__ = ["from_tensors"]
+
+_Array = Tensor | np.ndarray
+
+
+def from_tensors(
+    x: _Array,
+    y: _Array | Sequence[int] | None = None,
+    *,
+    valid: _Array | tuple[_Array, _Array | Sequence[int]] | None = None,
+    test: _Array | tuple[_Array, _Array | Sequence[int]] | None = None,
+    name: str = "tensors",
+    split: tuple[float | int, float | int] = (0.1, 0.1),
+    seed: int = 0,
+    preprocess: Sequence[Step] | Step | None = None,
+    labels: bool = False,
+    flatten: bool = True,
+    image_shape: tuple[int, int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ImageData:
+    """Makes a data set of tensors or arrays.
+
+    Arguments:
+        x: Images with shape `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, or vectors with shape `(N, D)`.
+            Integers are scaled to [0, 1] unless `preprocess` says otherwise, floats are taken as they are.
+        y: Labels from 0, with shape `(N,)` or `(N, K)`.
+        valid: Validation images, or images and labels, if they are separate already.
+        test: Test images, or images and labels, if they are separate already.
+        name: The name of the data set.
+        split: The sizes of the validation and test parts, as fractions or counts, drawn from the rows of `x`
+            unless the parts are given. `(0, 0)` keeps all rows, in their order, for training.
+        seed: The seed of the split.
+        preprocess: Preprocessing steps in place of the default; `()` for none.
+        labels: Whether batches are `(x, y)`.
+        flatten: Whether batches are `(B, C * H * W)` rather than `(B, C, H, W)`.
+        image_shape: The shape `(C, H, W)` of one image, where it cannot be seen from `x`.
+        value_range: The range that pixels can have. By default 0 to 255 for bytes (0 to 1 if no byte is
+            larger), and what is found for all others.
+        class_names: The names of the labels 0, 1, ...
+
+    Returns:
+        The data set.
+
+    Raises:
+        TypeError: If the arrays are not made of numbers.
+        ValueError: If shapes, labels or fractions do not fit, or if pixels are NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> data = from_tensors(torch.rand(100, 8, 8), torch.arange(100) % 2, split=(0.2, 0.2))
+        >>> len(data.train), len(data.valid), len(data.test), data.image_shape
+        (60, 20, 20, (1, 8, 8))
+    """
+    whole = _part(x if y is None else (x, y), "x", image_shape)
+    raw = RawImages(
+        name,
+        whole,
+        Provenance("arrays in memory"),
+        valid=None if valid is None else _part(valid, "valid", image_shape),
+        test=None if test is None else _part(test, "test", image_shape),
+        value_range=value_range,
+        class_names=None if class_names is None else tuple(class_names),
+    )
+    for part in (raw.train, raw.valid, raw.test):
+        if class_names is None or part is None or part.labels is None:
+            continue
+        if int(part.labels.max()) >= len(class_names):
+            raise ValueError(
+                f"labels go up to {int(part.labels.max())}, but there are {len(class_names)} class_names: "
+                "labels are integers from 0 to the number of classes minus 1."
+            )
+    return build(raw, split=split, seed=seed, preprocess=preprocess, labels=labels, flatten=flatten)
+
+
+def _part(
+    given: _Array | tuple[_Array, _Array | Sequence[int]], name: str, image_shape: tuple[int, int, int] | None
+) -> Part:
+    x, y = given if isinstance(given, tuple) else (given, None)
+    images = as_images(x, name, image_shape)
+    return Part(images, None if y is None else as_labels(y, len(images), f"the labels of {name}"))

@@ -1,0 +1,137 @@
+"""Folders of image files."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from pyro_vaes.data.provenance import Provenance
+from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.data.steps.geometry import Resize
+
+__all__ = ["IMAGE_SUFFIXES", "read_folder", "read_pictures"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
+
+_PART_NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+_GREY_MODES = ("1", "L", "LA")
+
+
+def read_pictures(
+    paths: Sequence[Path], resize: int | tuple[int, int] | None = None, grey: bool = False
+) -> Tensor:
+    """Reads image files in parallel.
+
+    Arguments:
+        paths: The files.
+        resize: The height and width to bring images to; None wants them to have one size.
+        grey: Whether to make all images grey. Otherwise they are grey if all files are, and RGB if any is.
+
+    Returns:
+        uint8 pixels with shape `(N, C, H, W)`.
+
+    Raises:
+        ValueError: If a file cannot be read, or if sizes differ and `resize` is None.
+    """
+    height_width = None if resize is None else Resize(resize).height_width
+
+    def read(path: Path) -> np.ndarray:
+        try:
+            with PIL.Image.open(path) as picture:
+                image = picture.convert("L" if grey or picture.mode in _GREY_MODES else "RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"{path} could not be read as an image ({error}): it is truncated or of another format. "
+                "Repair or remove it."
+            ) from error
+        if height_width is not None and image.size != height_width[::-1]:
+            # Pillow's bilinear filter is antialiased, as that of Resize
+            image = image.resize(height_width[::-1], PIL.Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+    # decoding releases the interpreter lock, waiting for a disk does too
+    with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
+        first = next(pool.map(read, paths[:1]))
+        colour = False
+        # filled in place: a list of arrays and their stack would take twice the memory
+        images = np.empty((len(paths), *first.shape[:2], 3 if not grey else 1), np.uint8)
+        for row, (path, image) in enumerate(zip(paths, pool.map(read, paths), strict=True)):
+            if image.shape[:2] != first.shape[:2]:
+                raise ValueError(
+                    f"{path} has {image.shape[0]} x {image.shape[1]} pixels, but {paths[0]} has "
+                    f"{first.shape[0]} x {first.shape[1]}: images of one data set have one size. Pass "
+                    "resize=, for instance resize=64."
+                )
+            colour = colour or image.ndim == 3
+            images[row] = image if image.ndim == 3 else image[..., None]
+    channels = images if colour or grey else images[..., :1]
+    return torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
+
+
+def read_folder(path: Path, resize: int | tuple[int, int] | None = None, grey: bool = False) -> RawImages:
+    """All images under a folder, at any depth, in the order of their paths.
+
+    Sub-folders are labels if all images are in sub-folders; sub-folders `train`, `valid` (or `val`) and
+    `test` are parts of the data set instead, and may have labels as their sub-folders.
+
+    Arguments:
+        path: The folder.
+        resize: The height and width to bring images to; None wants them to have one size.
+        grey: Whether to make all images grey.
+
+    Raises:
+        FileNotFoundError: If there is no image.
+        ValueError: If a file cannot be read, or if sizes differ and `resize` is None.
+    """
+    files = sorted(file for file in path.rglob("*") if _is_picture(file, path))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} has no images, neither in itself nor in its sub-folders: files ending in "
+            f"{', '.join(IMAGE_SUFFIXES)} are looked for."
+        )
+    tops = {file.relative_to(path).parts[0] for file in files}
+    if "train" in tops and tops <= _PART_NAMES.keys():
+        folders = {_PART_NAMES[top]: path / top for top in sorted(tops)}
+    else:
+        folders = {"train": path}
+    by_part = {
+        part: [file for file in files if file.is_relative_to(folder)] for part, folder in folders.items()
+    }
+    # read in one go, so that one grey part does not get fewer channels than the others
+    images = read_pictures([file for part in by_part.values() for file in part], resize, grey)
+    class_names = _class_names([(file, folders[part]) for part in by_part for file in by_part[part]])
+    parts, start = {}, 0
+    for part, members in by_part.items():
+        labels = None
+        if class_names is not None:
+            numbers = [class_names.index(file.relative_to(folders[part]).parts[0]) for file in members]
+            labels = torch.tensor(numbers)
+        parts[part] = Part(images[start : start + len(members)], labels)
+        start += len(members)
+    return RawImages(
+        path.resolve().name,
+        parts["train"],
+        Provenance(f"{len(files):,} image files under {path}", "the user's"),
+        parts.get("valid"),
+        parts.get("test"),
+        value_range=(0, 255),
+        class_names=class_names,
+    )
+
+
+def _is_picture(file: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden
+
+
+def _class_names(files: Sequence[tuple[Path, Path]]) -> tuple[str, ...] | None:
+    """The first sub-folders, if every file is in one."""
+    inside = [file.relative_to(folder).parts for file, folder in files]
+    if any(len(parts) < 2 for parts in inside):
+        return None
+    return tuple(sorted({parts[0] for parts in inside}))

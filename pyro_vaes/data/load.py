@@ -1,0 +1,150 @@
+"""`load`: a data set by its name, or from files of a user's."""
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pyro_vaes.data import published
+from pyro_vaes.data import torchvision_sets as public
+from pyro_vaes.data.array_files import SUFFIXES, read_array_file
+from pyro_vaes.data.files import Library
+from pyro_vaes.data.folder import read_folder
+from pyro_vaes.data.image_data import ImageData
+from pyro_vaes.data.raw import RawImages, build
+from pyro_vaes.data.steps.base import Step
+
+__all__ = ["NAMES", "load"]
+
+_READERS: dict[str, Callable[[Library], RawImages]] = {
+    "digits": public.read_digits,
+    "mnist": public.read_mnist,
+    "fashion_mnist": public.read_fashion_mnist,
+    "omniglot": public.read_omniglot,
+    "svhn": public.read_svhn,
+    "cifar10": public.read_cifar10,
+    "binarized_mnist": published.read_binarized_mnist,
+    "caltech101_silhouettes": published.read_caltech101_silhouettes,
+    "frey_faces": published.read_frey_faces,
+    "omniglot28": published.read_omniglot28,
+    "cifar10_subset": published.read_cifar10_subset,
+    "svhn_subset": published.read_svhn_subset,
+    "lfw64": published.read_lfw64,
+    "att_faces": published.read_att_faces,
+}
+
+# These two are read picture by picture, in the size and colour wanted.
+NAMES = tuple(sorted([*_READERS, "celeba", "lfw"]))
+
+
+def load(
+    name_or_path: str | os.PathLike[str] = "digits",
+    root: str | os.PathLike[str] | None = None,
+    *,
+    split: tuple[float | int, float | int] = (0.1, 0.1),
+    seed: int = 0,
+    preprocess: Sequence[Step] | Step | None = None,
+    labels: bool = False,
+    flatten: bool = True,
+    resize: int | tuple[int, int] | None = None,
+    grey: bool = False,
+    download: bool = True,
+    verify: bool = True,
+    key: str | None = None,
+    label_key: str | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> ImageData:
+    """Loads a data set of images into memory.
+
+    Arguments:
+        name_or_path: One of `NAMES`; or a file of arrays (`.npz`, `.npy`, `.mat`); or a folder of images,
+            whose sub-folders are labels if all images are in sub-folders.
+        root: Where the files of a named data set are, or go to. By default the folder named by the
+            environment variable `PYRO_VAES_DATA`, then `~/.cache/pyro_vaes`.
+        split: The sizes of the validation and test parts, as fractions or counts, drawn at random from the
+            training rows. Parts that come with the data are kept as they are, whatever is asked for. `(0, 0)`
+            draws none and keeps the rows in their order.
+        seed: The seed of the split; `ImageData.splits` records the rows.
+        preprocess: Preprocessing steps in place of the default, which is `ToUnit()` for integer pixels and
+            none for floats; `()` for none.
+        labels: Whether batches are `(x, y)`, as from `ImageData.with_labels()`.
+        flatten: Whether batches are `(B, C * H * W)` rather than `(B, C, H, W)`.
+        resize: Height and width (or one number for both) to bring images to, once for all.
+        grey: Whether to make colour images grey, once for all.
+        download: Whether a data set that is in no folder may be downloaded.
+        verify: Whether files with a known SHA-256 have to match it.
+        key: For files of arrays, the name of the images, where it is not clear.
+        label_key: For files of arrays, the name of the labels, where it is not clear.
+        image_shape: For files of arrays, the shape `(C, H, W)` of one image, where it cannot be seen.
+        value_range: For files of arrays, the range that pixels can have.
+
+    Returns:
+        The data set, with parts `train`, `valid` and `test`.
+
+    Raises:
+        FileNotFoundError: If a file is missing and cannot be downloaded.
+        TypeError: If an array is not made of numbers.
+        ValueError: If the name is unknown, if a file is truncated or altered, or if an argument does not fit.
+
+    Example:
+        >>> digits = load("digits")
+        >>> len(digits.train), len(digits.valid), len(digits.test)
+        (1437, 180, 180)
+        >>> digits.train[:2].shape
+        torch.Size([2, 64])
+    """
+    name = os.fspath(name_or_path)
+    known = name.lower().replace("-", "_")
+    only_arrays = {"key": key, "label_key": label_key, "image_shape": image_shape, "value_range": value_range}
+    path = Path(name).expanduser()
+    is_array_file = known not in NAMES and path.suffix.lower() in SUFFIXES
+    given = [argument for argument, value in only_arrays.items() if value is not None]
+    if given and not is_array_file:
+        raise ValueError(
+            f"{', '.join(given)} can be given for files of arrays ({', '.join(SUFFIXES)}) only, but "
+            f"{name!r} is none: leave {'them' if len(given) > 1 else 'it'} out."
+        )
+    library = Library(root, download, verify)
+    if known in _READERS:
+        raw = _READERS[known](library)
+    elif known == "celeba":
+        raw = public.read_celeba(library, resize, grey)
+    elif known == "lfw":
+        raw = public.read_lfw(library, grey)
+    elif is_array_file and path.is_file():
+        raw = read_array_file(path, key, label_key, image_shape, value_range)
+    elif path.is_dir():
+        raw = read_folder(path, resize, grey)
+    else:
+        raise _unknown(name, path)
+    return build(
+        raw,
+        split=split,
+        seed=seed,
+        preprocess=preprocess,
+        labels=labels,
+        flatten=flatten,
+        resize=resize,
+        grey=grey,
+    )
+
+
+def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
+    """What is wrong with a name that is neither a data set nor a readable path."""
+    if path.is_file():
+        return ValueError(
+            f"{path} is a file of a kind that cannot be loaded: {', '.join(SUFFIXES)} or a folder of images "
+            "is wanted. For other formats read the array yourself and call from_tensors(x)."
+        )
+    if path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
+        return FileNotFoundError(
+            f"there is neither a file nor a folder {path} (looked up from {Path.cwd()}): check the path, or "
+            f"give the name of a data set, one of {', '.join(NAMES)}."
+        )
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return ValueError(
+        f"there is no data set {name!r}: {hint}The names are {', '.join(NAMES)}; a path to a .npz, .npy or "
+        ".mat file or to a folder of images works as well."
+    )

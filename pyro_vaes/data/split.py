@@ -1,0 +1,145 @@
+"""One part of a data set: raw images in memory, preprocessed batch by batch."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.data.completion import complete
+from pyro_vaes.data.steps.base import Step, apply_steps, floating
+
+__all__ = ["Split"]
+
+# Evaluating a whole split goes through chunks of this many images, to bound the memory of intermediate
+# results.
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    r"""Images (and labels) of the training, validation or test part, a source of batches.
+
+    Storage keeps the raw dtype. A batch is an index-select followed by the preprocessing steps, on the device
+    of the images, with no copy to the host.
+
+    Arguments:
+        images: Raw images, with shape `(N, C, H, W)`.
+        labels: Labels, with shape `(N,)` or `(N, K)`, int64, or None.
+        steps: Fitted preprocessing steps.
+        flatten: Whether batches are `(B, C * H * W)` rather than `(B, C, H, W)`.
+        labelled: Whether batches are `(x, y)` rather than `(x,)`.
+        observed: For image completion, the observed part: batches are `(target, covariate)`.
+        first_row: Fixed noise belongs to the numbers `first_row` to `first_row + N - 1`, so that the parts of
+            a data set do not share it.
+
+    Example:
+        >>> split = Split(torch.zeros(10, 1, 4, 4), torch.arange(10), labelled=True)
+        >>> x, y = split.batch(torch.tensor([5, 2]))
+        >>> x.shape, y
+        (torch.Size([2, 16]), tensor([5, 2]))
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    steps: tuple[Step, ...] = ()
+    flatten: bool = True
+    labelled: bool = False
+    observed: str | None = None
+    first_row: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(part.shape[1:])) for part in self.batch(slice(0, 1)))
+        return f"Split({len(self)} images, batches of {shapes}, {self.images.dtype} on {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the images, on which batches are made."""
+        return self.images.device
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape `(C, H, W)` of preprocessed images."""
+        channels, height, width = self._preprocess(slice(0, 1), None).shape[1:]
+        return channels, height, width
+
+    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """The positional model arguments for some rows.
+
+        Arguments:
+            index: Row numbers from 0 to N - 1, with shape `(B,)`, int64, on any device, or a slice.
+            generator: Where random steps draw fresh noise, on the device of the split. With None (evaluation)
+                the noise of a row is fixed: the same however it is batched, on every device.
+
+        Returns:
+            `(x,)`; with labels `(x, y)`; for image completion `(target, covariate)`.
+
+        Example:
+            >>> from pyro_vaes.data import load
+            >>> (x,) = load("digits").train.batch(slice(0, 32))
+            >>> x.shape
+            torch.Size([32, 64])
+        """
+        x = self._preprocess(index, generator)
+        if self.observed is not None:
+            return complete(x, self.observed)
+        x = x.flatten(1) if self.flatten else x
+        if self.labelled and self.labels is not None:
+            return x, _select(self.labels, index)
+        return (x,)
+
+    def _preprocess(self, index: Tensor | slice, generator: torch.Generator | None) -> Tensor:
+        """Preprocessed images of some rows, with shape `(B, C, H, W)`, floating point."""
+        rows = None
+        if generator is None and any(step.random for step in self.steps):
+            if isinstance(index, slice):
+                rows = torch.arange(len(self), device=self.device)[index] + self.first_row
+            else:
+                rows = index.to(self.device) + self.first_row
+        x = apply_steps(self.steps, _select(self.images, index), generator, rows)
+        return x.to(floating(x.dtype))
+
+    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Tensor | tuple[Tensor, ...]:
+        """Rows for evaluation: x, or `(x, y)` with labels; one image, without batch, for an integer.
+
+        Row numbers may be negative, to count from the end, and a mask of shape `(N,)` works too.
+        """
+        if isinstance(index, slice):
+            parts = self.batch(index)
+        elif isinstance(index, Sequence) or (isinstance(index, Tensor) and index.dim() > 0):
+            # indexing the row numbers checks them, and gives masks and negative numbers their meaning
+            parts = self.batch(torch.arange(len(self))[torch.as_tensor(index, device="cpu")])
+        else:
+            row = range(len(self))[operator.index(index)]
+            parts = tuple(part[0] for part in self.batch(slice(row, row + 1)))
+        return parts if len(parts) > 1 else parts[0]
+
+    @property
+    def x(self) -> Tensor:
+        """All images as evaluation sees them, with shape `(N, C * H * W)` or `(N, C, H, W)`."""
+        images = replace(self, labelled=False, observed=None)
+        return torch.cat([images.batch(slice(i, i + _CHUNK))[0] for i in range(0, len(self), _CHUNK)])
+
+    def take(self, count: int) -> "Split":
+        """The first `count` rows, with the noise that they have here; all of them if there are fewer."""
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, images=self.images[:count], labels=labels)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same rows on another device, with the same fixed noise."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+            steps=tuple(step.to(device) for step in self.steps),
+        )
+
+
+def _select(x: Tensor, index: Tensor | slice) -> Tensor:
+    """Some rows of x; index_select, unlike indexing, is no slower than a copy for rows of bytes."""
+    return x[index] if isinstance(index, slice) else x.index_select(0, index.to(x.device, non_blocking=True))

@@ -1,0 +1,191 @@
+"""What a preprocessing step is, and how a row of steps is applied and fitted."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.data.noise import fixed_uniform
+
+__all__ = ["PixelInfo", "Step"]
+
+
+class PixelInfo(NamedTuple):
+    """The range of pixels between two steps, and their number of equidistant levels, None if continuous."""
+
+    low: float
+    high: float
+    levels: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    r"""One preprocessing step: a callable :math:`y = f(x)` on batches of images.
+
+    A step of your own is a frozen dataclass derived from this class with a `__call__`, a `space`, and, where
+    the map is a bijection, an `inverse` and a `log_abs_det_jacobian`.
+
+    Example:
+        >>> from pyro_vaes.data import Threshold
+        >>> Threshold(0.5)(torch.tensor([[[[0.2, 0.7]]]])).flatten().tolist()
+        [0.0, 1.0]
+    """
+
+    random: ClassVar[bool] = False
+
+    @property
+    def space(self) -> str:
+        """The result in words."""
+        return repr(self)
+
+    def __call__(
+        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Applies the step.
+
+        Arguments:
+            x: Images, with shape `(B, C, H, W)`.
+            generator: Where random steps draw fresh noise, on the device of `x`. With None the noise is
+                fixed.
+            rows: The row numbers that fixed noise belongs to, with shape `(B,)`. 0 to B - 1 with None.
+
+        Returns:
+            The new images, with shape `(B, C', H', W')`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple["Step", PixelInfo]:
+        """Checks the input and fills in what is learned from it.
+
+        Arguments:
+            chunks: The training images as the steps before leave them, in chunks of shape `(B, C, H, W)`.
+            info: What is known about their pixel values.
+
+        Returns:
+            The fitted step and what is known about the pixel values of its output.
+
+        Raises:
+            ValueError: If the step cannot work on such pixels.
+        """
+        return self, info
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The images that are mapped to `y`; where the step loses information, `y` itself, a picture too."""
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""The logarithm of :math:`|\det \partial y / \partial x|` in nats.
+
+        Arguments:
+            x: The input, with shape `(B, ...)`.
+            y: The output for this input, with shape `(B, ...)`.
+
+        Returns:
+            One number per image, with shape `(B,)`.
+
+        Raises:
+            ValueError: If the step is no bijection, so that densities cannot be carried over.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is no bijection, so nats cannot be carried over to the space before it: "
+            f"report them in the space they are in ({self.space}), or leave the step out (size and colour "
+            "can be changed once for all at load time, with load(..., resize=, grey=), which then defines "
+            "the pixel space)."
+        )
+
+    def to(self, device: torch.device | str) -> "Step":
+        """The same step with its tensors on a device."""
+        return self
+
+
+def apply_steps(
+    steps: Sequence[Step], x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """Applies the steps one after the other.
+
+    Arguments:
+        steps: The steps.
+        x: Raw images, with shape `(B, C, H, W)`.
+        generator: Where random steps draw fresh noise, on the device of `x`. With None the noise is fixed.
+        rows: The row numbers that fixed noise belongs to, with shape `(B,)`. 0 to B - 1 with None.
+
+    Returns:
+        The preprocessed images, with shape `(B, C', H', W')`.
+
+    Example:
+        >>> from pyro_vaes.data import Threshold, ToUnit
+        >>> apply_steps([ToUnit(0, 16), Threshold(0.5)], torch.tensor([[[[4, 12]]]])).flatten().tolist()
+        [0.0, 1.0]
+    """
+    for step in steps:
+        x = step(x, generator, rows)
+    return x
+
+
+def fit_steps(
+    steps: Sequence[Step], images: Tensor, info: PixelInfo, chunk: int = 4096
+) -> tuple[tuple[Step, ...], PixelInfo]:
+    """Fits the steps to the training images, each on what the steps before leave.
+
+    Arguments:
+        steps: The steps.
+        images: The raw training images, with shape `(N, C, H, W)`.
+        info: What is known about their pixels.
+        chunk: How many images are preprocessed at a time.
+
+    Returns:
+        The fitted steps, and what is known about the pixels after the last one.
+
+    Raises:
+        ValueError: If a step cannot work on what the steps before leave.
+
+    Example:
+        >>> from pyro_vaes.data import ToUnit
+        >>> fit_steps([ToUnit()], torch.tensor([[[[4, 12]]]]), PixelInfo(0, 16, 17))
+        ((ToUnit(low=0, high=16),), PixelInfo(low=0.0, high=1.0, levels=17))
+    """
+    fitted: tuple[Step, ...] = ()
+    for step in steps:
+        step, info = step.fit(_preprocessed(fitted, images, chunk), info)
+        fitted = (*fitted, step)
+    return fitted, info
+
+
+def _preprocessed(steps: Sequence[Step], images: Tensor, chunk: int) -> Iterator[Tensor]:
+    """The images in chunks, lazily: most steps look at none of them."""
+    rows = torch.arange(len(images), device=images.device)
+    for x, r in zip(images.split(chunk), rows.split(chunk), strict=True):
+        yield apply_steps(steps, x, None, r)
+
+
+def constant(x: Tensor, per_pixel: float) -> Tensor:
+    """A log-determinant that is the same at every pixel, with shape `(B,)`."""
+    return x.new_full(x.shape[:1], per_pixel * math.prod(x.shape[1:]), dtype=floating(x.dtype))
+
+
+def floating(dtype: torch.dtype) -> torch.dtype:
+    """The dtype itself if it is floating point, torch's default otherwise."""
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
+
+
+def want_unit(step: Step, info: PixelInfo) -> None:
+    """Refuses pixels outside [0, 1]."""
+    if info.low < 0 or info.high > 1:
+        raise ValueError(
+            f"{type(step).__name__} got pixels in [{info.low:g}, {info.high:g}], but it works on pixels in "
+            "[0, 1]: put ToUnit() before it."
+        )
+
+
+def uniform(
+    x: Tensor, generator: torch.Generator | None, rows: Tensor | None, seed: int, stream: int
+) -> Tensor:
+    """Noise in [0, 1) like x: fresh from the generator, or that which belongs to the rows."""
+    if generator is not None:
+        return torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    if rows is None:
+        rows = torch.arange(len(x), device=x.device)
+    return fixed_uniform(rows, tuple(x.shape[1:]), seed, stream).to(x.dtype)

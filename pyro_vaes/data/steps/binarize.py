@@ -1,0 +1,86 @@
+"""Bits from grey values: drawn with the grey values as probabilities, or cut at a threshold."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.data.steps.base import PixelInfo, Step, floating, uniform, want_unit
+
+__all__ = ["Binarize", "Threshold"]
+
+
+@dataclass(frozen=True, eq=False)
+class Binarize(Step):
+    r"""Dynamic binarisation: bits drawn with the grey values as probabilities.
+
+    .. math:: y \sim \mathrm{Bernoulli}(x)
+
+    Training sees fresh bits in every pass; evaluation (no generator) sees bits that are fixed for each row.
+
+    Arguments:
+        seed: The seed of the fixed bits.
+
+    References:
+        | On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov & Murray, 2008)
+        | https://www.cs.toronto.edu/~rsalakhu/papers/dbn_ais.pdf
+
+    Example:
+        >>> Binarize()(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist()
+        [0.0, 1.0]
+    """
+
+    seed: int = 0
+    random: ClassVar[bool] = True
+
+    @property
+    def space(self) -> str:
+        return "binarised at random (probabilities of bits)"
+
+    def __call__(
+        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        return (uniform(x, generator, rows, self.seed, stream=0) < x).to(x.dtype)
+
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+        want_unit(self, info)
+        return self, PixelInfo(0.0, 1.0, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold(Step):
+    r"""Deterministic binarisation.
+
+    .. math:: y = [x > t]
+
+    Arguments:
+        at: The threshold t, in [0, 1).
+
+    Example:
+        >>> Threshold(at=0.5)(torch.tensor([[[[0.5, 0.6]]]])).flatten().tolist()
+        [0.0, 1.0]
+    """
+
+    at: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at < 1:
+            raise ValueError(
+                f"at is {self.at:g}, but pixels in [0, 1] are cut at a threshold in [0, 1): divide by 255 "
+                "first?"
+            )
+
+    @property
+    def space(self) -> str:
+        return f"binarised at {self.at:g} (probabilities of bits)"
+
+    def __call__(
+        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        return (x > self.at).to(floating(x.dtype))
+
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+        want_unit(self, info)
+        return self, PixelInfo(0.0, 1.0, 2)

@@ -1,0 +1,104 @@
+"""Size and colour."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_vaes.data.steps.base import PixelInfo, Step, floating
+
+__all__ = ["Grey", "Resize"]
+
+
+@dataclass(frozen=True, eq=False)
+class Resize(Step):
+    """Bilinear resizing with antialiasing; the aspect ratio is not kept. Integer pixels stay integer.
+
+    Arguments:
+        size: The new height and width in pixels; one number means a square.
+
+    Example:
+        >>> Resize((4, 6))(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 4, 6])
+    """
+
+    size: int | tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.height_width) < 1:
+            raise ValueError(
+                f"size is {self.size}, but images have at least one pixel: give resize=(height, width) or "
+                "one number."
+            )
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """The new height and width in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def space(self) -> str:
+        return "resized to {} x {}".format(*self.height_width)
+
+    def __call__(
+        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        if tuple(x.shape[-2:]) == self.height_width:
+            return x
+        y = F.interpolate(x.to(floating(x.dtype)), self.height_width, mode="bilinear", antialias=True)
+        return _keep_dtype(y, x)
+
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+        return self, _averaged(next(iter(chunks)), info)
+
+
+@dataclass(frozen=True, eq=False)
+class Grey(Step):
+    r"""Luminance of red, green and blue. Integer pixels stay integer, grey images stay as they are.
+
+    .. math:: y = 0.299 r + 0.587 g + 0.114 b
+
+    References:
+        | Recommendation ITU-R BT.601
+        | https://www.itu.int/rec/R-REC-BT.601
+
+    Example:
+        >>> Grey()(torch.ones(2, 3, 4, 4)).shape
+        torch.Size([2, 1, 4, 4])
+    """
+
+    @property
+    def space(self) -> str:
+        return "made grey"
+
+    def __call__(
+        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        if x.shape[-3] == 1:
+            return x
+        # a fourth channel would be transparency, which luminance leaves out
+        weights = (0.299, 0.587, 0.114)
+        red, green, blue = (w * x[..., i, :, :].to(floating(x.dtype)) for i, w in enumerate(weights))
+        return _keep_dtype((red + green + blue).unsqueeze(-3), x)
+
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+        first = next(iter(chunks))
+        channels = first.shape[-3]
+        if channels not in (1, 3, 4):
+            raise ValueError(
+                f"Grey got images with {channels} channels, but luminance is defined for red, green and "
+                "blue: select or average the channels before loading."
+            )
+        return self, _averaged(first, info)
+
+
+def _keep_dtype(y: Tensor, x: Tensor) -> Tensor:
+    """Back to the dtype of x, rounded to integers: averages of pixels never leave their range."""
+    return y if x.is_floating_point() else y.round().to(x.dtype)
+
+
+def _averaged(x: Tensor, info: PixelInfo) -> PixelInfo:
+    """Averages of integer pixels are rounded, so levels remain; averages of float pixels are continuous."""
+    return info._replace(levels=None) if x.is_floating_point() else info

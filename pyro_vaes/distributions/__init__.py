@@ -1,0 +1,8 @@
+"""Distributions that Pyro and torch lack, or have wrong in a corner; each is usable alone."""
+
+from pyro_vaes.distributions.constraints import grid
+from pyro_vaes.distributions.continuous_bernoulli import ContinuousBernoulli
+from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vaes.distributions.integer_categorical import IntegerCategorical
+
+__all__ = ["ContinuousBernoulli", "DiscretizedLogisticMixture", "IntegerCategorical", "grid"]

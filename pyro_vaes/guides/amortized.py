@@ -1,0 +1,119 @@
+"""Amortised normal guides for any Pyro program with continuous latents in one data plate.
+
+    q(z | x) = N(loc(x), diag scale(x)²)    or    N(loc(x), L(x) L(x)ᵀ)
+
+over the program's latent sites, concatenated in trace order and unconstrained (Kucukelbir et al., 2017); with
+several sites or constrained supports the density carries the log-determinant of the map onto the support.
+
+References:
+    | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
+    | https://arxiv.org/abs/1312.6114
+    | Automatic Differentiation Variational Inference (Kucukelbir et al., 2017)
+    | https://arxiv.org/abs/1603.00788
+"""
+
+from collections.abc import Callable
+
+import pyro
+from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
+from pyro_vaes.nn.module import Program, as_posterior
+
+__all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
+
+
+class AmortizedGuide(Program):
+    """What amortised guides share: the model's latents and plate, and an encoder over them.
+
+    Arguments:
+        model: Any Pyro program whose latents are continuous and lie in one data plate.
+        encoder: Called with the model's arguments; returns a distribution over vectors of the latents' total
+            (unconstrained) dimension, or a pair ``(loc, scale)``.
+    """
+
+    def __init__(self, model: Callable[..., object], encoder: nn.Module) -> None:
+        super().__init__()
+        if not callable(model) or not isinstance(encoder, nn.Module):
+            raise ValueError(
+                f"{type(self).__name__} takes (model, encoder): a Pyro program and a network, but got "
+                f"{type(model).__name__} and {type(encoder).__name__}. Pass vae.model rather than vae?"
+            )
+        self._model = (model,)  # in a tuple, so that a module given as the model does not become a part of the guide
+        self.encoder = encoder
+        self._latents: Latents | None = None
+
+    def latents(self, *args: object, **kwargs: object) -> Latents:
+        """The model's latent sites; the model is run once, at the first call."""
+        if self._latents is None:
+            self._latents = find_latents(self._model[0], *args, **kwargs)
+        return self._latents
+
+    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
+        """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
+        latents, total = self.latents(*args, **kwargs), batch_rows(args)
+        if rows is not None and total is not None and len(rows) != total:  # a plate that subsamples the full data
+            args = tuple(a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == total else a for a in args)
+        q = as_posterior(self.encoder(*args))
+        if q.event_shape != (latents.numel,):
+            raise ValueError(
+                f"The encoder returns vectors of shape {tuple(q.event_shape)}, but the model's latent sites need "
+                f"{latents.numel} numbers per datum: {latents.describe()}. Give the head that many outputs?"
+            )
+        return q
+
+    def posterior(self, *args: object, **kwargs: object) -> TorchDistribution:
+        """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
+        return self.encode(*args, **kwargs)
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        with self.latents(*args, **kwargs).data_plate(batch_rows(args)) as rows:
+            return self.sample(self.encode(*args, rows=rows, **kwargs))
+
+    def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
+        """Sample every latent site of the model from q."""
+        assert self._latents is not None
+        return self._latents.sample_flat(q)
+
+
+class AmortizedNormal(AmortizedGuide):
+    """The diagonal normal: every latent site is its own (transformed) normal, so analytic KLs apply where they exist.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_vaes.nn import MLP, Chain, NormalHead
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...         pyro.sample("x", dist.Poisson(rate.unsqueeze(-1)).expand([len(x), 3]).to_event(1), obs=x)
+        >>> guide = AmortizedNormal(model, Chain(MLP(3, [8], 8), NormalHead(8, 1)))
+        >>> guide(torch.ones(5, 3))["rate"].shape
+        torch.Size([5])
+    """
+
+    def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
+        assert self._latents is not None
+        base = getattr(q, "base_dist", None)
+        if not isinstance(base, Normal):
+            raise ValueError(
+                f"AmortizedNormal needs an encoder that returns a diagonal normal, but got {q}; use NormalHead, or "
+                "AmortizedMultivariateNormal for a full covariance."
+            )
+        sites = self._latents.sites
+        parts = zip(sites, self._latents.split(base.loc), self._latents.split(base.scale), strict=True)
+        return {s.name: pyro.sample(s.name, s.normal(loc, scale)) for s, loc, scale in parts}
+
+
+class AmortizedMultivariateNormal(AmortizedGuide):
+    """The full-covariance normal over all latent sites together, correlations between sites included."""
+
+    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
+        q = super().encode(*args, rows=rows, **kwargs)
+        if not isinstance(q, MultivariateNormal):
+            raise ValueError(
+                f"AmortizedMultivariateNormal needs an encoder that returns a MultivariateNormal, but got {q}; use "
+                "MultivariateNormalHead, or AmortizedNormal for a diagonal covariance."
+            )
+        return q

@@ -1,0 +1,190 @@
+"""The latent sites of a program, found by running it once, seen as one unconstrained vector per datum."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, Normal, TorchDistribution, TransformedDistribution, constraints
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+__all__ = ["Latents", "LatentSite", "find_latents"]
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """One latent site: its name, event shape, and the map from unconstrained reals onto its support."""
+
+    name: str
+    event_shape: torch.Size
+    unconstrained_shape: torch.Size
+    transform: Transform
+    is_real: bool
+
+    @property
+    def numel(self) -> int:
+        return self.unconstrained_shape.numel()
+
+    def constrain(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``(..., numel)`` reals to the value ``(..., *event_shape)`` and the log |det| of that map ``(...)``."""
+        unconstrained = flat.reshape(flat.shape[:-1] + self.unconstrained_shape)
+        value = self.transform(unconstrained)
+        log_det = self.transform.log_abs_det_jacobian(unconstrained, value)
+        extra = log_det.dim() - (flat.dim() - 1)
+        return value, log_det.sum(tuple(range(-extra, 0))) if extra else log_det
+
+    def normal(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
+        """A diagonal normal over the unconstrained site, pushed onto the support; loc and scale ``(..., numel)``."""
+        shape = loc.shape[:-1] + self.unconstrained_shape
+        fn = Normal(loc.reshape(shape), scale.reshape(shape)).to_event(len(self.unconstrained_shape))
+        return fn if self.is_real else TransformedDistribution(fn, [self.transform])
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latent sites of a program in trace order, and the plate that holds them.
+
+    Attributes:
+        sites: The latent sites.
+        plate: Name of the data plate.
+        dim: Batch dimension of the plate, negative.
+        full_size: Number of data the plate stands for; None when it is the number of rows of the batch.
+        subsample_size: Rows drawn by a subsampling plate; None when the plate does not subsample.
+    """
+
+    sites: tuple[LatentSite, ...]
+    plate: str
+    dim: int
+    full_size: int | None
+    subsample_size: int | None
+
+    @property
+    def numel(self) -> int:
+        return sum(site.numel for site in self.sites)
+
+    def describe(self) -> str:
+        return ", ".join(f"{s.name} {tuple(s.event_shape)}" for s in self.sites)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cut the vector ``(..., numel)`` into the sites' parts ``(..., site.numel)``."""
+        return list(flat.split([site.numel for site in self.sites], dim=-1))
+
+    def data_plate(self, rows: int | None) -> pyro.plate:
+        """The plate in which the guide samples, for a batch with that many rows; enter it to get the row indices."""
+        if self.full_size is None and rows is not None:
+            return pyro.plate(self.plate, rows, dim=self.dim)
+        if self.subsample_size is None or rows is None:
+            return pyro.plate(self.plate, self.full_size, dim=self.dim)
+        subsample = self.subsample_size if rows == self.full_size else rows
+        return pyro.plate(self.plate, self.full_size, subsample_size=subsample, dim=self.dim)
+
+    def sample_flat(self, posterior: TorchDistribution) -> dict[str, Tensor]:
+        """Sample all sites from one distribution over the unconstrained vector.
+
+        A single real vector site is sampled directly; otherwise one auxiliary site holds the vector and each latent
+        site is a :class:`~pyro.distributions.Delta` whose density carries the inverse log-determinant.
+        """
+        first = self.sites[0]
+        if len(self.sites) == 1 and first.is_real and first.event_shape == posterior.event_shape:
+            return {first.name: pyro.sample(first.name, posterior)}
+        flat = pyro.sample("_" + "_".join(s.name for s in self.sites), posterior, infer={"is_auxiliary": True})
+        values = {}
+        for site, part in zip(self.sites, self.split(flat), strict=True):
+            value, log_det = site.constrain(part)
+            values[site.name] = pyro.sample(
+                site.name, Delta(value, log_density=-log_det, event_dim=len(site.event_shape))
+            )
+        return values
+
+
+def batch_rows(args: tuple[object, ...]) -> int | None:
+    """Number of rows of the first tensor among the arguments of a program."""
+    return next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), None)
+
+
+def find_latents(model: Callable[..., object], *args: object, **kwargs: object) -> Latents:
+    """Run the program once, without a trace left anywhere, and find its latent sites and their plate.
+
+    Raises:
+        ValueError: There is no latent site, one is discrete, one has no data plate around it, they do not share one
+            plate, or a support depends on other variables.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    messages = [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["infer"].get("_deterministic")
+        and not site_is_subsample(site)
+    ]
+    if not messages:
+        raise ValueError("The model has no latent sample site, so there is nothing for a guide to infer.")
+    frames = {_data_frame(m) for m in messages}
+    if len(frames) > 1:
+        raise ValueError(
+            f"The latent sites {[m['name'] for m in messages]} lie in different plates "
+            f"{sorted({f.name for f in frames})}; an amortized guide needs them all in one data plate."
+        )
+    frame, rows = frames.pop(), batch_rows(args)
+    subsamples = frame.full_size is not None and frame.full_size != frame.size
+    full_size = frame.full_size if frame.full_size is not None else frame.size
+    return Latents(
+        sites=tuple(_latent_site(m) for m in messages),
+        plate=frame.name,
+        dim=frame.dim,
+        full_size=None if not subsamples and full_size == rows else full_size,
+        subsample_size=frame.size if subsamples else None,
+    )
+
+
+def _data_frame(message: Message):  # noqa: ANN202 - Pyro's CondIndepStackFrame
+    name, frames = message["name"], [f for f in message["cond_indep_stack"] if f.vectorized]
+    if not frames:
+        raise ValueError(
+            f"The latent site {name!r} lies outside the data plate: it is global, one value for the whole data set, "
+            "and an amortized guide infers one value per datum. Put it into `with pyro.plate('data', len(x)):`, or "
+            "learn it as a parameter (pyro.param)?"
+        )
+    if len(frames) > 1:
+        raise ValueError(
+            f"The latent site {name!r} lies in the nested plates {[f.name for f in frames]}; an amortized guide needs "
+            "one data plate. Make the inner plates event dimensions with .expand([...]).to_event(...)?"
+        )
+    return frames[0]
+
+
+def _latent_site(message: Message) -> LatentSite:
+    name, fn = message["name"], message["fn"]
+    if fn.has_enumerate_support or getattr(fn.support, "is_discrete", False):
+        raise ValueError(
+            f"The latent site {name!r} is discrete ({type(fn).__name__}); an amortized guide needs continuous latents. "
+            "Marginalise it with TraceEnum_ELBO and infer={'enumerate': 'parallel'}, or write a guide for it?"
+        )
+    support = fn.support
+    inner = support
+    while isinstance(inner, constraints.independent):
+        inner = inner.base_constraint
+    if any(isinstance(v, Tensor) and (v.requires_grad or v.numel() > 1) for v in vars(inner).values()):
+        raise ValueError(
+            f"The support of the latent site {name!r} ({support}) is not constant, so no fixed map onto it exists. "
+            "Rescale the site: sample from a fixed support and transform the value?"
+        )
+    transform = biject_to(support)
+    unconstrained = transform.inv(message["value"])
+    event_dim = len(fn.event_shape) + unconstrained.dim() - message["value"].dim()
+    return LatentSite(
+        name=name,
+        event_shape=fn.event_shape,
+        unconstrained_shape=unconstrained.shape[unconstrained.dim() - event_dim :],
+        transform=transform,
+        is_real=inner is constraints.real or isinstance(inner, type(constraints.real)),
+    )
+

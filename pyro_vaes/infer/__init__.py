@@ -1,0 +1,46 @@
+"""Bounds, effect handlers and the training loop."""
+
+from pyro_vaes.infer.bound import Bound
+from pyro_vaes.infer.callbacks import (
+    Callback,
+    ClipGradNorm,
+    EarlyStopping,
+    KLWarmup,
+    LearningRate,
+    Run,
+    SoftFreeBits,
+    TensorBoard,
+)
+from pyro_vaes.infer.check import CheckReport, Problem, check
+from pyro_vaes.infer.checkpoint import load, save
+from pyro_vaes.infer.fit import evaluate, fit
+from pyro_vaes.infer.free_bits import FreeBits_ELBO
+from pyro_vaes.infer.handlers import local_parameters, scale_latents
+from pyro_vaes.infer.history import History
+from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
+from pyro_vaes.infer.nonfinite import NonFiniteError
+
+__all__ = [
+    "Bound",
+    "Callback",
+    "CheckReport",
+    "ClipGradNorm",
+    "EarlyStopping",
+    "FreeBits_ELBO",
+    "History",
+    "ImportanceWeighted_ELBO",
+    "KLWarmup",
+    "LearningRate",
+    "NonFiniteError",
+    "Problem",
+    "Run",
+    "SoftFreeBits",
+    "TensorBoard",
+    "check",
+    "evaluate",
+    "fit",
+    "load",
+    "local_parameters",
+    "save",
+    "scale_latents",
+]

@@ -1,0 +1,170 @@
+"""Saving and loading a pair without pickle: weights as safetensors, facts as JSON, training state weights-only.
+
+A directory holds ``weights.safetensors`` (parameters and buffers), ``pair.json`` (names, versions, hashes, whatever
+else the caller says) and, for a run that can resume, ``training.pt`` (optimiser, callbacks, random state), read with
+``torch.load(weights_only=True)``. It is written under another name and renamed, so that a kill at any moment leaves
+either the old one or the new one.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import random
+import shutil
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyro
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyro_vaes.infer.pair import Pair
+
+__all__ = ["load", "random_state", "read_checkpoint", "save", "set_random_state", "write_checkpoint"]
+
+Program = Callable[..., object]
+WEIGHTS, FACTS, TRAINING = "weights.safetensors", "pair.json", "training.pt"
+
+
+def save(directory: str | pathlib.Path, model: Program, guide: Program, *args: object) -> None:
+    """Write the parameters and buffers of a pair, without pickle.
+
+    Arguments:
+        directory: Where to; created if need be, and replaced as a whole.
+        model: The model.
+        guide: The guide.
+        args: Arguments of one batch; only needed when a program holds free-standing ``pyro.param`` statements.
+    """
+    write_checkpoint(pathlib.Path(directory), _materialised(model, guide, args).state(), {})
+
+
+def load(directory: str | pathlib.Path, model: Program, guide: Program, *args: object) -> dict[str, object]:
+    """Copy saved parameters and buffers into a live pair, and return the facts saved beside them.
+
+    Arguments:
+        directory: What :func:`save` or ``fit(checkpoint=...)`` wrote.
+        model: The model, built with the same arguments as the saved one.
+        guide: The guide, likewise.
+        args: Arguments of one batch; only needed when a program holds free-standing ``pyro.param`` statements.
+
+    Raises:
+        FileNotFoundError: There is nothing saved there.
+        ValueError: The files are damaged, or belong to another pair.
+    """
+    state, facts, _ = read_checkpoint(pathlib.Path(directory))
+    _materialised(model, guide, args).load_state(state)
+    return facts
+
+
+def _materialised(model: Program, guide: Program, args: tuple[object, ...]) -> Pair:
+    pair = Pair(model, guide)
+    if args:
+        from pyro.infer import Trace_ELBO
+
+        pair.discover(Trace_ELBO(), args)
+    if not pair.state():
+        raise ValueError(
+            "This pair has no modules to save or load. If its parameters are pyro.param statements, pass the arguments of "
+            "one batch too, so that they exist: save(directory, model, guide, x)."
+        )
+    return pair
+
+
+def write_checkpoint(
+    directory: pathlib.Path,
+    state: Mapping[str, Tensor],
+    facts: Mapping[str, object],
+    training: Mapping[str, object] | None = None,
+) -> None:
+    """Write a checkpoint directory in one atomic step.
+
+    Raises:
+        ValueError: The directory cannot be written.
+    """
+    fresh = directory.with_name(f".{directory.name}.new")
+    old = directory.with_name(f".{directory.name}.old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, fresh / WEIGHTS)
+        if training is not None:
+            torch.save(dict(training), fresh / TRAINING)
+        hashes = {f.name: _hash(f) for f in sorted(fresh.iterdir())}
+        versions = {"torch": torch.__version__, "pyro": pyro.__version__}
+        text = json.dumps({**facts, "sha256": hashes, "versions": versions}, indent=1)
+        (fresh / FACTS).write_text(text)
+        if directory.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            directory.rename(old)
+        fresh.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ValueError(
+            f"The checkpoint cannot be written to {directory}: {error}. Choose a directory that you may write to, on a disk "
+            "with space."
+        ) from error
+
+
+def read_checkpoint(
+    directory: pathlib.Path,
+) -> tuple[dict[str, Tensor], dict[str, object], dict[str, object] | None]:
+    """Weights, facts and training state (None where there is none) of a checkpoint directory, hashes compared.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: A file is missing, truncated or changed.
+    """
+    if not (directory / FACTS).exists():
+        old = directory.with_name(f".{directory.name}.old")  # a kill between the two renames leaves the old one
+        if not (old / FACTS).exists():
+            raise FileNotFoundError(f"There is no checkpoint in {directory}: {FACTS} is missing. Is the path right?")
+        directory = old
+    damaged = f"The checkpoint in {directory} is damaged: {{}}. Restore it from a copy, or train again."
+    try:
+        facts = json.loads((directory / FACTS).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(damaged.format(f"{FACTS} is no JSON ({error})")) from error
+    for name, wanted in facts.get("sha256", {}).items():
+        if not (directory / name).exists():
+            raise ValueError(damaged.format(f"{name} is missing"))
+        if _hash(directory / name) != wanted:
+            raise ValueError(damaged.format(f"{name} has {(directory / name).stat().st_size} bytes whose hash differs"))
+    training = directory / TRAINING
+    return (
+        load_file(directory / WEIGHTS),
+        facts,
+        torch.load(training, weights_only=True) if training.exists() else None,
+    )
+
+
+def _hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def random_state() -> dict[str, object]:
+    """The states of Python's, NumPy's and torch's generators, as tensors and plain numbers."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    state: dict[str, object] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, object]) -> None:
+    """Put the generators back into the states of :func:`random_state`."""
+    version, internal, gauss = state["python"]  # type: ignore[misc]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]  # type: ignore[misc]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])  # type: ignore[arg-type]
+    if "cuda" in state and torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # fewer devices than when it was saved
+            torch.cuda.set_rng_state_all(state["cuda"])  # type: ignore[arg-type]

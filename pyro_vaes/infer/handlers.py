@@ -1,0 +1,102 @@
+"""Effect handlers: KL weights, and parameters that stay with their modules."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import pyro
+from pyro.params.param_store import ParamStoreDict, StateDict
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import nn
+
+__all__ = ["is_latent", "local_parameters", "scale_latents"]
+
+
+def is_latent(message: Message) -> bool:
+    """Whether a message is a latent sample statement (neither observed nor a plate's subsampling)."""
+    return message["type"] == "sample" and not message["is_observed"] and not site_is_subsample(message)
+
+
+class scale_latents(Messenger):  # noqa: N801 - messengers are verbs
+    """Weigh the KL term of the bound: multiply the scale of the latent sites by beta.
+
+    The bound becomes ``E log p(x | z) - beta E[log q(z | x) - log p(z)]`` (Higgins et al., 2017), provided that model
+    and guide are both inside: bounds such as :class:`~pyro.infer.TraceMeanField_ELBO` read only the guide's scale and
+    others use both. Use it around the step, which covers both, or wrap both::
+
+        with scale_latents(0.5):
+            svi.step(x)
+
+        SVI(scale_latents(0.5)(vae.model), scale_latents(0.5)(vae.guide), optim, loss)
+
+    Arguments:
+        beta: A positive weight for all latent sites, or a mapping from site names to weights.
+
+    Raises:
+        ValueError: A weight is not positive. Start a warm-up at, say, 1e-4.
+
+    References:
+        | beta-VAE (Higgins et al., 2017)
+        | https://openreview.net/forum?id=Sy2fzU9gl
+    """
+
+    def __init__(self, beta: float | Mapping[str, float]) -> None:
+        super().__init__()
+        weights = list(beta.values()) if isinstance(beta, Mapping) else [beta]
+        if not all(w > 0 for w in weights):
+            raise ValueError(f"A KL weight must be positive, but got {beta}; start a warm-up at, say, 1e-4.")
+        self.beta = beta
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if is_latent(msg):
+            beta = self.beta.get(msg["name"], 1.0) if isinstance(self.beta, Mapping) else self.beta
+            msg["scale"] = beta * msg["scale"]
+
+
+class _ModuleParameters(Messenger):
+    """Let ``pyro.module`` use the module's own parameters, whatever the global store holds under their names."""
+
+    def _pyro_param(self, msg: Message) -> None:
+        args = msg["args"]
+        if len(args) > 1 and isinstance(args[1], nn.Parameter):
+            msg["value"] = args[1]
+
+
+def _free_standing(state: StateDict) -> StateDict:
+    """The entries of the store that belong to ``pyro.param`` statements rather than to modules."""
+    names = [n for n, p in state["params"].items() if not isinstance(p, nn.Parameter)]
+    return {
+        "params": {n: state["params"][n] for n in names},
+        "constraints": {n: state["constraints"][n] for n in names},
+    }
+
+
+@contextlib.contextmanager
+def local_parameters() -> Iterator[None]:
+    """Run programs on their modules' own parameters, with Pyro's global parameter store out of the way.
+
+    Inside, PyroModules and ``pyro.module`` statements neither see nor change what the store holds of other modules, so
+    two pairs that use the same names do not touch each other. Free-standing ``pyro.param`` statements use the store as
+    ever, and what they create there stays.
+    """
+    store = pyro.get_param_store()
+    outside = store.get_state()
+    _replace(store, _free_standing(outside))
+    try:
+        with _ModuleParameters():
+            yield
+    finally:
+        inside = _free_standing(store.get_state())
+        _replace(
+            store,
+            {
+                "params": {**outside["params"], **inside["params"]},
+                "constraints": {**outside["constraints"], **inside["constraints"]},
+            },
+        )
+
+
+def _replace(store: ParamStoreDict, state: StateDict) -> None:
+    store.clear()
+    store.set_state(state)

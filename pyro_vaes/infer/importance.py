@@ -1,0 +1,159 @@
+"""Per-datum importance weights of a guide for a model, and the bound that averages them.
+
+    log w_nk = log p(x_n, z_nk) - log q(z_nk | x_n),    z_nk ~ q(z | x_n)
+
+The weights are those of the programs themselves: plate subsampling, ``poutine.scale`` and KL weights change an
+objective, not a density, so the sites' scales are left out; masks are kept.
+"""
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor
+
+from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.pair import preserve_rng
+
+__all__ = [
+    "DataPlate",
+    "ImportanceWeighted_ELBO",
+    "find_data_plate",
+    "guide_and_model_traces",
+    "per_datum_log_prob",
+    "per_datum_log_weights",
+]
+
+
+def guide_and_model_traces(model: Program, guide: Program, args: tuple[object, ...]) -> tuple[Trace, Trace]:
+    """A trace of the guide and the model's trace replayed against it, without subsampling sites."""
+    guide_trace = poutine.trace(guide).get_trace(*args)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+
+
+@dataclass(frozen=True)
+class DataPlate:
+    """The plate of the data in a model/guide pair.
+
+    Attributes:
+        name: Its name.
+        dim: Its batch dimension, negative.
+        depth: Number of batch dimensions that the pair's plates use.
+        full_size: Number of data that a subsampling plate stands for; None when it does not subsample.
+    """
+
+    name: str
+    dim: int
+    depth: int
+    full_size: int | None
+
+
+def _random_sites(trace: Trace) -> list[dict[str, object]]:
+    return [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    ]
+
+
+def find_data_plate(model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
+    """Run the pair once, aside, and find the outermost plate that holds all its sample sites.
+
+    Raises:
+        ValueError: A site lies outside every plate, or the sites share none.
+    """
+    with poutine.block(), torch.no_grad(), preserve_rng():
+        sites = [s for trace in guide_and_model_traces(model, guide, args) for s in _random_sites(trace)]
+    stacks = {s["name"]: [f for f in s["cond_indep_stack"] if f.vectorized] for s in sites}
+    for site in sites:
+        if not stacks[site["name"]]:
+            kind = "observed" if site["is_observed"] else "latent"
+            raise ValueError(
+                f"The {kind} site {site['name']!r} lies outside the data plate, so nothing per datum can be said of "
+                "it. Put it into `with pyro.plate('data', len(x)):`."
+            )
+    shared = [f for f in stacks[sites[0]["name"]] if all(f.name in {g.name for g in s} for s in stacks.values())]
+    if not shared:
+        raise ValueError(f"The sites {sorted(stacks)} share no plate; put them all into one data plate.")
+    frame = min(shared, key=lambda f: f.dim)
+    subsamples = frame.full_size is not None and frame.full_size != frame.size
+    depth = -min(f.dim for stack in stacks.values() for f in stack)
+    return DataPlate(frame.name, frame.dim, depth, frame.full_size if subsamples else None)
+
+
+def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
+    """The unscaled, masked log-density of a trace with shape ``(K, B)`` (``(B,)`` without particles).
+
+    Arguments:
+        trace: A trace whose sample sites all lie in the data plate.
+        dim: The data plate's batch dimension, negative; the particles, if any, are the outermost one.
+        particles: Whether there is a dimension of particles.
+    """
+    total: Tensor | float = 0.0
+    for site in _random_sites(trace):
+        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        keep = {log_prob.dim() + dim} | ({0} if particles else set())
+        others = [d for d in range(log_prob.dim()) if d not in keep]
+        total = total + (log_prob.sum(others) if others else log_prob)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def per_datum_log_weights(
+    model: Program, guide: Program, args: tuple[object, ...], num_particles: int, plate: DataPlate
+) -> tuple[Tensor, Trace, Trace]:
+    """Log importance weights with shape ``(num_particles, B)`` in one pass of each program, and the two traces.
+
+    The programs must broadcast over a leading dimension of particles, as for Pyro's ``vectorize_particles``.
+    Differentiable with respect to every parameter through reparameterised sites.
+    """
+
+    def vectorized(program: Program) -> Program:
+        def run(*args: object) -> object:
+            with pyro.plate("_particles", num_particles, dim=-plate.depth - 1):
+                return program(*args)
+
+        return run
+
+    guide_trace, model_trace = guide_and_model_traces(vectorized(model), vectorized(guide), args)
+    log_p = per_datum_log_prob(model_trace, plate.dim, particles=True)
+    log_q = per_datum_log_prob(guide_trace, plate.dim, particles=True)
+    return log_p - log_q, guide_trace, model_trace
+
+
+class ImportanceWeighted_ELBO(Bound):  # noqa: N801 - bounds keep Pyro's spelling
+    """The importance-weighted bound with K particles, per datum and right under plates and scales.
+
+        L_K = sum_n E[ log 1/K sum_k w_nk ]
+
+    Each datum has its own logarithm of a mean (unlike :class:`~pyro.infer.RenyiELBO`, which takes one for the batch
+    under scales). A subsampling plate multiplies the sum over its B rows by N / B.
+
+    Arguments:
+        num_particles: K.
+
+    References:
+        | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)
+        | https://arxiv.org/abs/1509.00519
+    """
+
+    def __init__(self, num_particles: int = 2) -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
+        super().__init__(num_particles=num_particles)
+        self._plate: DataPlate | None = None
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+        """-sum_n log 1/K sum_k w_nk, differentiable through reparameterised sites."""
+        if self._plate is None:
+            self._plate = find_data_plate(model, guide, args)
+        log_weights, _, _ = per_datum_log_weights(model, guide, args, self.num_particles, self._plate)  # (K, B)
+        bound = log_weights.logsumexp(0) - math.log(self.num_particles)
+        scale = 1.0 if self._plate.full_size is None else self._plate.full_size / len(bound)
+        return -scale * bound.sum()

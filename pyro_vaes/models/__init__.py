@@ -1,0 +1,7 @@
+"""Generative models p: each a Pyro program with a matching guide, as methods of one module."""
+
+from pyro_vaes.models.conditional import ConditionalVAE
+from pyro_vaes.models.hierarchical import HierarchicalVAE
+from pyro_vaes.models.vae import VAE
+
+__all__ = ["VAE", "ConditionalVAE", "HierarchicalVAE"]

@@ -1,0 +1,154 @@
+"""Convolutional encoders and decoders for images; any number of leading dimensions (particles, batch)."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from pyro_vaes.nn.mlp import concatenate
+
+__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock"]
+
+ImageShape = tuple[int, int, int]
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(act(conv(act(x))))`` with 3 × 3 kernels and as many channels out as in (He et al., 2016).
+
+    References:
+        | Identity Mappings in Deep Residual Networks (He et al., 2016)
+        | https://arxiv.org/abs/1603.05027
+    """
+
+    def __init__(self, channels: int, *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            activation(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            activation(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _sizes(image_shape: ImageShape, num_layers: int) -> list[tuple[int, int]]:
+    """Heights and widths before and after each stride-2 layer."""
+    sizes = [image_shape[1:]]
+    for _ in range(num_layers):
+        height, width = sizes[-1]
+        sizes.append((math.ceil(height / 2), math.ceil(width / 2)))
+    return sizes
+
+
+class ConvEncoder(nn.Module):
+    """Stride-2 convolutions (4 × 4), residual blocks, and a linear layer: an image to ``out_features`` features.
+
+    Images come as ``(..., C, H, W)`` or flat as ``(..., C*H*W)``; further inputs with shape ``(..., F)`` (labels,
+    covariates, latents) join the features in front of the linear layer.
+
+    Arguments:
+        image_shape: (C, H, W).
+        channels: Number of channels after each stride-2 layer.
+        out_features: Width of the features.
+        extra_features: Total width of the further inputs.
+        num_residual: Residual blocks behind each stride-2 layer.
+        activation: Constructor of the activation.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder((1, 28, 28), [16, 32], 64)(torch.zeros(5, 784)).shape
+        torch.Size([5, 64])
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        channels: Sequence[int],
+        out_features: int,
+        *,
+        extra_features: int = 0,
+        num_residual: int = 0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        layers: list[nn.Module] = []
+        sizes, widths = _sizes(image_shape, len(channels)), [image_shape[0], *channels]
+        for (height, width), i, o in zip(sizes, widths, widths[1:], strict=False):
+            # odd sizes get one more row or column, so that every layer halves, rounding up
+            layers.append(nn.ZeroPad2d((1, 1 + width % 2, 1, 1 + height % 2)))
+            layers.append(nn.Conv2d(i, o, 4, stride=2))
+            layers += [ResidualBlock(o, activation=activation) for _ in range(num_residual)]
+            layers.append(activation())
+        self.trunk = nn.Sequential(*layers)
+        height, width = sizes[-1]
+        self.output = nn.Sequential(
+            nn.Linear(widths[-1] * height * width + extra_features, out_features), activation()
+        )
+
+    def forward(self, image: Tensor, *extra: Tensor) -> Tensor:
+        numel = math.prod(self.image_shape)
+        if image.shape[-3:] == self.image_shape:
+            batch_shape = image.shape[:-3]
+        elif image.shape[-1:] == (numel,):
+            batch_shape = image.shape[:-1]
+        else:
+            raise ValueError(
+                f"The encoder takes images of shape {self.image_shape} or flat ones with {numel} values, but got a "
+                f"tensor of shape {tuple(image.shape)}; pass the data's image_shape to ConvEncoder?"
+            )
+        features = self.trunk(image.reshape(-1, *self.image_shape)).flatten(1)
+        features = features.reshape(*batch_shape, features.shape[-1])
+        return self.output(concatenate([features, *extra]))
+
+
+class ConvDecoder(nn.Module):
+    """The mirror of :class:`ConvEncoder`: latents ``(..., F)`` (several are concatenated) to images.
+
+    Arguments:
+        in_features: Total width of the inputs.
+        channels: Channels from the smallest to the largest resolution, one per stride-2 layer.
+        image_shape: (C, H, W) of the output, with C the data's channels times the likelihood's ``num_params``.
+        num_residual: Residual blocks in front of each stride-2 layer.
+        flat: Whether the output is ``(..., C*H*W)`` rather than ``(..., C, H, W)``.
+        activation: Constructor of the activation.
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder(8, [32, 16], (1, 28, 28))(torch.zeros(3, 5, 8)).shape
+        torch.Size([3, 5, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        channels: Sequence[int],
+        image_shape: ImageShape,
+        *,
+        num_residual: int = 0,
+        flat: bool = False,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.image_shape, self.flat = image_shape, flat
+        sizes = _sizes(image_shape, len(channels))[::-1]
+        self.start = (channels[0], *sizes[0])
+        self.input = nn.Sequential(nn.Linear(in_features, math.prod(self.start)), activation())
+        layers: list[nn.Module] = []
+        widths = [*channels, image_shape[0]]
+        for (height, width), i, o in zip(sizes[1:], widths, widths[1:], strict=False):
+            layers += [ResidualBlock(i, activation=activation) for _ in range(num_residual)]
+            layers.append(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1))
+            # an odd size was rounded up on the way down: cut the surplus row or column again
+            layers.append(nn.ZeroPad2d((0, -(width % 2), 0, -(height % 2))))
+            layers.append(activation())
+        self.trunk = nn.Sequential(*layers[:-1])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        features = self.input(concatenate(inputs))
+        batch_shape = features.shape[:-1]
+        image = self.trunk(features.reshape(-1, *self.start))
+        image = image.reshape(*batch_shape, *self.image_shape)
+        return image.flatten(-3) if self.flat else image

@@ -1,0 +1,117 @@
+"""Heads: modules whose forward returns a distribution over a vector."""
+
+import math
+
+import torch
+from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+__all__ = ["MultivariateNormalHead", "NormalHead", "bounded_scale"]
+
+MIN_SCALE, MAX_SCALE = 1e-3, 1e2
+
+
+def bounded_scale(raw: Tensor, min_scale: float = MIN_SCALE, max_scale: float = MAX_SCALE) -> Tensor:
+    """Standard deviations from unconstrained numbers, smoothly between a floor and a ceiling.
+
+    ``log scale = a + (b - a) sigmoid(k raw + c)`` with ``a, b`` the logs of the bounds and ``k, c`` such that at
+    ``raw = 0`` the scale is 1 and ``d log scale / d raw = 1``: there it behaves like ``exp(raw)``, but it can neither
+    overflow nor vanish.
+    """
+    low, high = math.log(min_scale), math.log(max_scale)
+    share = -low / (high - low)  # where log scale = 0 lies between the bounds
+    slope = 1.0 / ((high - low) * share * (1.0 - share))
+    return torch.exp(low + (high - low) * torch.sigmoid(slope * raw + math.log(share / (1.0 - share))))
+
+
+class NormalHead(nn.Module):
+    """A diagonal normal whose mean, and scale unless that is shared, are linear in the features.
+
+    Arguments:
+        in_features: Number of features F.
+        out_features: Dimension d of the normal.
+        scale: None for a scale that depends on the features (bounded to [min_scale, max_scale]); a positive number
+            (or d of them) for one shared by all inputs, as in linear VAEs.
+        learn_scale: Whether a shared scale is a parameter; else it is fixed.
+        bias: Whether the mean has a bias.
+        min_scale, max_scale: Bounds of the standard deviations, min_scale < 1 < max_scale.
+
+    Example:
+        >>> q = NormalHead(32, 8)(torch.zeros(5, 32))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([5]), torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        scale: float | Tensor | None = None,
+        learn_scale: bool = False,
+        bias: bool = True,
+        min_scale: float = MIN_SCALE,
+        max_scale: float = MAX_SCALE,
+    ) -> None:
+        super().__init__()
+        if not 0 < min_scale < 1 < max_scale:
+            raise ValueError(f"The bounds must satisfy 0 < min_scale < 1 < max_scale, but got {min_scale}, {max_scale}.")
+        if learn_scale and scale is None:
+            raise ValueError("learn_scale=True needs the shared scale to start from: pass scale=1.0?")
+        self.loc = nn.Linear(in_features, out_features, bias=bias)
+        self.raw_scale = nn.Linear(in_features, out_features) if scale is None else None
+        self.min_scale, self.max_scale = min_scale, max_scale
+        self.log_scale: Tensor | None = None
+        if scale is not None:
+            shared = torch.as_tensor(scale, dtype=torch.get_default_dtype()).expand(out_features).clone()
+            if not bool((shared > 0).all()):
+                raise ValueError(f"A scale is a standard deviation and must be positive, but got {scale}.")
+            log_scale = shared.log()
+            if learn_scale:
+                self.log_scale = nn.Parameter(log_scale)
+            else:
+                del self.log_scale
+                self.register_buffer("log_scale", log_scale)
+
+    def forward(self, features: Tensor) -> TorchDistribution:
+        loc = self.loc(features)
+        if self.raw_scale is not None:
+            scale = bounded_scale(self.raw_scale(features), self.min_scale, self.max_scale)
+        else:
+            assert self.log_scale is not None
+            scale = self.log_scale.exp().expand_as(loc)
+        return Normal(loc, scale).to_event(1)
+
+
+class MultivariateNormalHead(nn.Module):
+    """A full-covariance normal N(loc, L Lᵀ); mean and Cholesky factor L are linear in the features.
+
+    The diagonal of L is ``softplus(raw + log(e - 1)) + floor``, 1 at raw = 0 up to the floor; the head starts near the
+    standard normal.
+
+    Arguments:
+        in_features: Number of features F.
+        out_features: Dimension d of the normal; the head has d (d + 3) / 2 outputs.
+        min_scale: Floor of the diagonal of L.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, min_scale: float = MIN_SCALE) -> None:
+        super().__init__()
+        self.loc = nn.Linear(in_features, out_features)
+        self.diagonal = nn.Linear(in_features, out_features)
+        self.lower = nn.Linear(in_features, out_features * (out_features - 1) // 2) if out_features > 1 else None
+        self.min_scale = min_scale
+        if self.lower is not None:  # off-diagonals start at a tenth of the usual size, so that L starts well conditioned
+            nn.init.normal_(self.lower.weight, std=0.1 / math.sqrt(in_features))
+            nn.init.zeros_(self.lower.bias)
+
+    def forward(self, features: Tensor) -> TorchDistribution:
+        loc = self.loc(features)  # (..., d)
+        diagonal = softplus(self.diagonal(features) + math.log(math.e - 1)) + self.min_scale
+        scale_tril = torch.diag_embed(diagonal)  # (..., d, d)
+        if self.lower is not None:
+            row, column = torch.tril_indices(loc.shape[-1], loc.shape[-1], offset=-1, device=loc.device)
+            scale_tril = scale_tril.clone()
+            scale_tril[..., row, column] = self.lower(features)
+        return MultivariateNormal(loc, scale_tril=scale_tril)

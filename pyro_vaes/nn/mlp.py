@@ -1,0 +1,108 @@
+"""Multilayer perceptrons, chains, and small modules for covariates."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor, nn
+from torch.distributions.distribution import Distribution
+
+__all__ = ["MLP", "Chain", "OneHot", "concatenate"]
+
+
+def concatenate(inputs: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors with shapes ``(..., F_i)`` into ``(..., sum F_i)``; their leading dimensions broadcast."""
+    if len(inputs) == 1:
+        return inputs[0]
+    batch_shape = broadcast_shape(*(i.shape[:-1] for i in inputs))
+    return torch.cat([i.expand(batch_shape + i.shape[-1:]) for i in inputs], dim=-1)
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron ``in -> hidden... -> out``; the output has no activation.
+
+    Several inputs are concatenated, so ``MLP(784 + 10, ...)`` takes ``(x, one_hot)``.
+
+    Arguments:
+        in_features: Number of input features (the sum over all inputs).
+        hidden: Widths of the hidden layers; empty for a linear map.
+        out_features: Number of output features.
+        activation: Constructor of the activation behind each hidden layer.
+        bias: Whether the linear maps have a bias.
+        activate_output: Whether the output is activated too, as for a trunk with heads behind it.
+
+    Example:
+        >>> MLP(64, [32], 8)(torch.zeros(5, 64)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        out_features: int,
+        *,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        bias: bool = True,
+        activate_output: bool = False,
+    ) -> None:
+        widths = [in_features, *hidden, out_features]
+        if any(not isinstance(w, int) or w < 1 for w in widths):
+            raise ValueError(f"An MLP needs positive whole numbers as widths, but got {widths}.")
+        layers: list[nn.Module] = []
+        for i, o in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(i, o, bias=bias), activation()]
+        super().__init__(*(layers if activate_output else layers[:-1]))
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = concatenate(inputs)
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"The MLP takes {self.in_features} features, but its inputs have "
+                f"{' + '.join(str(i.shape[-1]) for i in inputs)} (shapes {[tuple(i.shape) for i in inputs]}); "
+                "flatten images first, or change in_features?"
+            )
+        return super().forward(x)
+
+
+class Chain(nn.Sequential):
+    """Modules applied one after the other, of which the first may take several inputs.
+
+    Example:
+        >>> from pyro_vaes.nn import NormalHead
+        >>> Chain(MLP(64 + 10, [32], 32), NormalHead(32, 8))(torch.zeros(5, 64), torch.zeros(5, 10)).event_shape
+        torch.Size([8])
+    """
+
+    def forward(self, *inputs: Tensor) -> Tensor | Distribution:
+        first, *rest = self
+        output = first(*inputs)
+        for module in rest:
+            output = module(output)
+        return output
+
+
+class OneHot(nn.Module):
+    """Class labels 0..num_classes-1 with shape ``(...)`` as float indicators with shape ``(..., num_classes)``.
+
+    Raises:
+        ValueError: A label is out of range (looked at on the CPU only, where looking costs nothing).
+    """
+
+    eye: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("eye", torch.eye(num_classes), persistent=False)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        num_classes = self.eye.shape[0]
+        if labels.dtype.is_floating_point:
+            raise ValueError(f"Class labels are whole numbers, but the covariate has dtype {labels.dtype}.")
+        if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(
+                f"Labels run from {labels.min().item()} to {labels.max().item()}, but this model has {num_classes} "
+                f"classes, 0..{num_classes - 1}. Relabel them, or build the model with more classes?"
+            )
+        return self.eye[labels]

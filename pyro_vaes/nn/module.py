@@ -1,0 +1,109 @@
+"""The base of every model and guide: a PyroModule whose parameters have names of their own.
+
+Pyro's parameter store is global and keyed by name, so two instances of one class would share (and fight over) their
+parameters under :class:`~pyro.infer.SVI`. A :class:`Program` therefore carries a name that is unique in the process.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import cast
+
+import pyro
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+__all__ = ["Program", "StandardNormal", "as_posterior", "observe"]
+
+_instances = itertools.count()
+
+
+class Program(PyroModule):
+    """A :class:`~pyro.nn.PyroModule` whose name in Pyro's parameter store no other instance has.
+
+    Copies (``copy.deepcopy``, unpickling) get a new name as well. Methods that hold sample statements are decorated
+    with :func:`pyro.nn.pyro_method`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name=self._unique_name())
+
+    def _unique_name(self) -> str:
+        return f"{type(self).__name__}_{next(_instances)}"
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._pyro_set_supermodule(self._unique_name(), self._pyro_context)
+
+
+class StandardNormal(nn.Module):
+    """The prior N(0, scale² I) over ``dim`` dimensions, as a module whose forward returns the distribution.
+
+    Arguments:
+        dim: Number of dimensions.
+        scale: Standard deviation, positive.
+
+    Example:
+        >>> StandardNormal(3)().event_shape
+        torch.Size([3])
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int, scale: float = 1.0) -> None:
+        super().__init__()
+        if dim < 1 or scale <= 0:
+            raise ValueError(f"The prior needs dim >= 1 and scale > 0, but got dim={dim} and scale={scale}.")
+        self.register_buffer("loc", torch.zeros(dim), persistent=False)
+        self.register_buffer("scale", torch.full((dim,), float(scale)), persistent=False)
+
+    def forward(self) -> TorchDistribution:
+        return Normal(self.loc, self.scale).to_event(1)
+
+
+def as_posterior(output: object, source: str = "the encoder") -> TorchDistribution:
+    """Read what a recognition network returned as a distribution over a latent vector.
+
+    Arguments:
+        output: A distribution over vectors, a factorised one with batch shape ``(..., d)``, or a pair ``(loc, scale)``
+            of tensors with shape ``(..., d)`` (scale: standard deviations).
+        source: What the network is called in the error message.
+
+    Returns:
+        A distribution with event shape ``(d,)``.
+
+    Raises:
+        ValueError: The output is none of these.
+    """
+    if isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(o, Tensor) for o in output):
+        loc, scale = cast(Sequence[Tensor], output)
+        return Normal(loc, scale).to_event(1)
+    if isinstance(output, torch.distributions.Distribution):
+        if len(output.event_shape) == 0:
+            return cast(TorchDistribution, output).to_event(1)
+        return cast(TorchDistribution, output)
+    raise ValueError(
+        f"{source} returned {type(output).__name__}, but a distribution over the latent vector is wanted, or a pair "
+        "(loc, scale) of tensors. Put a head behind the network, for example "
+        "nn.Sequential(MLP(784, [500], 500), NormalHead(500, latent_dim))."
+    )
+
+
+def observe(name: str, fn: TorchDistribution, value: Tensor | None) -> Tensor:
+    """Sample the site ``name`` from ``fn``, observed at ``value`` unless that is None, after comparing event shapes.
+
+    Raises:
+        ValueError: The right-most dimensions of ``value`` differ from the event shape of ``fn``.
+    """
+    event_shape = fn.event_shape
+    if value is not None and value.shape[value.dim() - len(event_shape) :] != event_shape:
+        got, wanted = tuple(value.shape[1:]), tuple(event_shape)
+        cure = (
+            "flatten images first (x.flatten(1)), or use a network and a likelihood with event_dim=3?"
+            if len(got) > len(wanted)
+            else "is the decoder's last layer as wide as the data?"
+        )
+        raise ValueError(f"A datum of {name!r} has shape {got}, but the decoder returns {wanted}: {cure}")
+    return pyro.sample(name, fn, obs=value)

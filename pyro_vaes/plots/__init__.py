@@ -1,0 +1,27 @@
+"""Pictures of a fitted pair: arrays or tensors in, Matplotlib axes out.
+
+Every function takes `ax` (or `axes`) to draw into a figure of yours and makes a figure of its own otherwise;
+it returns what it drew into, keeps no state and changes no global setting.
+"""
+
+from pyro_vaes.plots.collapse import collapse_curve, kl_bars
+from pyro_vaes.plots.criticism import khat, ppc_panels, rank_hist
+from pyro_vaes.plots.images import image_grid, reconstructions, samples
+from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
+from pyro_vaes.plots.training import loss_curves
+
+__all__ = [
+    "image_grid",
+    "reconstructions",
+    "samples",
+    "traversals",
+    "manifold",
+    "latent_scatter",
+    "posterior_against_prior",
+    "kl_bars",
+    "collapse_curve",
+    "loss_curves",
+    "ppc_panels",
+    "khat",
+    "rank_hist",
+]

@@ -1,0 +1,134 @@
+"""Pictures of posterior collapse: which units the pair uses, and how many it does not."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_or_new, legend, quiet, to_numpy
+
+
+def kl_bars(
+    kl_per_unit: Array,
+    threshold: float = 0.01,
+    *,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Show the Kullback-Leibler divergence of every latent unit from its prior, largest first.
+
+    Arguments:
+        kl_per_unit: In nats, averaged over data, with shape `(K,)`.
+        threshold: In nats; units above it count as active.
+        names: Of the units; None takes their numbers.
+        title: Above the axes; None states how many units are active and the total in nats.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with one bar for each unit.
+
+    Raises:
+        ValueError: If `kl_per_unit` is not a vector of numbers, or `names` has another length.
+
+    Example:
+        >>> ax = kl_bars(np.array([0.0, 2.0, 1.0]))
+        >>> [float(bar.get_height()) for bar in ax.containers[0]]
+        [2.0, 1.0, 0.0]
+    """
+    kl = to_numpy(kl_per_unit, "kl_per_unit")
+    if kl.ndim != 1 or not np.isfinite(kl).all():
+        raise ValueError(
+            f"kl_per_unit has shape {kl.shape} and {int((~np.isfinite(kl)).sum())} entries not finite; "
+            "wanted (K,), one divergence in nats for each unit. Average over the data first: kl.mean(0)."
+        )
+    if names is not None and len(names) != len(kl):
+        raise ValueError(f"names holds {len(names)} names but kl_per_unit has {len(kl)} units.")
+    order = np.argsort(-kl, kind="stable")
+    active = kl[order] > threshold
+    if title is None:
+        title = f"{active.sum()} of {len(kl)} units active, {kl.sum():.1f} nats in all"
+    ax = quiet(
+        axes_or_new(ax, float(np.clip(0.22 * len(kl) + 1.5, 4.0, 9.0))),
+        title,
+        "latent unit",
+        "KL from prior (nats)",
+    )
+    places = np.arange(len(kl))
+    ax.bar(places, kl[order], color=np.where(active, BLUE, GREY), width=0.8)
+    if not active.all():  # too small to be seen as bars
+        ax.axvspan(active.sum() - 0.5, len(kl) - 0.5, color=GREY, alpha=0.2, linewidth=0, label="inactive")
+    ax.axhline(
+        threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=f"threshold {threshold:g} nats"
+    )
+    if len(kl) <= 40:
+        called = [str(unit) for unit in order] if names is None else [names[unit] for unit in order]
+        turned = 90 if max(map(len, called)) > 3 else 0
+        ax.set_xticks(places, called, rotation=turned)
+    else:
+        ax.set_xlabel("latent unit, sorted", fontsize=9)
+    ax.margins(x=0.01)
+    legend(ax, loc="upper right")
+    return ax
+
+
+def collapse_curve(
+    epsilon: Array,
+    fraction: Array,
+    *,
+    labels: Sequence[str] | None = None,
+    title: str | None = "The sooner a curve rises, the more units have collapsed",
+    ax: Axes | None = None,
+) -> Axes:
+    """Show the fraction of latent units whose divergence from the prior stays below epsilon, against epsilon.
+
+    Arguments:
+        epsilon: In nats, ascending, with shape `(E,)`; more than two decades get a log axis.
+        fraction: In [0, 1], with shape `(E,)`, or `(C, E)` for C curves.
+        labels: Of the curves.
+        title: Above the axes.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with one line for each curve.
+
+    Raises:
+        ValueError: If the shapes do not match, `epsilon` does not ascend, or a fraction lies outside [0, 1].
+
+    References:
+        | Beyond Vanilla Variational Autoencoders: Detecting Posterior Collapse in Conditional and
+          Hierarchical Variational Autoencoders (Dang, Tran, Nguyen & Ho, 2024)
+        | https://arxiv.org/abs/2306.05023
+
+    Example:
+        >>> ax = collapse_curve(np.array([0.0, 0.5, 1.0]), np.array([[0.0, 0.2, 0.4], [0.0, 0.5, 1.0]]))
+        >>> len(ax.lines)
+        2
+    """
+    across = to_numpy(epsilon, "epsilon")
+    curves = np.atleast_2d(to_numpy(fraction, "fraction"))
+    if across.ndim != 1 or curves.ndim != 2 or curves.shape[1] != len(across):
+        raise ValueError(
+            f"epsilon has shape {across.shape} and fraction {np.shape(fraction)}; wanted (E,) and (E,) or "
+            "(C, E), one fraction for each epsilon."
+        )
+    if not (np.diff(across) > 0).all():
+        raise ValueError(
+            "epsilon does not ascend, so its curve would run backwards. Sort it, and fraction with it."
+        )
+    if not ((curves >= 0) & (curves <= 1)).all():
+        raise ValueError(
+            f"fraction runs from {curves.min():g} to {curves.max():g}; wanted [0, 1]. Is it a percentage?"
+        )
+    if labels is not None and len(labels) != len(curves):
+        raise ValueError(f"labels holds {len(labels)} names but fraction has {len(curves)} curves.")
+    ax = quiet(axes_or_new(ax), title, "epsilon (nats)", "fraction of units collapsed")
+    for index, curve in enumerate(curves):
+        colour = BLUE if len(curves) == 1 else f"C{index}"
+        ax.plot(across, curve, color=colour, linewidth=1.6, label=None if labels is None else labels[index])
+    if across[0] > 0 and across[-1] / across[0] > 100:
+        ax.set_xscale("log")
+    ax.set_ylim(-0.02, 1.02)
+    if labels is not None:
+        legend(ax, loc="best")
+    return ax

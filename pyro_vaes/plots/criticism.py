@@ -1,0 +1,251 @@
+"""Pictures that criticise: replicates against data, importance weights, ranks."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from pyro_vaes.plots.style import AMBER, BLUE, GREY, INK, RED, Array, axes_or_new, legend, quiet, to_numpy
+
+Statistic = Callable[[Tensor], Tensor]
+"""A whole data set with shape `(N, ...)` to one number."""
+
+STATISTICS: dict[str, Statistic] = {
+    "mean": torch.mean,
+    "standard deviation": torch.std,
+    "spread between data": lambda x: x.std(0).mean(),
+}
+"""What `ppc_panels` computes unless told; the last notices samples that are all alike."""
+
+DENSITIES = 40
+"""Replicates drawn in the panel of densities; more only darkens it."""
+
+
+def ppc_panels(
+    observed: Array,
+    replicated: Array,
+    statistics: Mapping[str, Statistic] | None = None,
+    *,
+    axes: Sequence[Axes] | None = None,
+) -> np.ndarray:
+    r"""Show posterior-predictive (or prior-predictive) checks: replicates against the data.
+
+    .. math:: p = \Pr(T(x^{\mathrm{rep}}) > T(x)) + \tfrac{1}{2} \Pr(T(x^{\mathrm{rep}}) = T(x))
+
+    Arguments:
+        observed: The data, with shape `(N, ...)`.
+        replicated: S replicates of the data, with shape `(S, N, ...)`.
+        statistics: Named functions of a whole data set `(N, ...)` to one number; None takes mean, standard
+            deviation and the mean standard deviation between data.
+        axes: One axes for the densities and one for each statistic; None makes a figure.
+
+    Returns:
+        The axes, with shape `(1 + number of statistics,)`; a p-value near 0 or 1 stands for a misfit.
+
+    Raises:
+        ValueError: If the replicates do not have the shape of the data, a statistic is no single number, or
+            there are too few axes.
+
+    References:
+        | Posterior Predictive Assessment of Model Fitness via Realized Discrepancies
+          (Gelman, Meng & Stern, 1996)
+        | https://www.jstor.org/stable/24306036
+
+    Example:
+        >>> axes = ppc_panels(np.random.randn(50, 4), np.random.randn(30, 50, 4))
+        >>> len(axes)
+        4
+    """
+    data, replicates = to_numpy(observed, "observed"), to_numpy(replicated, "replicated")
+    if replicates.ndim != data.ndim + 1 or replicates.shape[1:] != data.shape:
+        raise ValueError(
+            f"observed has shape {data.shape} and replicated {replicates.shape}; wanted (N, ...) and "
+            "(S, N, ...), whole data sets with one leading dimension of draws. "
+            "For one replicate pass replicated[None]."
+        )
+    named = STATISTICS if statistics is None else dict(statistics)
+    if axes is None:
+        width = 2.9 * (1 + len(named))
+        _, made = plt.subplots(1, 1 + len(named), figsize=(width, 2.7), layout="constrained", squeeze=False)
+        panels = made[0]
+    else:
+        panels = np.asarray(axes, dtype=object).reshape(-1)
+    if len(panels) != 1 + len(named):
+        raise ValueError(
+            f"axes holds {len(panels)} axes; wanted {1 + len(named)}: the densities and {list(named)}."
+        )
+    _densities(data, replicates, panels[0])
+    for panel, (name, statistic) in zip(panels[1:], named.items(), strict=True):
+        _statistic(data, replicates, name, statistic, panel)
+    return panels
+
+
+def _densities(data: np.ndarray, replicates: np.ndarray, ax: Axes) -> None:
+    """The histogram of all values, of the data in front of those of some replicates."""
+    some = replicates[np.linspace(0, len(replicates) - 1, min(len(replicates), DENSITIES)).astype(int)]
+    pooled = np.concatenate((data.reshape(-1), some.reshape(-1)))
+    kinds = np.unique(pooled)
+    if len(kinds) <= 20:  # counts, bits and classes: one point for each value
+        middles = kinds
+        heights = [[np.mean(values == kind) for kind in kinds] for values in (data, *some)]
+        marker, unit = "o", "share of values"
+    else:
+        low, high = np.quantile(pooled, [0.001, 0.999])
+        bins = int(np.clip(np.sqrt(data.size), 10, 60))  # fewer values make a rougher histogram
+        edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+        middles = (edges[1:] + edges[:-1]) / 2
+        heights = [np.histogram(values, edges)[0] / values.size / np.diff(edges) for values in (data, *some)]
+        marker, unit = None, "density"
+    quiet(ax, "Values: the lines should agree", "value", unit)
+    for height in heights[1:]:
+        ax.plot(middles, height, color=BLUE, alpha=0.25, linewidth=0.7)
+    ax.plot([], [], color=BLUE, label="replicates")
+    ax.plot(middles, heights[0], color=INK, linewidth=1.6, label="data", marker=marker, markersize=3)
+    legend(ax, loc="best")
+
+
+def _statistic(data: np.ndarray, replicates: np.ndarray, name: str, statistic: Statistic, ax: Axes) -> None:
+    """The histogram of one statistic over replicates, the data's as a line, the p-value in the title."""
+    results = [statistic(torch.as_tensor(values)) for values in (data, *replicates)]
+    if results[0].numel() != 1:
+        raise ValueError(
+            f"The statistic {name!r} returned shape {tuple(results[0].shape)} for one data set; wanted a "
+            "single number. Average or sum at its end."
+        )
+    truth, *draws = (float(result) for result in results)
+    repeats = np.asarray(draws)
+    p_value = np.mean(repeats > truth) + 0.5 * np.mean(repeats == truth)
+    quiet(ax, None, name)
+    ax.set_title(f"p = {p_value:.2f}", loc="left", fontsize=10, color=INK if 0.01 < p_value < 0.99 else RED)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.hist(repeats, bins=min(30, max(8, len(repeats) // 8)), color=BLUE, alpha=0.75, label="replicates")
+    ax.axvline(truth, color=INK, linewidth=1.6, label="data")
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+
+
+def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Show the Pareto shape of every datum's importance weights with the thresholds 0.5 and 0.7.
+
+    Arguments:
+        khats: One shape for each datum, with shape `(N,)`.
+        title: Above the axes; None states the share of data whose weights can be trusted.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with one collection of points for each zone that has data.
+
+    Raises:
+        ValueError: If `khats` is not a vector.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari, Simpson, Gelman, Yao & Gabry, 2024)
+        | https://arxiv.org/abs/1507.02646
+
+    Example:
+        >>> ax = khat(np.array([0.1, 0.6, 0.9]))
+        >>> ax.get_title(loc="left")
+        'Importance weights reliable (k-hat < 0.7) for 67 % of 3 data'
+    """
+    shapes = to_numpy(khats, "khats")
+    if shapes.ndim != 1:
+        raise ValueError(
+            f"khats has shape {shapes.shape}; wanted (N,), one Pareto shape for each datum. "
+            "Flatten several batches first."
+        )
+    trusted = float(np.mean(shapes < 0.7))
+    if title is None:
+        title = f"Importance weights reliable (k-hat < 0.7) for {100 * trusted:.0f} % of {len(shapes)} data"
+    ax = quiet(axes_or_new(ax), title, "datum", "Pareto k-hat")
+    places = np.arange(len(shapes))
+    usable = (shapes > 0.5) & (shapes < 0.7)
+    bad = ~(shapes < 0.7)  # nan included
+    infinite = int((bad & ~np.isfinite(shapes)).sum())
+    for chosen, colour, called in (
+        (shapes <= 0.5, BLUE, "good, up to 0.5"),
+        (usable, AMBER, "usable, up to 0.7"),
+        (bad, RED, "not reliable"),
+    ):
+        if chosen.any():
+            count = f"{chosen.sum()}" + (f" ({infinite} not finite)" if chosen is bad and infinite else "")
+            ax.scatter(
+                places[chosen], shapes[chosen], s=10, color=colour, linewidths=0, label=f"{called}: {count}"
+            )
+    for threshold in (0.5, 0.7):
+        ax.axhline(threshold, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
+    legend(ax, loc="upper left", bbox_to_anchor=(0.0, -0.16), ncols=3, handletextpad=0.2, columnspacing=1.0)
+    return ax
+
+
+def rank_hist(
+    ranks: Array,
+    num_draws: int,
+    *,
+    bins: int = 20,
+    level: float = 0.95,
+    title: str | None = "Ranks of the truth among posterior draws: uniform if calibrated",
+    ax: Axes | None = None,
+) -> Axes:
+    """Show the ranks of simulation-based calibration with the band that each bar keeps to under calibration.
+
+    A hump means posteriors too wide, a valley too narrow, a slope posteriors that are off to one side.
+
+    Arguments:
+        ranks: Of the true value among `num_draws` posterior draws: integers from 0 to `num_draws`, with shape
+            `(N,)`.
+        num_draws: Posterior draws behind each rank.
+        bins: Bars; at most `num_draws + 1`.
+        level: Probability of the band, for each bar on its own (binomial).
+        title: Above the axes.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with one bar for each bin, heights relative to uniform; bars that leave the band are red.
+
+    Raises:
+        ValueError: If the ranks are no integers from 0 to `num_draws`, or there are more bins than ranks.
+
+    References:
+        | Validating Bayesian Inference Algorithms with Simulation-Based Calibration
+          (Talts, Betancourt, Simpson, Vehtari & Gelman, 2018)
+        | https://arxiv.org/abs/1804.06788
+
+    Example:
+        >>> ax = rank_hist(np.arange(200) % 100, num_draws=99)
+        >>> len(ax.containers[0])
+        20
+    """
+    found = to_numpy(ranks, "ranks")
+    if found.ndim != 1 or (found != np.round(found)).any() or found.min() < 0 or found.max() > num_draws:
+        raise ValueError(
+            f"ranks has shape {found.shape} and runs from {found.min():g} to {found.max():g}; wanted "
+            f"integers from 0 to num_draws={num_draws} with shape (N,). Pick one latent first: ranks[:, 0]."
+        )
+    if not 1 <= bins <= num_draws + 1:
+        raise ValueError(
+            f"bins={bins}, but {num_draws} draws have {num_draws + 1} possible ranks; wanted 1 to that many."
+        )
+    edges = np.round(
+        np.linspace(0, num_draws + 1, bins + 1)
+    )  # whole ranks, hence bins that may differ by one
+    shares = np.diff(edges) / (num_draws + 1)
+    expected = shares * len(found)
+    heights = np.histogram(found, edges - 0.5)[0] / expected
+    ax = quiet(axes_or_new(ax), title, "rank", "frequency (uniform = 1)")
+    tail = (1 - level) / 2
+    low, high = (scipy.stats.binom.ppf(q, len(found), shares) / expected for q in (tail, 1 - tail))
+    ax.stairs(high, edges, baseline=low, fill=True, color=GREY, alpha=0.5, label=f"{level * 100:g} % band")
+    outside = (heights < low) | (heights > high)
+    colours = np.where(outside, RED, BLUE)
+    ax.bar(
+        edges[:-1], heights, width=np.diff(edges), align="edge", color=colours, alpha=0.6, edgecolor="white"
+    )
+    ax.axhline(1.0, color=INK, linewidth=0.9)
+    ax.set_ylim(0, 1.25 * max(heights.max(), high.max()))  # room for the legend
+    legend(ax, loc="upper right")
+    return ax

@@ -1,0 +1,259 @@
+"""Images side by side: one axes, one mosaic."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyro_vaes.plots.style import Array, axes_or_new, bare, to_numpy
+
+
+def as_images(images: Array, image_shape: Sequence[int] | None = None, name: str = "images") -> np.ndarray:
+    """Bring images of any accepted layout to one: `(N, H, W, C)` with C = 1 (grey) or 3 (red, green, blue).
+
+    Arguments:
+        images: Flat with shape `(N, D)`, or with shape `(N, H, W)` or `(N, C, H, W)`.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images; squares are recognised without it.
+        name: What the caller's argument is called, for the error.
+
+    Returns:
+        The images with shape `(N, H, W, C)`, values untouched.
+
+    Raises:
+        ValueError: If the shape is none of these or does not fit `image_shape`.
+
+    Example:
+        >>> as_images(np.zeros((5, 64))).shape
+        (5, 8, 8, 1)
+    """
+    found = to_numpy(images, name)
+    given = found.shape
+    if found.ndim == 2 and image_shape is None:
+        side = math.isqrt(found.shape[1])
+        if side * side != found.shape[1]:
+            raise ValueError(
+                f"{name} has shape {found.shape}, flat images whose {found.shape[1]} pixels make no square. "
+                "Pass image_shape=(height, width) or (channels, height, width)."
+            )
+        image_shape = (side, side)
+    if image_shape is not None:
+        shape = tuple(image_shape)
+        if len(shape) not in (2, 3) or found.ndim < 2 or math.prod(found.shape[1:]) != math.prod(shape):
+            raise ValueError(
+                f"{name} has shape {found.shape}, which does not divide into images of image_shape={shape}. "
+                "Expected (height, width) or (channels, height, width) with as many values as one image has."
+            )
+        found = found.reshape(len(found), *shape)
+    if found.ndim == 3:
+        found = found[:, None]
+    if found.ndim != 4 or found.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} has shape {given}; wanted (N, D), (N, H, W) or (N, C, H, W) with 1 or 3 channels. "
+            "For channels last, permute first: images.permute(0, 3, 1, 2)."
+        )
+    return found.transpose(0, 2, 3, 1)
+
+
+def to_unit(images: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """Map `value_range` to [0, 1] and cut off what lies outside.
+
+    Arguments:
+        images: With any shape.
+        value_range: Values shown as black and white. None takes (0, 1) for values within it, (0, 255) for
+            8-bit integers, and the least and greatest value otherwise.
+
+    Returns:
+        Values in [0, 1] with the same shape.
+
+    Raises:
+        ValueError: If the range is empty.
+
+    Example:
+        >>> to_unit(np.array([0, 255], dtype=np.uint8)).tolist()
+        [0.0, 1.0]
+    """
+    if value_range is None:
+        low, high = float(np.nanmin(images)), float(np.nanmax(images))
+        if images.dtype == np.uint8:
+            low, high = 0.0, 255.0
+        elif (low >= 0 and high <= 1) or low == high:
+            low, high = 0.0, 1.0
+    else:
+        low, high = value_range
+    if not low < high:
+        raise ValueError(
+            f"value_range={(low, high)} is empty; wanted (black, white) with black < white, such as (0, 1)."
+        )
+    return np.clip((images - low) / (high - low), 0.0, 1.0)
+
+
+def mosaic(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Lay images out row by row on white.
+
+    Arguments:
+        images: With shape `(N, H, W, C)`, values in [0, 1].
+        columns: Images per row, at least 1.
+        gap: White pixels between neighbours.
+
+    Returns:
+        One image with shape `(rows (H + gap) - gap, columns (W + gap) - gap, C)`.
+
+    Example:
+        >>> mosaic(np.zeros((5, 8, 8, 1)), columns=3, gap=2).shape
+        (18, 28, 1)
+    """
+    number, height, width, channels = images.shape
+    rows = -(-number // columns)
+    tiles = np.ones((rows * columns, height + gap, width + gap, channels))
+    tiles[:number, :height, :width] = images
+    tiles = tiles.reshape(rows, columns, height + gap, width + gap, channels)
+    whole = tiles.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
+    return whole[: whole.shape[0] - gap, : whole.shape[1] - gap]
+
+
+def image_grid(
+    images: Array,
+    *,
+    image_shape: Sequence[int] | None = None,
+    columns: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    gap: int | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Show images as a grid, row by row.
+
+    Arguments:
+        images: Flat with shape `(N, D)`, or with shape `(N, H, W)` or `(N, C, H, W)`.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images; squares are recognised without it.
+        columns: Images per row; None makes the grid about square.
+        value_range: Values shown as black and white; see `to_unit`.
+        gap: White pixels between images; None takes a fourteenth of the height.
+        title: Above the grid.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, which hold one picture.
+
+    Raises:
+        ValueError: If the images cannot be told apart (see `as_images`) or `columns` is below 1.
+
+    Example:
+        >>> ax = image_grid(np.random.rand(12, 784), columns=4)
+        >>> len(ax.images)
+        1
+    """
+    tiles = to_unit(as_images(images, image_shape), value_range)
+    number, height, _, channels = tiles.shape
+    columns = math.ceil(math.sqrt(number)) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns={columns}, but a grid needs at least one image per row.")
+    gap = max(1, height // 14) if gap is None else gap
+    whole = mosaic(tiles, min(columns, number), gap)
+    scale = 7.0 / max(whole.shape[:2])
+    ax = axes_or_new(ax, scale * whole.shape[1], scale * whole.shape[0] + (0.3 if title else 0.0))
+    picture = whole if channels == 3 else whole[..., 0]
+    ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    return bare(ax, title)
+
+
+def centres(number: int, size: int, gap: int) -> np.ndarray:
+    """Positions, in pixels, of the middles of `number` tiles of `size` pixels with `gap` pixels between them.
+
+    Example:
+        >>> centres(3, size=8, gap=2).tolist()
+        [3.5, 13.5, 23.5]
+    """
+    return np.arange(number) * (size + gap) + (size - 1) / 2
+
+
+def reconstructions(
+    x: Array,
+    x_hat: Array,
+    *,
+    image_shape: Sequence[int] | None = None,
+    columns: int = 10,
+    value_range: tuple[float, float] | None = None,
+    title: str | None = "Each reconstruction should resemble the datum above it",
+    ax: Axes | None = None,
+) -> Axes:
+    """Show data and, under each row of them, what the pair makes of them.
+
+    Arguments:
+        x: Data; layouts as in `image_grid`.
+        x_hat: Reconstructions of the same data, in the same order.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images.
+        columns: Data per row.
+        value_range: Values shown as black and white; see `to_unit`.
+        title: Above the picture.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, which hold one picture.
+
+    Raises:
+        ValueError: If `x` and `x_hat` do not have the same number and size of images.
+
+    Example:
+        >>> x = np.random.rand(20, 784)
+        >>> ax = reconstructions(x, 1 - x)
+        >>> [tick.get_text() for tick in ax.get_yticklabels()]
+        ['data', 'model', 'data', 'model']
+    """
+    data, model = as_images(x, image_shape, "x"), as_images(x_hat, image_shape, "x_hat")
+    if data.shape != model.shape:
+        raise ValueError(
+            f"x holds {len(data)} images of {data.shape[1:]} (height, width, channels) but x_hat {len(model)}"
+            f" of {model.shape[1:]}; wanted one reconstruction for each datum. Average any draws first."
+        )
+    if value_range is None:  # 8-bit data may stand above reconstructions in [0, 1]
+        data, model = (to_unit(part) if part.dtype == np.uint8 else part for part in (data, model))
+    number, height, width, channels = data.shape
+    columns = max(1, min(columns, number))
+    rows = -(-number // columns)
+    padded = np.full((2, rows * columns, height, width, channels), np.nan)
+    padded[:, :number] = data, model
+    pairs = padded.reshape(2, rows, columns, height, width, channels).swapaxes(0, 1)
+    tiles = pairs.reshape(-1, height, width, channels)
+    shown = np.nan_to_num(to_unit(tiles, value_range), nan=1.0)
+    gap = max(1, height // 14)
+    ax = image_grid(
+        shown.transpose(0, 3, 1, 2), columns=columns, value_range=(0.0, 1.0), gap=gap, title=title, ax=ax
+    )
+    ax.set_yticks(centres(2 * rows, height, gap), ["data", "model"] * rows)
+    return ax
+
+
+def samples(
+    images: Array,
+    *,
+    image_shape: Sequence[int] | None = None,
+    columns: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    title: str | None = "Samples from the model: they should pass for data",
+    ax: Axes | None = None,
+) -> Axes:
+    """Show draws from the model; `image_grid` with a title that says what to look for.
+
+    Arguments:
+        images: Layouts as in `image_grid`.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images.
+        columns: Images per row; None makes the grid about square.
+        value_range: Values shown as black and white; see `to_unit`.
+        title: Above the grid.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, which hold one picture.
+
+    Raises:
+        ValueError: As `image_grid`.
+
+    Example:
+        >>> samples(np.random.rand(16, 3, 32, 32)).images[0].get_array().shape
+        (134, 134, 3)
+    """
+    return image_grid(
+        images, image_shape=image_shape, columns=columns, value_range=value_range, title=title, ax=ax
+    )

@@ -1,0 +1,307 @@
+"""Pictures of the latent space: what its units do, where the data lie in it, and what the prior says."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from pyro_vaes.plots.images import as_images, centres, image_grid
+from pyro_vaes.plots.style import BLUE, INK, Array, axes_or_new, label, legend, quiet, to_numpy
+
+Decode = Callable[[Tensor], Array]
+"""Latents with shape `(N, K)` to images in any layout of `image_grid`, such as the mean of the likelihood."""
+
+
+@torch.no_grad()
+def traversals(
+    decode: Decode,
+    z: Tensor,
+    *,
+    units: Sequence[int] | None = None,
+    span: float = 3.0,
+    steps: int = 9,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    title: str | None = "Each row moves one latent unit: a unit in use changes the picture",
+    ax: Axes | None = None,
+) -> Axes:
+    """Decode a straight walk along each latent unit, all other units held at `z`.
+
+    Arguments:
+        decode: Latents with shape `(N, K)` to N images.
+        z: Where the walks cross, with shape `(K,)` or `(1, K)`; zeros for the prior's centre.
+        units: Which units to move, one row each; None takes the first sixteen.
+        span: Each unit runs from -span to span (in prior standard deviations for a standard normal prior).
+        steps: Pictures per row, at least 2.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images.
+        value_range: Values shown as black and white; see `to_unit`.
+        title: Above the picture.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, which hold one picture with a row per unit.
+
+    Raises:
+        ValueError: If `z` is not one point, a unit does not exist, or `decode` returns another number of
+            images.
+
+    Example:
+        >>> ax = traversals(lambda z: torch.sigmoid(z @ torch.randn(4, 64)), torch.zeros(4), steps=5)
+        >>> [tick.get_text() for tick in ax.get_yticklabels()]
+        ['z[0]', 'z[1]', 'z[2]', 'z[3]']
+    """
+    if z.ndim not in (1, 2) or (z.ndim == 2 and len(z) != 1):
+        raise ValueError(
+            f"z has shape {tuple(z.shape)}; wanted one point, (K,) or (1, K). Pick a datum first: z[0]."
+        )
+    if steps < 2:
+        raise ValueError(f"steps={steps}, but a walk needs at least 2 pictures.")
+    point = z.reshape(-1)
+    rows = list(range(min(len(point), 16))) if units is None else list(units)
+    if not rows or not all(0 <= unit < len(point) for unit in rows):
+        raise ValueError(
+            f"units={rows}, but z has the units 0 to {len(point) - 1}; name at least one of these."
+        )
+    values = torch.linspace(-span, span, steps, dtype=z.dtype, device=z.device)
+    latents = point.repeat(len(rows), steps, 1)  # (units, steps, K)
+    for row, unit in enumerate(rows):
+        latents[row, :, unit] = values
+    images = _decoded(decode, latents.flatten(0, 1), image_shape)
+    gap = max(1, images.shape[2] // 14)
+    ax = image_grid(images, columns=steps, value_range=value_range, gap=gap, title=title, ax=ax)
+    _, _, height, width = images.shape
+    ax.set_yticks(centres(len(rows), height, gap), [f"z[{unit}]" for unit in rows])
+    ax.set_xticks(centres(steps, width, gap), [f"{value:+.2g}" for value in values.tolist()])
+    return ax
+
+
+@torch.no_grad()
+def manifold(
+    decode: Decode,
+    *,
+    steps: int = 15,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    title: str | None = "The plane of two latents, in equal steps of prior probability",
+    ax: Axes | None = None,
+) -> Axes:
+    r"""Decode a grid over a two-dimensional latent space with a standard normal prior.
+
+    .. math:: z_{ij} = (\Phi^{-1}(u_i), \Phi^{-1}(u_j)), \quad u_i = (i + 1/2) / n, \quad i = 0, \dots, n - 1
+
+    Arguments:
+        decode: Latents with shape `(N, 2)` to N images.
+        steps: n, pictures per side.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images.
+        value_range: Values shown as black and white; see `to_unit`.
+        dtype: Of the latents; None takes the default.
+        device: Of the latents; None takes the default.
+        title: Above the picture.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, which hold one picture; the first latent grows to the right and the second upwards.
+
+    Raises:
+        ValueError: If `steps` is below 2 or `decode` returns another number of images.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), figure 4
+        | https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> ax = manifold(lambda z: torch.sigmoid(z @ torch.randn(2, 64)), steps=5)
+        >>> ax.images[0].get_array().shape
+        (40, 40)
+    """
+    if steps < 2:
+        raise ValueError(f"steps={steps}, but a plane needs at least 2 pictures per side.")
+    u = (torch.arange(steps, dtype=dtype or torch.get_default_dtype(), device=device) + 0.5) / steps
+    values = torch.special.ndtri(u)
+    vertical, horizontal = torch.meshgrid(values.flip(0), values, indexing="ij")  # row 0 is the top
+    latents = torch.stack((horizontal, vertical), dim=-1).flatten(0, 1)
+    images = _decoded(decode, latents, image_shape)
+    ax = image_grid(images, columns=steps, value_range=value_range, gap=0, title=title, ax=ax)
+    _, _, height, width = images.shape
+    shown = sorted({0, steps // 2, steps - 1})
+    ax.set_xticks(centres(steps, width, 0)[shown], [f"{values[i]:.2f}" for i in shown])
+    ax.set_yticks(centres(steps, height, 0)[shown], [f"{values[steps - 1 - i]:.2f}" for i in shown])
+    label(ax, None, "z[0]", "z[1]")
+    return ax
+
+
+def _decoded(decode: Decode, latents: Tensor, image_shape: Sequence[int] | None) -> np.ndarray:
+    """The images of some latents with shape `(N, C, H, W)`, one for each."""
+    images = as_images(decode(latents), image_shape, "decode(z)").transpose(0, 3, 1, 2)
+    if len(images) != len(latents):
+        raise ValueError(
+            f"decode was given {len(latents)} latents and returned {len(images)} images; wanted one each. "
+            "Does it average over its batch, or return draws in front of it?"
+        )
+    return images
+
+
+def latent_scatter(
+    z: Array,
+    labels: Array | None = None,
+    *,
+    units: tuple[int, int] = (0, 1),
+    names: Sequence[str] | None = None,
+    title: str | None = "Posterior means, coloured by label",
+    ax: Axes | None = None,
+) -> Axes:
+    """Show where the data lie in two units of the latent space.
+
+    Arguments:
+        z: Posterior means (or draws) with shape `(N, K)`, K at least 2.
+        labels: With shape `(N,)`. Up to twenty distinct integers are classes with a legend; anything else is
+            a quantity with a colour bar. None leaves the points in one colour.
+        units: The two units shown.
+        names: Of the classes, in the order of their labels.
+        title: Above the axes.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with one collection of points for each class.
+
+    Raises:
+        ValueError: If `z` has fewer than two units, or labels or names do not match the data.
+
+    Example:
+        >>> ax = latent_scatter(np.random.randn(30, 2), np.arange(30) % 3)
+        >>> len(ax.collections)
+        3
+    """
+    points = to_numpy(z, "z")
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError(
+            f"z has shape {points.shape}; wanted (N, K) with K at least 2. For one unit draw a histogram."
+        )
+    if not all(0 <= unit < points.shape[1] for unit in units):
+        raise ValueError(f"units={units}, but z has the units 0 to {points.shape[1] - 1}.")
+    across, up = points[:, units[0]], points[:, units[1]]
+    size = float(np.clip(2e4 / len(points), 3.0, 18.0))
+    ax = quiet(axes_or_new(ax, 5.4, 4.6), title, f"z[{units[0]}]", f"z[{units[1]}]")
+    if labels is None:
+        ax.scatter(across, up, s=size, color=BLUE, alpha=0.6, linewidths=0)
+        return ax
+    kinds = to_numpy(labels, "labels")
+    if kinds.shape != (len(points),):
+        raise ValueError(
+            f"labels has shape {kinds.shape} but z holds {len(points)} data; wanted one label for each."
+        )
+    classes = np.unique(kinds)
+    if np.issubdtype(kinds.dtype, np.floating) or len(classes) > 20:
+        drawn = ax.scatter(across, up, s=size, c=kinds, cmap="viridis", linewidths=0)
+        ax.figure.colorbar(drawn, ax=ax, label="label").outline.set_visible(False)
+        return ax
+    if names is not None and len(names) != len(classes):
+        raise ValueError(
+            f"names holds {len(names)} names but labels has {len(classes)} classes: {classes.tolist()}."
+        )
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    for index, kind in enumerate(classes):
+        called = str(kind) if names is None else names[index]
+        chosen = kinds == kind
+        ax.scatter(
+            across[chosen],
+            up[chosen],
+            s=size,
+            color=palette(index),
+            alpha=0.75,
+            linewidths=0,
+            label=called,
+            rasterized=True,
+        )
+    legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2.0, handletextpad=0.2)
+    return ax
+
+
+def posterior_against_prior(
+    posterior_draws: Array,
+    prior_draws: Array,
+    *,
+    units: Sequence[int] | None = None,
+    bins: int = 40,
+    title: str | None = "Posterior (filled) and prior (line) of each latent unit",
+    ax: Axes | None = None,
+) -> Axes:
+    """Show the distribution of each latent unit under posterior and prior as two histograms on one line.
+
+    Draws over the whole data set give the aggregate posterior: the closer to the prior, the more samples look
+    like reconstructions. Draws for one datum give its posterior, which is the prior in a collapsed unit.
+
+    Arguments:
+        posterior_draws: With shape `(..., K)`; all leading dimensions are pooled.
+        prior_draws: With shape `(..., K)`, any number of draws.
+        units: Which units to show; None takes the first sixteen.
+        bins: Of both histograms, over their common central 99.8 %.
+        title: Above the axes.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with one filled curve and one line for each unit, unit by unit from the top.
+
+    Raises:
+        ValueError: If the two have another number of units or a unit does not exist.
+
+    Example:
+        >>> ax = posterior_against_prior(np.random.randn(500, 3), np.random.randn(400, 3))
+        >>> len(ax.collections), len(ax.lines)
+        (3, 3)
+    """
+    posterior, prior = to_numpy(posterior_draws, "posterior_draws"), to_numpy(prior_draws, "prior_draws")
+    if min(posterior.ndim, prior.ndim) < 1 or posterior.shape[-1:] != prior.shape[-1:]:
+        raise ValueError(
+            f"posterior_draws has shape {posterior.shape} and prior_draws {prior.shape}; the last dimension "
+            "of both must be the latent units. Flatten an event of several dimensions first."
+        )
+    size = posterior.shape[-1]
+    posterior, prior = posterior.reshape(-1, size), prior.reshape(-1, size)
+    rows = list(range(min(size, 16))) if units is None else list(units)
+    if not rows or not all(0 <= unit < size for unit in rows):
+        raise ValueError(
+            f"units={rows}, but the draws have the units 0 to {size - 1}; name at least one of these."
+        )
+    ax = quiet(axes_or_new(ax, 5.6, 0.9 + 0.42 * len(rows)), title, "value of the latent")
+    ax.grid(False)
+    pooled = np.concatenate((posterior, prior))[:, rows]
+    low, high = np.quantile(pooled, 0.001), np.quantile(pooled, 0.999)
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    for row, unit in enumerate(rows):
+        floor = float(len(rows) - 1 - row)
+        heights = [np.histogram(draws[:, unit], edges)[0] / len(draws) for draws in (posterior, prior)]
+        scale = 0.9 / max(
+            heights[0].max(), heights[1].max(), 1e-12
+        )  # one scale per unit: areas stay comparable
+        first = row == 0
+        ax.fill_between(
+            middles,
+            floor,
+            floor + scale * heights[0],
+            step="mid",
+            color=BLUE,
+            alpha=0.75,
+            linewidth=0,
+            label="posterior" if first else None,
+        )
+        ax.step(
+            middles,
+            floor + scale * heights[1],
+            where="mid",
+            color=INK,
+            linewidth=0.9,
+            label="prior" if first else None,
+        )
+    ax.set_yticks(np.arange(len(rows))[::-1], [f"z[{unit}]" for unit in rows])
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(-0.1, len(rows) + 0.35)  # room for the legend
+    legend(ax, loc="upper right", ncols=2)
+    return ax

@@ -1,0 +1,152 @@
+"""The look that all plots share, set on each axes and never on Matplotlib's global settings."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+Array = Tensor | np.ndarray
+
+INK = "#2b2d33"
+"""Text, and whatever was observed."""
+BLUE = "#2f6f9f"
+"""Whatever the model says."""
+AMBER = "#e0a030"
+"""Borderline."""
+RED = "#c8443c"
+"""Not to be trusted."""
+GREY = "#b4b8bf"
+"""Reference: priors, inactive units, replicates in the background."""
+
+
+def to_numpy(values: Array, name: str) -> np.ndarray:
+    """An array or tensor of any device and dtype as a non-empty NumPy array of its own numbers.
+
+    Arguments:
+        values: The numbers, with any shape.
+        name: What the caller's argument is called, for the error.
+
+    Returns:
+        The numbers, floating ones as float64, the others in their own dtype.
+
+    Raises:
+        ValueError: If there are no numbers in it.
+
+    Example:
+        >>> to_numpy([1, 2], "x").tolist()
+        [1, 2]
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values  # NumPy has no bfloat16
+        values = values.numpy()
+    found = np.asarray(values)
+    if found.size == 0:
+        raise ValueError(
+            f"{name} has shape {found.shape}: there is nothing to plot. "
+            "An empty selection upstream is the usual cause."
+        )
+    return found.astype(np.float64) if np.issubdtype(found.dtype, np.floating) else found
+
+
+def axes_or_new(ax: Axes | None, width: float = 5.6, height: float = 3.6) -> Axes:
+    """The axes given, or those of a new figure of `width` x `height` inches.
+
+    Arguments:
+        ax: Axes to draw into, or None.
+        width: Of the new figure, in inches.
+        height: Of the new figure, in inches.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> ax = axes_or_new(None)
+        >>> axes_or_new(ax) is ax
+        True
+    """
+    if ax is not None:
+        return ax
+    _, new = plt.subplots(figsize=(width, height), layout="constrained")
+    return new
+
+
+def quiet(ax: Axes, title: str | None = None, xlabel: str | None = None, ylabel: str | None = None) -> Axes:
+    """Give axes the common look: left-aligned title, two thin spines, small ticks, a faint horizontal grid.
+
+    Arguments:
+        ax: The axes.
+        title: What one should see, or None for no title.
+        xlabel: With its unit, or None.
+        ylabel: With its unit, or None.
+
+    Returns:
+        The same axes.
+
+    Example:
+        >>> quiet(axes_or_new(None), "Loss falls").get_title(loc="left")
+        'Loss falls'
+    """
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set(color=GREY, linewidth=0.8)
+    ax.tick_params(labelsize=8, color=GREY, labelcolor=INK, length=3)
+    ax.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.6)
+    ax.set_axisbelow(True)
+    label(ax, title, xlabel, ylabel)
+    return ax
+
+
+def bare(ax: Axes, title: str | None = None, xlabel: str | None = None, ylabel: str | None = None) -> Axes:
+    """Give axes that hold pictures their look: no frame and no tick marks, only labels.
+
+    Arguments:
+        ax: The axes.
+        title: What one should see, or None for no title.
+        xlabel: Under the pictures, or None.
+        ylabel: Left of the pictures, or None.
+
+    Returns:
+        The same axes.
+
+    Example:
+        >>> bare(axes_or_new(None), "Samples").spines["left"].get_visible()
+        False
+    """
+    ax.spines[:].set_visible(False)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.tick_params(length=0, labelsize=8, labelcolor=INK)
+    label(ax, title, xlabel, ylabel)
+    return ax
+
+
+def label(ax: Axes, title: str | None, xlabel: str | None, ylabel: str | None) -> None:
+    """Write the title and the axis labels that are not None in the common type.
+
+    Example:
+        >>> ax = axes_or_new(None)
+        >>> label(ax, None, "epoch", None)
+        >>> ax.get_xlabel()
+        'epoch'
+    """
+    if title is not None:
+        ax.set_title(title, loc="left", fontsize=10, color=INK)
+    if xlabel is not None:
+        ax.set_xlabel(xlabel, fontsize=9, color=INK)
+    if ylabel is not None:
+        ax.set_ylabel(ylabel, fontsize=9, color=INK)
+
+
+def legend(ax: Axes, **options: str | float | int | tuple[float, float]) -> None:
+    """Draw the legend without a frame; `options` are forwarded whole to `Axes.legend`.
+
+    Example:
+        >>> ax = axes_or_new(None)
+        >>> line, = ax.plot([0, 1], label="test")
+        >>> legend(ax, loc="upper left")
+        >>> ax.get_legend().get_texts()[0].get_text()
+        'test'
+    """
+    ax.legend(**{"frameon": False, "fontsize": 8, "labelcolor": INK, **options})

@@ -1,0 +1,164 @@
+"""One row per distribution that a likelihood returns, and two of Pyro's own as controls of the suite."""
+
+import math
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from scipy import special, stats
+from torch import Tensor
+
+from pyro_vaes.distributions import ContinuousBernoulli, DiscretizedLogisticMixture, IntegerCategorical
+from tests.distributions.suite import Args, NumpyArgs, Row, independent
+
+Shape = tuple[int, ...]
+
+
+def real(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def between(low: float, high: float, *shape: int) -> Tensor:
+    return low + (high - low) * torch.rand(shape, dtype=torch.float64)
+
+
+def location_scale_args(b: Shape) -> Args:
+    return {"loc": real(*b), "scale": between(0.5, 1.5, *b)}
+
+
+def around(loc: float, width: float) -> list[float]:
+    """Breaks dense enough for 60 nodes each, with one at loc, where a Laplace has its kink."""
+    return [loc + width * t for t in np.linspace(-1, 1, 9)]
+
+
+def multivariate_args(b: Shape) -> Args:
+    scale_tril = 0.3 * real(*b, 2, 2).tril(-1) + torch.diag_embed(between(0.6, 1.2, *b, 2))
+    return {"loc": 0.3 * real(*b, 2), "scale_tril": scale_tril}
+
+
+def counts(args: Args) -> Tensor:
+    return torch.arange(400, dtype=torch.float64)
+
+
+def levels(num_levels: int) -> Tensor:
+    return torch.arange(num_levels, dtype=torch.float64) / (num_levels - 1)
+
+
+def logistic_mixture(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+    """The textbook form with 16 levels: a difference of logistic CDFs, the outer bins open."""
+    level = np.round(x * 15)[:, None]
+    upper = np.where(level == 15, np.inf, (level + 0.5) / 15)
+    lower = np.where(level == 0, -np.inf, (level - 0.5) / 15)
+    law = stats.logistic(a["loc"], a["scale"])
+    # the upper tail from the survival function: the CDF is 1 to rounding there
+    above = lower > a["loc"]
+    mass = np.where(above, law.sf(lower) - law.sf(upper), law.cdf(upper) - law.cdf(lower))
+    return np.log((special.softmax(a["logits"]) * mass).sum(-1))
+
+
+def continuous_bernoulli(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+    """A truncated exponential distribution, reflected for positive logits."""
+    eta = float(a["logits"])
+    return stats.truncexpon.logpdf(1 - x if eta > 0 else x, b=abs(eta), scale=1 / abs(eta))
+
+
+NORMAL = Row(
+    "Normal",
+    dist.Normal,
+    location_scale_args,
+    lambda a, x: stats.norm.logpdf(x, a["loc"], a["scale"]),
+    breaks=lambda a: around(a["loc"].item(), 9 * a["scale"].item()),
+    bad_args=(("scale", -1.0), ("loc", math.nan)),
+    cls=dist.Normal,
+)
+MULTIVARIATE_NORMAL = Row(
+    "MultivariateNormal",
+    dist.MultivariateNormal,
+    multivariate_args,
+    lambda a, x: stats.multivariate_normal.logpdf(x, a["loc"], a["scale_tril"] @ a["scale_tril"].T),
+    breaks=lambda a: [-9.0, 0.0, 9.0],
+    bad_args=(("scale_tril", -1.0),),
+    event_shape=(2,),
+    cls=dist.MultivariateNormal,
+)
+LAPLACE = Row(
+    "Laplace",
+    dist.Laplace,
+    location_scale_args,
+    lambda a, x: stats.laplace.logpdf(x, a["loc"], a["scale"]),
+    breaks=lambda a: around(a["loc"].item(), 40 * a["scale"].item()),
+    bad_args=(("scale", 0.0),),
+    cls=dist.Laplace,
+)
+BERNOULLI = Row(
+    "Bernoulli",
+    dist.Bernoulli,
+    lambda b: {"logits": real(*b)},
+    lambda a, x: stats.bernoulli.logpmf(x, special.expit(a["logits"])),
+    values=lambda a: torch.tensor([0.0, 1.0], dtype=torch.float64),
+    bad_args=(("logits", math.nan),),
+    bad_values=(0.5, 2.0, math.nan),
+    cls=dist.Bernoulli,
+)
+CONTINUOUS_BERNOULLI = Row(
+    "ContinuousBernoulli",
+    ContinuousBernoulli,
+    lambda b: {"logits": 3 * real(*b)},
+    continuous_bernoulli,
+    breaks=lambda a: [0.0, 0.1, 0.9, 1.0],
+    bad_args=(("logits", math.nan),),
+    bad_values=(-0.1, 1.1, math.nan),
+    cls=ContinuousBernoulli,
+)
+INTEGER_CATEGORICAL = Row(
+    "IntegerCategorical",
+    IntegerCategorical,
+    lambda b: {"logits": real(*b, 4)},
+    lambda a, x: special.log_softmax(a["logits"])[x.astype(int)],
+    values=lambda a: torch.arange(4, dtype=torch.float64),
+    bad_args=(("logits", math.nan),),
+    bad_values=(-1.0, 4.0, 0.5),
+    cls=IntegerCategorical,
+)
+POISSON = Row(
+    "Poisson",
+    dist.Poisson,
+    lambda b: {"rate": between(0.5, 10.0, *b)},
+    lambda a, x: stats.poisson.logpmf(x, a["rate"]),
+    values=counts,
+    bad_args=(("rate", -1.0),),
+    bad_values=(-1.0, 0.5, math.nan),
+    cls=dist.Poisson,
+)
+NEGATIVE_BINOMIAL = Row(
+    "NegativeBinomial",
+    dist.NegativeBinomial,
+    lambda b: {"total_count": between(0.5, 4.0, *b), "logits": between(-1.0, 1.0, *b)},
+    lambda a, x: stats.nbinom.logpmf(x, a["total_count"], special.expit(-a["logits"])),
+    values=counts,
+    bad_args=(("total_count", -1.0), ("logits", math.nan)),
+    bad_values=(-1.0, 0.5, math.nan),
+    cls=dist.NegativeBinomial,
+)
+DISCRETIZED_LOGISTIC_MIXTURE = Row(
+    "DiscretizedLogisticMixture",
+    lambda **args: DiscretizedLogisticMixture(num_levels=16, **args),
+    lambda b: {"logits": real(*b, 3), "loc": between(-0.2, 1.2, *b, 3), "scale": between(0.01, 0.2, *b, 3)},
+    logistic_mixture,
+    values=lambda a: levels(16),
+    bad_args=(("scale", 0.0), ("loc", math.nan), ("logits", math.nan)),
+    bad_values=(0.5, -1 / 15, 16 / 15, math.nan),
+    cls=DiscretizedLogisticMixture,
+)
+
+UNIVARIATE = [
+    NORMAL,
+    LAPLACE,
+    BERNOULLI,
+    CONTINUOUS_BERNOULLI,
+    INTEGER_CATEGORICAL,
+    POISSON,
+    NEGATIVE_BINOMIAL,
+    DISCRETIZED_LOGISTIC_MIXTURE,
+]
+ROWS = [*UNIVARIATE, MULTIVARIATE_NORMAL, *(independent(row) for row in UNIVARIATE)]

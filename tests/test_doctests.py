@@ -1,0 +1,22 @@
+"""Every example in a docstring of the package runs, with the seed and the clean state of all tests."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pyro_vaes"
+MODULES = sorted(
+    ".".join(("pyro_vaes", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__main__"
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = doctest.testmod(
+        importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
+    assert outcome.failed == 0, capsys.readouterr().out
