@@ -13,8 +13,7 @@ from pyro_vaes.data.steps.base import Step, apply_steps, floating
 
 __all__ = ["Split"]
 
-# Evaluating a whole split goes through chunks of this many images, to bound the memory of intermediate
-# results.
+# Evaluating a whole split goes through chunks of this many images, to bound the memory it takes.
 _CHUNK = 4096
 
 

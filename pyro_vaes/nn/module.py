@@ -11,6 +11,7 @@ from typing import cast
 import pyro
 import torch
 from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -80,10 +81,13 @@ def as_posterior(output: object, source: str = "the encoder") -> TorchDistributi
     if isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(o, Tensor) for o in output):
         loc, scale = cast(Sequence[Tensor], output)
         return Normal(loc, scale).to_event(1)
+    if isinstance(output, TorchDistributionMixin):
+        return output if len(output.event_shape) else output.to_event(1)
     if isinstance(output, torch.distributions.Distribution):
-        if len(output.event_shape) == 0:
-            return cast(TorchDistribution, output).to_event(1)
-        return cast(TorchDistribution, output)
+        raise ValueError(
+            f"{source} returned torch's {type(output).__name__}, which Pyro cannot sample from at a site: return "
+            f"pyro.distributions.{type(output).__name__} instead."
+        )
     raise ValueError(
         f"{source} returned {type(output).__name__}, but a distribution over the latent vector is wanted, or a pair "
         "(loc, scale) of tensors. Put a head behind the network, for example "

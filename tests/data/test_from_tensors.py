@@ -79,6 +79,7 @@ def test_splits_are_seeded_disjoint_and_recorded():
 def test_nothing_drawn_keeps_the_order():
     data = from_tensors(torch.arange(20).reshape(20, 1), split=(0, 0.0))
     assert torch.equal(data.train.images.flatten(), torch.arange(20))
+    assert torch.equal(data.splits.train, torch.arange(20))
     assert data.valid is None and data.test is None
     assert "in their order" in str(data.splits)
     assert data.take(3).valid is None

@@ -122,6 +122,7 @@ def test_environment_variable_names_the_folder(data_root, monkeypatch):
 def test_digits_need_no_file(monkeypatch, tmp_path):
     monkeypatch.setenv("PYRO_VAES_DATA", str(tmp_path / "nothing"))
     data = load()
+    assert load("Digits").name == "digits"
     assert data.name == "digits" and data.raw.high == 16 and data.image_shape == (1, 8, 8)
     assert sum(len(part) for part in data.parts.values()) == 1_797
     assert torch.cat([part.labels for part in data.parts.values()]).bincount().tolist() == [

@@ -1,0 +1,227 @@
+"""Amortised guides: exact on linear-Gaussian models, right densities under constraints, clear refusals."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from torch import nn
+
+from pyro_vaes.diagnostics import log_likelihood
+from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.models import VAE
+from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, MultivariateNormalHead, NormalHead
+from pyro_vaes.theory import ProbabilisticPCA
+
+
+class Exact(nn.Module):
+    """The exact posterior of a linear-Gaussian model as an encoder."""
+
+    def __init__(self, ppca):
+        super().__init__()
+        self.ppca = ppca
+
+    def forward(self, x):
+        return self.ppca.posterior(x)
+
+
+def linear_gaussian():
+    torch.set_default_dtype(torch.float64)
+    vae = VAE(NormalHead(6, 3), MLP(3, [], 6), GaussianLikelihood(scale=0.4), 3)
+    ppca = ProbabilisticPCA(vae.decoder[0].bias.detach(), vae.decoder[0].weight.detach(), torch.tensor(0.4**2))
+    return vae, ppca, torch.randn(20, 6)
+
+
+def test_with_the_exact_posterior_every_single_draw_gives_the_evidence():
+    vae, ppca, x = linear_gaussian()
+    guide = AmortizedMultivariateNormal(vae.model, Exact(ppca))
+    for seed in range(5):
+        pyro.set_rng_seed(seed)
+        assert abs(-Trace_ELBO().loss(vae.model, guide, x) - ppca.log_prob(x).sum().item()) < 1e-8
+    estimate = log_likelihood(vae.model, guide, x, 1)
+    assert torch.allclose(estimate.log_likelihood, ppca.log_prob(x), atol=1e-9)
+    assert torch.allclose(guide.posterior(x).mean, ppca.posterior(x).mean)
+
+
+def test_several_sites_share_one_joint_density():
+    """Two latent sites of one linear-Gaussian model: the full-covariance guide over both is still exact."""
+    vae, ppca, x = linear_gaussian()
+    weight, bias = vae.decoder[0].weight.detach(), vae.decoder[0].bias.detach()
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z = torch.cat([a.unsqueeze(-1), b], -1)
+            pyro.sample("x", dist.Normal(z @ weight.T + bias, 0.4).to_event(1), obs=x)
+
+    guide = AmortizedMultivariateNormal(model, Exact(ppca))
+    assert abs(-Trace_ELBO().loss(model, guide, x) - ppca.log_prob(x).sum().item()) < 1e-8
+    drawn = guide(x)
+    assert drawn["a"].shape == (20,) and drawn["b"].shape == (20, 2)
+
+
+@pytest.mark.parametrize("make", [AmortizedNormal, AmortizedMultivariateNormal])
+@pytest.mark.parametrize("name", ["gamma", "beta", "dirichlet", "lognormal", "cholesky"])
+def test_density_on_the_support_is_a_change_of_variables(make, name):
+    """log q of the drawn value equals the base density minus log |det| of the map, by autograd on the map."""
+    torch.set_default_dtype(torch.float64)
+    prior = {
+        "gamma": dist.Gamma(2.0, 1.0),
+        "beta": dist.Beta(2.0, 2.0).expand([2]).to_event(1),
+        "dirichlet": dist.Dirichlet(torch.ones(3)),
+        "lognormal": dist.LogNormal(0.0, 1.0).expand([2]).to_event(1),
+        "cholesky": dist.LKJCholesky(3, 1.0),
+    }[name]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("theta", prior)
+            pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(5, 4)
+    numel = {"gamma": 1, "beta": 2, "dirichlet": 2, "lognormal": 2, "cholesky": 3}[name]
+    head = NormalHead(4, numel) if make is AmortizedNormal else MultivariateNormalHead(4, numel)
+    guide = make(model, head)
+    trace = poutine.trace(guide).get_trace(x)
+    trace.compute_log_prob()
+    total = sum(s["log_prob"] for s in trace.nodes.values() if s["type"] == "sample")
+    q, site = guide.posterior(x), guide.latents(x).sites[0]
+    value = trace.nodes["theta"]["value"]
+    assert prior.support.check(value).all()
+    base = site.transform.inv(value).reshape(5, numel)
+    _, log_det = site.constrain(base)
+    assert torch.allclose(total, q.log_prob(base) - log_det)
+    if name in ("gamma", "beta", "lognormal"):
+        jacobian = torch.func.vmap(torch.func.jacrev(lambda u: site.constrain(u)[0].reshape(-1)))(base)
+        assert torch.allclose(log_det, torch.linalg.slogdet(jacobian)[1])
+
+
+def test_a_constrained_posterior_is_learnt():
+    """Gamma-Poisson with a single count: q(rate | x) approaches Gamma(a + x, b + 1); compare means."""
+    x = torch.poisson(dist.Gamma(3.0, 1.0).sample((400,))).unsqueeze(-1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(3.0, 1.0))
+            pyro.sample("x", dist.Poisson(rate.unsqueeze(-1)).to_event(1), obs=x)
+
+    guide = AmortizedNormal(model, Chain(MLP(1, [16], 16), NormalHead(16, 1)))
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(num_particles=4, vectorize_particles=True))
+    for _ in range(600):
+        svi.step(x)
+    with torch.no_grad():
+        rates = torch.stack([guide(x)["rate"] for _ in range(500)]).mean(0)
+    exact = (3.0 + x.squeeze(-1)) / 2.0
+    assert ((rates - exact).abs() / exact.sqrt()).mean() < 0.15
+
+
+def test_subsampling_plates():
+    """A plate that draws its own rows: the guide encodes those rows, and the loss stands for the full data."""
+    vae, ppca, x = linear_gaussian()
+    weight, bias = vae.decoder[0].weight.detach(), vae.decoder[0].bias.detach()
+
+    def model(x):
+        with pyro.plate("data", 20, subsample_size=5) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T + bias, 0.4).to_event(1), obs=x[rows])
+
+    guide = AmortizedMultivariateNormal(model, Exact(ppca))
+    trace = poutine.trace(guide).get_trace(x)
+    rows = trace.nodes["data"]["value"]
+    assert torch.allclose(trace.nodes["z"]["fn"].mean, ppca.posterior(x[rows]).mean)
+    model_trace = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x)
+    value = model_trace.log_prob_sum() - trace.log_prob_sum()
+    assert abs(value.item() - 20 / 5 * ppca.log_prob(x[rows]).sum().item()) < 1e-8
+
+    def minibatch(x):
+        with pyro.plate("data", 20, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T + bias, 0.4).to_event(1), obs=x)
+
+    guide = AmortizedMultivariateNormal(minibatch, Exact(ppca))
+    for part in (x[:5], x[5:12]):
+        loss = Trace_ELBO().loss(minibatch, guide, part)
+        assert abs(-loss - 20 / len(part) * ppca.log_prob(part).sum().item()) < 1e-8
+
+
+def test_the_last_short_batch_needs_nothing():
+    vae, _, x = linear_gaussian()
+    guide = AmortizedNormal(vae.model, NormalHead(6, 3))
+    for rows in (8, 3, 20):
+        assert guide(x[:rows])["z"].shape == (rows, 3)
+
+
+def test_the_model_is_no_part_of_the_guide():
+    vae, _, x = linear_gaussian()
+    guide = AmortizedNormal(vae.model, NormalHead(6, 3))
+    guide(x)
+    assert {n.split(".")[0] for n, _ in guide.named_parameters()} == {"encoder"}
+    state = torch.get_rng_state()
+    AmortizedNormal(vae.model, NormalHead(6, 3)).latents(x)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    NormalHead(6, 3)
+    assert torch.equal(torch.get_rng_state(), after), "finding the latents draws nothing from the generator"
+
+
+def _program(latent):
+    def model(x):
+        latent_outside = latent.pop("outside", None)
+        if latent_outside is not None:
+            pyro.sample("w", latent_outside)
+        with pyro.plate("data", len(x)):
+            if latent:
+                pyro.sample("z", latent["z"])
+            pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        ({}, "no latent sample site"),
+        ({"z": dist.Categorical(torch.ones(3) / 3)}, "'z' is discrete .*TraceEnum_ELBO"),
+        ({"outside": dist.Normal(0.0, 1.0)}, "'w' lies outside the data plate"),
+        ({"z": dist.Uniform(torch.zeros(4), torch.arange(1.0, 5.0)).to_event(1)}, "not constant"),
+    ],
+)
+def test_refusals_name_the_cure(latent, message):
+    guide = AmortizedNormal(_program(latent), NormalHead(4, 1))
+    with pytest.raises(ValueError, match=message):
+        guide(torch.randn(5, 4))
+
+
+def test_nested_and_different_plates_are_refused():
+    def nested(x):
+        with pyro.plate("series", len(x), dim=-2), pyro.plate("time", 4, dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="nested plates"):
+        AmortizedNormal(nested, NormalHead(4, 1))(torch.randn(5, 4))
+
+    def two(x):
+        with pyro.plate("a", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("b", 3):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="different plates"):
+        AmortizedNormal(two, NormalHead(4, 1))(torch.randn(5, 4))
+
+
+def test_encoders_that_do_not_fit_are_named():
+    vae, _, x = linear_gaussian()
+    with pytest.raises(ValueError, match=r"need 3 numbers per datum: z \(3,\)"):
+        AmortizedNormal(vae.model, NormalHead(6, 2))(x)
+    with pytest.raises(ValueError, match="diagonal normal"):
+        AmortizedNormal(vae.model, MultivariateNormalHead(6, 3))(x)
+    with pytest.raises(ValueError, match="MultivariateNormalHead"):
+        AmortizedMultivariateNormal(vae.model, NormalHead(6, 3))(x)
+    with pytest.raises(ValueError, match=r"vae\.model rather than vae"):
+        AmortizedNormal(vae.model, "encoder")
+    assert math.isfinite(Trace_ELBO().loss(vae.model, AmortizedNormal(vae.model, NormalHead(6, 3)), x))

@@ -1,0 +1,171 @@
+"""One tiny instance of every model, guide and bound; the suite in test_zoo.py crosses them.
+
+A new piece is one row: a model is a function that returns ``Built``, a guide a function of it, a bound a constructor.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO
+from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
+from pyro_vaes.nn import (
+    MLP,
+    BernoulliLikelihood,
+    Chain,
+    ConvDecoder,
+    ConvEncoder,
+    GaussianLikelihood,
+    MultivariateNormalHead,
+    NormalHead,
+    OneHot,
+)
+
+B, D = 6, 16
+
+
+@dataclass
+class Built:
+    """A model, the arguments of one batch, its own guide if it has one, and a trunk ``args -> 8 features``."""
+
+    model: Callable
+    args: tuple[Tensor, ...]
+    guide: Callable | None
+    trunk: Callable[[], nn.Module]
+    latent_numel: int
+    owner: nn.Module
+
+
+def _binary() -> Tensor:
+    return torch.bernoulli(torch.full((B, D), 0.4))
+
+
+def linear_vae() -> Built:
+    vae = VAE(NormalHead(D, 3, scale=1.0, learn_scale=True), MLP(3, [], D), GaussianLikelihood(scale=0.5, learn_scale=True), 3)
+    return Built(vae.model, (torch.randn(B, D),), vae.guide, lambda: MLP(D, [8], 8), 3, vae)
+
+
+def mlp_vae() -> Built:
+    vae = VAE(Chain(MLP(D, [8], 8), NormalHead(8, 3)), MLP(3, [8], D), BernoulliLikelihood(), 3)
+    return Built(vae.model, (_binary(),), vae.guide, lambda: MLP(D, [8], 8), 3, vae)
+
+
+def conv_vae() -> Built:
+    shape = (1, 5, 6)
+    encoder = Chain(ConvEncoder(shape, [2, 3], 8, num_residual=1), NormalHead(8, 3))
+    vae = VAE(encoder, ConvDecoder(3, [3, 2], shape), BernoulliLikelihood(event_dim=3), 3)
+    x = torch.bernoulli(torch.full((B, *shape), 0.4))
+    return Built(vae.model, (x,), vae.guide, lambda: ConvEncoder(shape, [2], 8), 3, vae)
+
+
+def conditional_vae() -> Built:
+    encoder = Chain(MLP(D + 4, [8], 8), NormalHead(8, 3))
+    prior = Chain(MLP(4, [8], 8), NormalHead(8, 3))
+    cvae = ConditionalVAE(encoder, MLP(3 + 4, [8], D), BernoulliLikelihood(), 3, prior=prior, embedding=OneHot(4))
+    args = (_binary(), torch.arange(B) % 4)
+    return Built(cvae.model, args, cvae.guide, lambda: _Pairwise(MLP(D + 4, [8], 8)), 3, cvae)
+
+
+class _Pairwise(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.embedding = net, OneHot(4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.net(x, self.embedding(y))
+
+
+def _hierarchical(*, skip: bool, top_down: bool) -> Built:
+    dims = [4, 3, 2]
+    above = [sum(dims[i + 1 :]) if skip else dims[i + 1] for i in range(2)]
+    priors = [Chain(MLP(a, [8], 8), NormalHead(8, d)) for a, d in zip(above, dims, strict=False)]
+    if top_down:
+        widths = [D + a for a in above] + [D]
+    else:
+        widths = [D] + [D + sum(dims[: i + 1]) if skip else dims[i] for i in range(2)]
+    encoders = [Chain(MLP(w, [8], 8), NormalHead(8, d)) for w, d in zip(widths, dims, strict=True)]
+    decoder = MLP(sum(dims) if skip else dims[0], [8], D)
+    hvae = HierarchicalVAE(encoders, priors, decoder, BernoulliLikelihood(), dims, skip=skip, top_down=top_down)
+    return Built(hvae.model, (_binary(),), hvae.guide, lambda: MLP(D, [8], 8), sum(dims), hvae)
+
+
+def user_poisson() -> Built:
+    """A user's program: counts with two latent sites, one of them a scalar, and a plain module in a closure."""
+    decoder = MLP(2, [8], D)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("cells", len(x)):
+            size = pyro.sample("size", dist.Normal(x.new_zeros(()), 0.3))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("counts", dist.Poisson((decoder(z) + size.unsqueeze(-1)).clamp(-5, 5).exp()).to_event(1), obs=x)
+
+    x = torch.poisson(torch.full((B, D), 2.0))
+    return Built(model, (x,), None, lambda: MLP(D, [8], 8), 3, decoder)
+
+
+def user_constrained() -> Built:
+    """A user's program with constrained latents: a positive rate and a point on the simplex."""
+    decoder = MLP(4, [8], D)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(x.new_tensor(3.0), x.new_tensor(1.0)))
+            share = pyro.sample("share", dist.Dirichlet(x.new_ones(3)))
+            z = torch.cat([rate.unsqueeze(-1).expand(share.shape[:-1] + (1,)), share], -1)
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    return Built(model, (torch.randn(B, D),), None, lambda: MLP(D, [8], 8), 3, decoder)
+
+
+MODELS: dict[str, Callable[[], Built]] = {
+    "linear_vae": linear_vae,
+    "mlp_vae": mlp_vae,
+    "conv_vae": conv_vae,
+    "conditional_vae": conditional_vae,
+    "hierarchical_markovian_bottom_up": lambda: _hierarchical(skip=False, top_down=False),
+    "hierarchical_markovian_top_down": lambda: _hierarchical(skip=False, top_down=True),
+    "hierarchical_skip_bottom_up": lambda: _hierarchical(skip=True, top_down=False),
+    "hierarchical_skip_top_down": lambda: _hierarchical(skip=True, top_down=True),
+    "user_poisson": user_poisson,
+    "user_constrained": user_constrained,
+}
+
+GUIDES: dict[str, Callable[[Built], Callable | None]] = {
+    "own": lambda b: b.guide,
+    "normal": lambda b: AmortizedNormal(b.model, Chain(b.trunk(), NormalHead(8, b.latent_numel))),
+    "multivariate_normal": lambda b: AmortizedMultivariateNormal(
+        b.model, Chain(b.trunk(), MultivariateNormalHead(8, b.latent_numel))
+    ),
+}
+
+BOUNDS: dict[str, Callable] = {
+    "trace": Trace_ELBO,
+    "trace_vectorized": lambda: Trace_ELBO(num_particles=3, vectorize_particles=True),
+    "mean_field": TraceMeanField_ELBO,
+    "enum": lambda: TraceEnum_ELBO(strict_enumeration_warning=False),
+    "importance_weighted": lambda: ImportanceWeighted_ELBO(3),
+    "free_bits": lambda: FreeBits_ELBO(0.05),
+}
+
+
+def undefined(model: str, guide: str, bound: str) -> bool:
+    """Combinations that must be refused: analytic KLs with a guide that runs against the model's order."""
+    return bound == "mean_field" and guide == "own" and model.endswith("bottom_up")
+
+
+CASES = [
+    (m, g, b)
+    for m in MODELS
+    for g in GUIDES
+    for b in BOUNDS
+    if not (g == "own" and m.startswith("user_"))
+]
+PAIRS = sorted({(m, g) for m, g, _ in CASES})
