@@ -47,7 +47,8 @@ def _binary() -> Tensor:
 
 
 def linear_vae() -> Built:
-    vae = VAE(NormalHead(D, 3, scale=1.0, learn_scale=True), MLP(3, [], D), GaussianLikelihood(scale=0.5, learn_scale=True), 3)
+    encoder, likelihood = NormalHead(D, 3, scale=1.0, learn_scale=True), GaussianLikelihood(scale=0.5, learn_scale=True)
+    vae = VAE(encoder, MLP(3, [], D), likelihood, 3)
     return Built(vae.model, (torch.randn(B, D),), vae.guide, lambda: MLP(D, [8], 8), 3, vae)
 
 
@@ -119,7 +120,7 @@ def user_constrained() -> Built:
         with pyro.plate("data", len(x)):
             rate = pyro.sample("rate", dist.Gamma(x.new_tensor(3.0), x.new_tensor(1.0)))
             share = pyro.sample("share", dist.Dirichlet(x.new_ones(3)))
-            z = torch.cat([rate.unsqueeze(-1).expand(share.shape[:-1] + (1,)), share], -1)
+            z = torch.cat([rate.unsqueeze(-1).expand((*share.shape[:-1], 1)), share], -1)
             pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
 
     return Built(model, (torch.randn(B, D),), None, lambda: MLP(D, [8], 8), 3, decoder)
@@ -161,11 +162,5 @@ def undefined(model: str, guide: str, bound: str) -> bool:
     return bound == "mean_field" and guide == "own" and model.endswith("bottom_up")
 
 
-CASES = [
-    (m, g, b)
-    for m in MODELS
-    for g in GUIDES
-    for b in BOUNDS
-    if not (g == "own" and m.startswith("user_"))
-]
+CASES = [(m, g, b) for m in MODELS for g in GUIDES for b in BOUNDS if not (g == "own" and m.startswith("user_"))]
 PAIRS = sorted({(m, g) for m, g, _ in CASES})

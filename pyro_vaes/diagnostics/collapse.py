@@ -3,11 +3,12 @@
 For a latent unit i with posterior q(z_i | x) and prior p(z_i | parents):
 
     KL_i          E_x KL(q(z_i | x) || p(z_i))                                          nats
-    active units  Burda et al. (2016): Var_x E[z_i | x] > 0.01
+    active units  Burda et al. (2016): Var_x E[z_i | x] > 0.01; where E[z_i | x] is an average of S draws, their
+                  variance over S is subtracted
     active pairs  share of (datum, unit) pairs with KL >= 0.01
     (eps, delta)  Lucas et al. (2019): the unit is collapsed iff P_x[KL(q(z_i | x) || p(z_i)) < eps] >= 1 - delta
     I_q(x; z)     E log q(z | x) / q(z), with q(z) the mixture of the N posteriors at hand; 0 <= I_q <= min(E KL, log N)
-    aggregate KL  KL(q(z) || p(z)) = E KL - I_q
+    aggregate KL  KL(q(z) || p(z)) = E KL - I_q, where every datum has the same prior p(z)
 
 References:
     | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519
@@ -19,14 +20,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pyro.distributions import Independent
+from pyro.distributions import Delta, Independent
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vaes.diagnostics.particles import Draws, Particles
 from pyro_vaes.infer.bound import Program
-from pyro_vaes.infer.check import mean_field_violations
+from pyro_vaes.infer.importance import DataPlate
+from pyro_vaes.infer.mean_field import mean_field_violations
 
 __all__ = ["CollapseReport", "SiteCollapse", "collapse_report"]
 
@@ -37,31 +39,56 @@ ACTIVE_VARIANCE = ACTIVE_KL = 0.01
 class SiteCollapse:
     """One latent site with d units, measured on N data; nats.
 
+    A guide that draws several sites from one joint distribution has one entry for all of them, ``"a, b"``.
+
     Attributes:
         name: The site.
-        kl: KL of each unit, ``(d,)`` (one number for the site where the distributions do not factorise).
-        kl_error: Standard error of that mean over the data, ``(d,)``.
-        kl_per_datum: ``(N, d)``.
-        mean_variance: Var_x E[z_i | x], ``(d,)``.
-        mutual_information: I_q(x; z) estimated with a mixture of N posteriors, at most log N; nan for a site whose
-            posterior the guide draws given other latents.
-        aggregate_kl: E KL - I_q; nan likewise.
-        analytic: Whether the KLs are closed forms rather than one-sample estimates.
+        kl_draws: KL of each datum and unit given S draws of the other latents, ``(S, N, d)``; S = 1 where the posterior
+            depends on the datum alone, and for estimates, which are averages over draws. d = 1 where the
+            distributions do not factorise.
+        mean_variance: Var_x E[z_i | x], one for each element of z.
+        mutual_information: I_q(x; z) estimated with a mixture of ``mixture_size`` posteriors, at most the logarithm of
+            that; nan for a site whose posterior the guide draws given other latents.
+        mutual_information_error: Its standard error over the data.
+        mixture_size: Number of posteriors in the mixture.
+        aggregate_kl: E KL - I_q over the data of the mixture; nan likewise, and where the prior depends on other
+            latents or on the datum, for then I_q is no part of E KL.
+        analytic: Whether the KLs are closed forms rather than estimates from draws.
     """
 
     name: str
-    kl: Tensor
-    kl_error: Tensor
-    kl_per_datum: Tensor
+    kl_draws: Tensor
     mean_variance: Tensor
     mutual_information: float
+    mutual_information_error: float
+    mixture_size: int
     aggregate_kl: float
     analytic: bool
+
+    @property
+    def kl_per_datum(self) -> Tensor:
+        """KL of each datum and unit, ``(N, d)``."""
+        return self.kl_draws.mean(0)
+
+    @property
+    def kl(self) -> Tensor:
+        """KL of each unit, ``(d,)``."""
+        return self.kl_per_datum.mean(0)
+
+    @property
+    def kl_error(self) -> Tensor:
+        """Standard error of :attr:`kl` over the data, ``(d,)``."""
+        return _standard_error(self.kl_per_datum)
 
     @property
     def total_kl(self) -> float:
         """Sum over the units, nats per datum."""
         return self.kl.sum().item()
+
+    @property
+    def total_kl_error(self) -> float:
+        """Standard error of :attr:`total_kl` over the data."""
+        return _standard_error(self.kl_per_datum.sum(1)).item()
 
     @property
     def active_units(self) -> int:
@@ -71,10 +98,12 @@ class SiteCollapse:
     @property
     def active_pairs(self) -> float:
         """Share of (datum, unit) pairs with a KL of at least 0.01 nats."""
-        return (self.kl_per_datum >= ACTIVE_KL).double().mean().item()
+        return (self.kl_draws >= ACTIVE_KL).double().mean().item()
 
     def collapse_curve(self, epsilon: Tensor | None = None, delta: float = 0.05) -> tuple[Tensor, Tensor]:
         """Share of units that are (epsilon, delta)-collapsed, against epsilon.
+
+        The probability is over the data and, for a site that the guide draws given other latents, over these.
 
         Arguments:
             epsilon: Thresholds in nats; 100 from 1e-3 to 10 by default.
@@ -85,9 +114,15 @@ class SiteCollapse:
         """
         if not 0 <= delta < 1:
             raise ValueError(f"delta is a share of the data in [0, 1), but got {delta}.")
-        epsilon = torch.logspace(-3, 1, 100, dtype=self.kl_per_datum.dtype) if epsilon is None else epsilon
-        below = (self.kl_per_datum < epsilon[:, None, None]).double().mean(1)  # (epsilons, units)
-        return epsilon, (below >= 1 - delta - 1e-12).double().mean(1)
+        kl = self.kl_draws.flatten(0, 1)  # (S * N, d)
+        epsilon = torch.logspace(-3, 1, 100, dtype=kl.dtype) if epsilon is None else epsilon
+        enough = math.ceil((1 - delta) * len(kl) - 1e-9)  # so many must lie below epsilon
+        smallest = kl.kthvalue(max(enough, 1), dim=0).values  # a unit is collapsed from here on
+        return epsilon, (smallest < epsilon[:, None]).double().mean(1)
+
+
+def _standard_error(x: Tensor) -> Tensor:
+    return x.std(0) / math.sqrt(len(x)) if len(x) > 1 else torch.full_like(x[0], math.nan)
 
 
 @dataclass(frozen=True)
@@ -101,18 +136,20 @@ class CollapseReport:
         return self.sites[name]
 
     def __str__(self) -> str:
+        width = max(8, *(len(name) + 2 for name in self.sites))
         lines = [
-            f"{'site':<8}{'units':>6}{'KL':>9}{'±':>7}{'active (Burda)':>16}{'pairs KL>=.01':>15}{'collapsed (.1, .05)':>21}"
-            f"{'I(x;z)':>9}{'agg. KL':>9}"
+            f"{'site':<{width}}{'units':>6}{'KL':>9}{'±':>7}{'active (Burda)':>16}{'pairs KL>=.01':>15}"
+            f"{'collapsed (.1, .05)':>21}{'I(x;z)':>9}{'±':>7}{'agg. KL':>9}"
         ]
         for site in self.sites.values():
             _, collapsed = site.collapse_curve(torch.tensor([0.1], dtype=site.kl.dtype))
-            error = site.kl_per_datum.sum(1).std().item() / math.sqrt(self.num_data) if self.num_data > 1 else math.nan
             lines.append(
-                f"{site.name:<8}{len(site.kl):>6}{site.total_kl:>9.3f}{error:>7.3f}{site.active_units:>16}"
-                f"{site.active_pairs:>15.1%}{collapsed.item():>21.1%}{site.mutual_information:>9.3f}{site.aggregate_kl:>9.3f}"
+                f"{site.name:<{width}}{len(site.mean_variance):>6}{site.total_kl:>9.3f}{site.total_kl_error:>7.3f}"
+                f"{site.active_units:>16}{site.active_pairs:>15.1%}{collapsed.item():>21.1%}"
+                f"{site.mutual_information:>9.3f}{site.mutual_information_error:>7.3f}{site.aggregate_kl:>9.3f}"
             )
-        lines.append(f"nats per datum, N = {self.num_data}; I(x;z) cannot exceed log N = {math.log(self.num_data):.2f}")
+        bound = math.log(next(iter(self.sites.values())).mixture_size)
+        lines.append(f"nats per datum, N = {self.num_data}; the estimate of I(x;z) cannot exceed {bound:.2f}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -138,105 +175,203 @@ def collapse_report(
         model: The model.
         guide: The guide.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader.
-        num_samples: Draws per datum for what has no closed form.
+        num_samples: Draws S per datum for what has no closed form.
         batch_size: Rows per pass.
-        max_mixture: Data in the mixture that estimates the mutual information (its cost is quadratic).
+        max_mixture: Data in the mixture that estimates the mutual information (its cost is quadratic); of more data,
+            batches are taken at even distances.
         seed: Seed of the draws.
     """
-    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=num_samples, seed=seed)
-    parts: dict[str, list[_Part]] = {}
+    for name, number in (("num_samples", num_samples), ("max_mixture", max_mixture)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, but got {number}.")
+    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
+    parts: dict[_Entry, list[_Part]] = {}
     violating: set[str] | None = None
     dependent: set[str] = set()
-    for args in particles.rows():
-        if violating is None:
-            violating, dependent = mean_field_violations(particles.pair, args)
-        draws = [particles.draw(args, 1) for _ in range(num_samples)]
-        for name in draws[0].latents():
-            parts.setdefault(name, []).append(_measure(name, draws, closed=name not in violating))
-    sites = {}
     num_data = 0
-    for name, pieces in parts.items():
-        kl = torch.cat([p.kl for p in pieces])
-        mean = torch.cat([p.mean for p in pieces])
-        num_data = len(kl)
-        information = math.nan
-        if name not in dependent:
-            information = _mutual_information(pieces, max_mixture)
-        sites[name] = SiteCollapse(
-            name=name,
-            kl=kl.mean(0),
-            kl_error=kl.std(0) / math.sqrt(num_data) if num_data > 1 else torch.full_like(kl[0], math.nan),
-            kl_per_datum=kl,
-            mean_variance=mean.var(0, correction=0),
-            mutual_information=information,
-            aggregate_kl=kl.sum(1).mean().item() - information,
-            analytic=pieces[0].analytic,
-        )
+    with particles.rows() as rows:
+        for args in rows:
+            if violating is None:
+                violating, dependent = mean_field_violations(particles.pair, args)
+            draws = [particles.draw(args, 1) for _ in range(num_samples)]
+            size = draws[0].log_weights.shape[1]
+            size = size if particles.limit is None else min(size, particles.limit - num_data)
+            num_data += size
+            for entry in _entries(draws[0]):
+                closed = not violating & set(entry.latents)
+                parts.setdefault(entry, []).append(_measure(entry, draws, particles.plate, size, closed=closed))
+    sites = {e.name: _summarise(e, p, max_mixture, dependent=e.posterior[0] in dependent) for e, p in parts.items()}
     return CollapseReport(sites, num_data)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Latent sites that are measured together, and the sites of the guide whose densities are their posterior."""
+
+    latents: tuple[str, ...]
+    posterior: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.latents)
+
+
+def _entries(draw: Draws) -> list[_Entry]:
+    """One entry for each latent site; one for all those that are functions of auxiliary sites of the guide."""
+    latents = draw.latents()
+    auxiliary = tuple(n for n in draw.guide_sites if n not in latents)
+    joint = tuple(n for n, s in latents.items() if isinstance(s["fn"], Delta)) if auxiliary else ()
+    single = [_Entry((n,), (n,)) for n in latents if n not in joint]
+    return [*([_Entry(joint, auxiliary)] if joint else []), *single]
 
 
 @dataclass
 class _Part:
-    """One batch of one site: KLs ``(B, d)``, posterior means ``(B, d)``, a draw, and the posterior itself."""
+    """One batch of B data of one entry.
+
+    Attributes:
+        kl: ``(S, B, d)``, or ``(1, B, d)`` where it is the same for all draws or an average over them.
+        means: Posterior means given S draws, ``(S, B, units)``.
+        draw: The distribution of each site of the posterior, and a draw of it.
+        size: B.
+        plate: The data plate.
+        analytic: Whether the KLs are closed forms.
+        one_prior: Whether the prior is the same for all data.
+    """
 
     kl: Tensor
-    mean: Tensor
-    value: Tensor
-    posterior: torch.distributions.Distribution
+    means: Tensor
+    draw: list[tuple[torch.distributions.Distribution, Tensor]]
+    size: int
+    plate: DataPlate
     analytic: bool
+    one_prior: bool
+
+    def log_densities(self, of: "_Part") -> Tensor:
+        """log q(z_j | x_i) of the draws z_j of a part under the posteriors of this one, ``(of.size, self.size)``."""
+        total = torch.zeros(())
+        for (fn, _), (_, value) in zip(self.draw, of.draw, strict=True):
+            event_dim = len(fn.event_shape)
+            # rows in front of all batch dimensions, and 1 where they were: (B_j, ..., 1, ..., *event)
+            value = value.movedim(self.plate.dim - event_dim, 0).unsqueeze(self.plate.dim - event_dim)
+            log_prob = fn.log_prob(value).movedim(self.plate.dim, 1)  # (B_j, B_i, ...)
+            total = total.to(log_prob) + log_prob.reshape(*log_prob.shape[:2], -1).sum(-1)
+        return total[: of.size, : self.size].double().cpu()
 
 
-def _measure(name: str, draws: list[Draws], *, closed: bool) -> _Part:
+def _measure(entry: _Entry, draws: list[Draws], plate: DataPlate, size: int, *, closed: bool) -> _Part:
     kls, means, analytic = [], [], closed
     for draw in draws:
-        kl, analytic = _kl(draw.guide_sites[name], draw.model_sites[name], closed)
+        kl, analytic = _kl(entry, draw, plate, closed)
         kls.append(kl)
-        means.append(_mean(draw.guide_sites[name]).flatten(1))
-    site = draws[0].guide_sites[name]
+        means.append(torch.cat([_mean(draw.guide_sites[n], plate) for n in entry.latents], dim=1))
+    kl = torch.stack(kls).double().cpu()[:, :size]
+    if not analytic or (kl == kl[0]).all():
+        kl = kl.mean(0, keepdim=True)
+    sites = draws[0].guide_sites
     return _Part(
-        torch.stack(kls).mean(0).double().cpu(),
-        torch.stack(means).mean(0).double().cpu(),
-        site["value"][0],
-        site["fn"],
-        analytic,
+        kl=kl,
+        means=torch.stack(means).double().cpu()[:, :size],
+        draw=[(sites[n]["fn"], sites[n]["value"][0]) for n in entry.posterior],
+        size=size,
+        plate=plate,
+        analytic=analytic,
+        one_prior=all(_same_for_all(draws[0].model_sites[n], plate) for n in entry.latents),
     )
 
 
-def _kl(q_site: Message, p_site: Message, closed: bool) -> tuple[Tensor, bool]:
+def _rows_first(tensor: Tensor, event_dim: int, plate: DataPlate) -> Tensor:
+    """``(*batch, *event)`` as ``(B, everything else)``."""
+    tensor = tensor.movedim(plate.dim - event_dim, 0)
+    return tensor.reshape(len(tensor), -1)
+
+
+def _kl(entry: _Entry, draw: Draws, plate: DataPlate, closed: bool) -> tuple[Tensor, bool]:
     """KL per datum and unit ``(B, d)`` of one draw, and whether it is a closed form; ``(B, 1)`` without units."""
+    q_site, p_site = draw.guide_sites[entry.latents[0]], draw.model_sites[entry.latents[0]]
     q, p, value = q_site["fn"], p_site["fn"], q_site["value"][0]
-    rows = len(value)
-    factorises = isinstance(q, Independent) and isinstance(p, Independent)
-    if closed:
+    joint = entry.posterior != entry.latents
+    factorises = not joint and isinstance(q, Independent) and isinstance(p, Independent)
+    if factorises and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
+        event_dim = q.reinterpreted_batch_ndims
+        q, p = q.base_dist, p.base_dist
+    else:
+        event_dim = 0
+    if closed and not joint and not isinstance(q, Delta):
         try:
-            kl = kl_divergence(q.base_dist, p.base_dist) if factorises else kl_divergence(q, p)
-            return kl.reshape(rows, -1), True
+            return _rows_first(kl_divergence(q, p), event_dim, plate), True
         except NotImplementedError:
             pass
-    if factorises:
-        return (q.base_dist.log_prob(value) - p.base_dist.log_prob(value)).reshape(rows, -1), False
-    return (q.log_prob(value) - p.log_prob(value)).reshape(rows, 1), False
+    if not joint:
+        log_ratio = _rows_first(q.log_prob(value) - p.log_prob(value), event_dim, plate)
+    else:
+        log_q = [_log_density(draw.guide_sites[n], plate) for n in (*entry.posterior, *entry.latents)]
+        log_p = [_log_density(draw.model_sites[n], plate) for n in entry.latents]
+        log_ratio = torch.cat(log_q, dim=1).sum(1, keepdim=True) - torch.cat(log_p, dim=1).sum(1, keepdim=True)
+    return log_ratio, False
 
 
-def _mean(site: Message) -> Tensor:
-    """The posterior mean ``(B, ...)``, or the draw where the distribution has none."""
+def _log_density(site: Message, plate: DataPlate) -> Tensor:
+    """log-density of a site's first draw, ``(B, 1)``."""
+    return _rows_first(site["fn"].log_prob(site["value"][0]), 0, plate).sum(1, keepdim=True)
+
+
+def _mean(site: Message, plate: DataPlate) -> Tensor:
+    """The posterior mean ``(B, units)``, or the draw where the distribution has none."""
     try:
-        mean = site["fn"].mean
+        mean = site["fn"].mean.expand(site["value"].shape)[0]
     except NotImplementedError:
-        return site["value"][0]
-    return mean.reshape(site["value"].shape[1:])
+        mean = site["value"][0]
+    return _rows_first(mean, len(site["fn"].event_shape), plate)
 
 
-def _mutual_information(pieces: list[_Part], max_mixture: int) -> float:
-    """E log q(z|x) - log q(z) with q(z) the mixture of the posteriors of all data, at one draw for each datum."""
-    used, rows = [], 0
-    for piece in pieces:
-        if rows < max_mixture:
-            used.append(piece)
-            rows += len(piece.value)
-    own, columns = [], []
-    for piece in used:
-        own.append(piece.posterior.log_prob(piece.value).reshape(-1))
-        others = [p.posterior.log_prob(piece.value.unsqueeze(1)).reshape(len(piece.value), -1) for p in used]
-        columns.append(torch.cat(others, dim=1).logsumexp(1) - math.log(rows))
-    return (torch.cat(own) - torch.cat(columns)).double().mean().item()
+def _same_for_all(site: Message, plate: DataPlate) -> bool:
+    """Whether the prior of a site is the same for all rows: whether all give one row's value the same density."""
+    event_dim = len(site["fn"].event_shape)
+    value = site["value"][0]
+    one = value.narrow(plate.dim - event_dim, 0, 1).expand_as(value)
+    log_prob = _rows_first(site["fn"].log_prob(one), 0, plate)
+    return torch.allclose(log_prob, log_prob[:1].expand_as(log_prob), rtol=1e-5, atol=1e-6)
+
+
+def _summarise(entry: _Entry, parts: list[_Part], max_mixture: int, *, dependent: bool) -> SiteCollapse:
+    draws = max(len(p.kl) for p in parts)
+    kl = torch.cat([p.kl.expand(draws, -1, -1) for p in parts], dim=1)
+    means = torch.cat([p.means for p in parts], dim=1)  # (S, N, units)
+    variance = means.mean(0).var(0, correction=0)
+    if len(means) > 1:  # what the draws add to the variance of their average
+        variance = variance - means.var(0).mean(0) / len(means)
+    used = _spread(parts, max_mixture)
+    size = sum(p.size for p in used)
+    information = torch.full((size,), math.nan, dtype=kl.dtype) if dependent else _mutual_information(used)
+    divergence = torch.cat([p.kl.mean(0).sum(1) for p in used])
+    one_prior = all(p.one_prior for p in parts)
+    return SiteCollapse(
+        name=entry.name,
+        kl_draws=kl,
+        mean_variance=variance,
+        mutual_information=information.mean().item(),
+        mutual_information_error=_standard_error(information).item(),
+        mixture_size=size,
+        aggregate_kl=(divergence - information).mean().item() if one_prior else math.nan,
+        analytic=parts[0].analytic,
+    )
+
+
+def _spread(parts: list[_Part], max_mixture: int) -> list[_Part]:
+    """Parts at even distances that hold about so many rows: the data may be sorted."""
+    total = sum(p.size for p in parts)
+    if total <= max_mixture:
+        return parts
+    number = max(1, len(parts) * max_mixture // total)
+    return [parts[i * len(parts) // number] for i in range(number)]
+
+
+def _mutual_information(parts: list[_Part]) -> Tensor:
+    """log q(z|x) - log q(z) at one draw for each datum, ``(N,)``, with q(z) the mixture of all data's posteriors."""
+    terms = []
+    for j, part in enumerate(parts):
+        log_q = [other.log_densities(part) for other in parts]  # (B_j, B_i) each
+        mixture = torch.cat(log_q, dim=1)
+        terms.append(log_q[j].diagonal() - mixture.logsumexp(1) + math.log(mixture.shape[1]))
+    return torch.cat(terms)

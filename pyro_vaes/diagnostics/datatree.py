@@ -6,18 +6,20 @@ log importance weight of each draw and the Pareto k-hat of each datum. There is 
 k-hat and the effective sample size of the weights say how good the guide is.
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import arviz as az
 import numpy as np
 import torch
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from xarray import Dataset, DataTree
 
 from pyro_vaes.diagnostics.likelihood import pareto_khat
-from pyro_vaes.diagnostics.particles import Draws, Particles
+from pyro_vaes.diagnostics.particles import Args, Particles, aligned, was_observed
 from pyro_vaes.infer.bound import Program
 
 if TYPE_CHECKING:
@@ -25,7 +27,19 @@ if TYPE_CHECKING:
 
 __all__ = ["summary", "to_datatree", "to_inference_data"]
 
+Key = tuple[str, str]
 Groups = dict[str, dict[str, tuple[list[str], np.ndarray]]]
+
+GROUPS = (
+    "posterior",
+    "prior",
+    "posterior_predictive",
+    "prior_predictive",
+    "log_likelihood",
+    "sample_stats",
+    "observed_data",
+    "constant_data",
+)
 
 
 def to_datatree(
@@ -37,13 +51,15 @@ def to_datatree(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[object]] | None = None,
     pointwise: bool = False,
+    groups: Collection[str] = GROUPS,
     batch_size: int = 128,
     chunk_size: int = 50,
     seed: int = 0,
 ) -> DataTree:
     """Draw from a pair and collect everything into an ArviZ ``DataTree``.
 
-    Draws are streamed to the CPU in chunks.
+    Draws are streamed to the CPU in chunks. The predictive groups are as large as the data times the draws: leave them
+    out of ``groups`` for many draws of many images.
 
     Arguments:
         model: The model.
@@ -54,6 +70,7 @@ def to_datatree(
         coords: Coordinate values by dimension.
         pointwise: Whether log_likelihood is per element of the observation (as LOO-PIT plots want it) rather than per
             datum with events summed.
+        groups: Names of the groups wanted.
         batch_size: Rows per pass.
         chunk_size: Draws per pass.
         seed: Seed of the draws.
@@ -69,16 +86,29 @@ def to_datatree(
         >>> dict(tree.posterior.sizes)
         {'chain': 1, 'draw': 10, 'data': 5, 'z_dim_0': 2}
     """
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown or draws < 1:
+        raise ValueError(f"draws must be at least 1 and groups among {list(GROUPS)}, but got {draws} and {unknown}.")
     particles = Particles(
-        model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed, pointwise=pointwise
+        model,
+        guide,
+        data,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        seed=seed,
+        scored=True,
+        pointwise=pointwise,
     )
-    collector = _Collector(particles, draws, dict(dims or {}), pointwise)
-    given = dict(coords or {})
+    collected = _Collector(particles, draws, dict(dims or {}), frozenset(groups)).collect()
+    given, plate = dict(coords or {}), particles.plate.name
     tree = {}
-    for group, variables in collector.collect().items():
-        sizes = {d: n for names, array in variables.values() for d, n in zip(names, array.shape, strict=True)}
+    for group in sorted(collected, key=GROUPS.index):
+        sizes = {d: n for names, array in collected[group].values() for d, n in zip(names, array.shape, strict=True)}
         axes = {d: given.get(d, np.arange(n)) for d, n in sizes.items()}
-        tree[group] = Dataset(variables, coords=axes, attrs={"inference_library": "pyro", "sampling_method": "guide"})
+        wrong = {d: len(values) for d, values in axes.items() if len(values) != sizes[d]}
+        if wrong:
+            raise ValueError(f"coords have lengths {wrong}, but these dimensions have sizes {sizes}.")
+        tree[group] = Dataset(collected[group], coords=axes, attrs={"inference_library": "pyro", "data_plate": plate})
     return DataTree.from_dict(tree)
 
 
@@ -91,7 +121,7 @@ def to_inference_data(model: Program, guide: Program, data: object, draws: int =
     if int(az.__version__.split(".")[0]) >= 1:
         raise ImportError(f"ArviZ {az.__version__} has no InferenceData: use to_datatree.")
     tree = to_datatree(model, guide, data, draws, **options)  # type: ignore[arg-type]
-    return az.InferenceData(**{name: node.to_dataset() for name, node in tree.children.items()})
+    return az.InferenceData(**{name: node.to_dataset() for name, node in tree.children.items()})  # type: ignore[arg-type]
 
 
 def summary(tree: DataTree, *, group: str = "posterior", datum: int | None = None) -> "pd.DataFrame":
@@ -104,7 +134,7 @@ def summary(tree: DataTree, *, group: str = "posterior", datum: int | None = Non
             draws have the prior's spread whether or not a unit collapsed; look at single data for that.
     """
     dataset = tree[group].to_dataset()
-    plate = next(d for d in next(iter(dataset.data_vars.values())).dims if d not in ("chain", "draw"))
+    plate = dataset.attrs["data_plate"]
     if datum is not None:
         dataset = dataset.isel({plate: datum})
     else:
@@ -117,87 +147,109 @@ class _Collector:
     """Streams draws batch by batch into ``{group: {variable: (dimensions, array)}}``."""
 
     def __init__(
-        self, particles: Particles, draws: int, dims: dict[str, Sequence[str]], pointwise: bool
+        self, particles: Particles, draws: int, dims: dict[str, Sequence[str]], groups: frozenset[str]
     ) -> None:
-        self.particles, self.draws, self.event_names, self.pointwise = particles, draws, dims, pointwise
-        self.dims: dict[tuple[str, str], list[str]] = {}
+        self.particles, self.draws, self.event_names, self.groups = particles, draws, dims, groups
+        self.dims: dict[Key, list[str]] = {}
 
     def collect(self) -> Groups:
         particles = self.particles
         batches = []
-        for args in particles.rows():
-            chunks = [self._chunk(args, k) for k in particles.chunks(self.draws)]
-            batch = {key: torch.cat([c[key] for c in chunks]) for key in chunks[0]}
-            batches.append(batch | self._fixed(args, batch))
-        assert particles.plate is not None
+        with particles.rows() as rows:
+            for args in rows:
+                chunks = [self._chunk(args, k) for k in particles.chunks(self.draws)]
+                drawn = {key: torch.cat([c.pop(key) for c in chunks]) for key in list(chunks[0]) if self._varies(key)}
+                batches.append(drawn | chunks[0] | self._fixed(args, drawn, chunks[0]))
+        unknown = sorted(self.event_names.keys() - {name for _, name in self.dims})
+        if unknown:
+            raise ValueError(f"dims names the sites {unknown}, but there are only {sorted({n for _, n in self.dims})}.")
         groups: Groups = {}
-        for group, name in batches[0]:
+        for group, name in [k for k in batches[0] if k[0] in self.groups and all(k in b for b in batches)]:
             names = self.dims[group, name]
-            sampled = names[:1] == ["draw"]
-            array = torch.cat([b[group, name] for b in batches], dim=names.index(particles.plate.name)).numpy()
-            groups.setdefault(group, {})[name] = (["chain", *names], array[None]) if sampled else (names, array)
+            where = names.index(particles.plate.name)
+            array = torch.cat([b.pop((group, name)) for b in batches], dim=where)
+            if particles.limit is not None:
+                array = array.narrow(where, 0, particles.limit)
+            sampled = self._varies((group, name))
+            variable = (["chain", *names], array.numpy()[None]) if sampled else (names, array.numpy())
+            groups.setdefault(group, {})[name] = variable
         return groups
 
-    def _chunk(self, args: tuple[object, ...], num: int) -> dict[tuple[str, str], Tensor]:
-        """One pass of draws as ``{(group, variable): (draw, *plates, *event)}``."""
-        particles = self.particles
+    def _varies(self, key: Key) -> bool:
+        return self.dims[key][0] == "draw"
+
+    def _chunk(self, args: Args, num: int) -> dict[Key, Tensor]:
+        """One pass of draws as ``{(group, variable): (draw, *plates, *event)}``, and what was observed."""
+        particles, plate = self.particles, self.particles.plate
         draws = particles.draw(args, num)
-        found: dict[tuple[str, str], Tensor] = {}
+        found: dict[Key, Tensor] = {}
 
         def put(group: str, name: str, value: Tensor, dims: list[str]) -> None:
             found[group, name] = value.cpu()
-            self.dims[group, name] = ["draw", *dims]
+            self.dims[group, name] = dims
 
         latents = draws.latents()
         for name, site in latents.items():
-            put("posterior", name, site["value"], self._site_dims(name, site))
-        for name, site in _observations(draws).items():
-            event = site["log_prob"].dim() - 1 - len(_plates(site))
-            put("log_likelihood", name, site["log_prob"], [*_plates(site), *self._event_dims(name, site)[:event]])
-        for name, value in particles.replicate(args, draws).items():
-            put("posterior_predictive", name, value, self._site_dims(name, draws.model_sites[name]))
-        forward = [particles.prior(args) for _ in range(num)]
-        for name, site in forward[0].items():
-            group = "prior" if name in latents else "prior_predictive"
-            put(group, name, torch.stack([f[name]["value"] for f in forward]), self._site_dims(name, site))
-        assert particles.plate is not None
-        put("sample_stats", "log_weight", draws.log_weights, [particles.plate.name])
+            put("posterior", name, aligned(site, plate), ["draw", *self._site_dims(name, site)])
+        for name, site in draws.observations().items():
+            dims, plates = self._site_dims(name, site), self._plates(site)
+            put("observed_data", name, aligned(site, plate)[0], dims)
+            log_prob = aligned(site, plate, key="log_prob")
+            event = log_prob.dim() - 1 - len(plates)
+            put("log_likelihood", name, log_prob, ["draw", *plates, *dims[len(plates) :][:event]])
+        if "posterior_predictive" in self.groups:
+            for name, value in particles.replicate(args, draws).items():
+                put("posterior_predictive", name, value, ["draw", *self._site_dims(name, draws.model_sites[name])])
+        if self.groups & {"prior", "prior_predictive"}:
+            for name, site in particles.prior(args, num).items():
+                group = "prior_predictive" if was_observed(site) else "prior"
+                put(group, name, aligned(site, plate), ["draw", *self._site_dims(name, site)])
+        put("sample_stats", "log_weight", draws.log_weights, ["draw", plate.name])
+        # weights and observations are needed for k-hat and for telling the covariates
+        return {k: v for k, v in found.items() if k[0] in self.groups | {"sample_stats", "observed_data"}}
+
+    def _fixed(self, args: Args, drawn: dict[Key, Tensor], observed: dict[Key, Tensor]) -> dict[Key, Tensor]:
+        """What does not vary over draws: k-hat, and the arguments that are not observed."""
+        plate, index = self.particles.plate.name, self.particles.fixed.index
+        found = {("sample_stats", "khat"): pareto_khat(drawn["sample_stats", "log_weight"].double())}
+        self.dims["sample_stats", "khat"] = [plate]
+        rows = len(found["sample_stats", "khat"])
+        for name, value in zip(argument_names(self.particles.pair.model, len(args)), args, strict=True):
+            if not isinstance(value, Tensor) or not value.dim():
+                continue
+            value = (value if index is None else value[index.to(value.device)]).cpu()
+            if len(value) != rows or any(torch.equal(value, v) for v in observed.values() if v.shape == value.shape):
+                continue
+            found["constant_data", name] = value
+            self.dims["constant_data", name] = [plate, *(f"{name}_dim_{i}" for i in range(value.dim() - 1))]
         return found
 
-    def _fixed(
-        self, args: tuple[object, ...], batch: dict[tuple[str, str], Tensor]
-    ) -> dict[tuple[str, str], Tensor]:
-        """What does not vary over draws: the observations, further arguments, and k-hat."""
-        assert self.particles.plate is not None
-        plate = self.particles.plate.name
-        found = {("sample_stats", "khat"): pareto_khat(batch["sample_stats", "log_weight"].double())}
-        self.dims["sample_stats", "khat"] = [plate]
-        for name, site in _observations(self.particles.draw(args, 1)).items():
-            found["observed_data", name] = site["value"][0].cpu()
-            self.dims["observed_data", name] = self._site_dims(name, site)
-        for position, value in enumerate(args[1:], start=1):
-            if isinstance(value, Tensor) and value.dim() and len(value) == len(found["sample_stats", "khat"]):
-                name = f"argument_{position}"
-                found["constant_data", name] = value.cpu()
-                self.dims["constant_data", name] = [plate, *(f"{name}_dim_{i}" for i in range(value.dim() - 1))]
-        return found
+    def _plates(self, site: Message) -> list[str]:
+        """Names of the plates that hold a site, the data plate first."""
+        frames = sorted((f for f in site["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
+        first = self.particles.plate.name
+        return [first, *(f.name for f in frames if f.name not in (first, "_particles"))]
 
     def _site_dims(self, name: str, site: Message) -> list[str]:
-        return [*_plates(site), *self._event_dims(name, site)]
-
-    def _event_dims(self, name: str, site: Message) -> list[str]:
         number = len(site["fn"].event_shape)
         given = list(self.event_names.get(name, [f"{name}_dim_{i}" for i in range(number)]))
         if len(given) != number:
             raise ValueError(f"dims[{name!r}] names {len(given)} dimensions {given}, but its events have {number}.")
-        return given
+        dims = [*self._plates(site), *given]
+        if name in dims or len({*dims, "chain", "draw"}) != len(dims) + 2:
+            raise ValueError(
+                f"The dimensions {dims} of the site {name!r} must have different names, none of them the site's own, "
+                "'chain' or 'draw': rename the site or the plate, or pass other names in dims."
+            )
+        return dims
 
 
-def _observations(draws: Draws) -> dict[str, Message]:
-    """Observed sites with data (``pyro.factor`` statements have none)."""
-    return {n: s for n, s in draws.model_sites.items() if s["is_observed"] and type(s["fn"]).__name__ != "Unit"}
-
-
-def _plates(site: Message) -> list[str]:
-    frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != "_particles"]
-    return [f.name for f in sorted(frames, key=lambda f: f.dim)]
+def argument_names(program: Program, number: int) -> list[str]:
+    """What a program calls its first positional arguments."""
+    program = unwrap(program)
+    function = program.forward if isinstance(program, torch.nn.Module) else program
+    try:
+        names = list(inspect.signature(function).parameters)[:number]
+    except (TypeError, ValueError):
+        names = []
+    return names + [f"argument_{i}" for i in range(len(names), number)]

@@ -13,7 +13,9 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
@@ -23,6 +25,8 @@ from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.infer.bound import Program
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights", "pareto_khat"]
+
+T = TypeVar("T")
 
 
 def log_weights(
@@ -49,14 +53,23 @@ def log_weights(
         seed: Seed of the draws; the generators' states come back afterwards.
 
     Raises:
-        ValueError: A site lies outside the data plate.
+        ValueError: A site lies outside the data plate, the guide lacks a latent site, or data lie outside a support.
     """
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    batches = []
-    for args in particles.rows():
-        chunks = [particles.draw(args, k).log_weights.cpu() for k in particles.chunks(num_particles)]
-        batches.append(torch.cat(chunks))
-    return torch.cat(batches, dim=1)
+    return torch.cat(_by_batch(lambda w: w, particles, num_particles), dim=1)
+
+
+def _by_batch(reduce: Callable[[Tensor], T], particles: Particles, num_particles: int) -> list[T]:
+    """A function of the log weights ``(K, B)`` of each batch; only one batch's weights are held at a time."""
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
+    results, seen = [], 0
+    with particles.rows() as rows:
+        for args in rows:
+            weights = torch.cat([particles.draw(args, k).log_weights.cpu() for k in particles.chunks(num_particles)])
+            results.append(reduce(weights if particles.limit is None else weights[:, : particles.limit - seen]))
+            seen += weights.shape[1]
+    return results
 
 
 @dataclass(frozen=True)
@@ -83,10 +96,10 @@ class LogLikelihood:
         n = len(self.log_likelihood)
         spread = self.log_likelihood.std().item() / math.sqrt(n) if n > 1 else math.nan
         high = (self.khat > 0.7).double().mean().item()
+        tail = "k-hat needs 25 particles" if self.num_particles < 25 else f"k-hat > 0.7 for {high:.1%} of the data"
         return (
             f"IW-{self.num_particles} {self.log_likelihood.mean().item():.3f} ± {spread:.3f} nats per datum (N = {n}), "
-            f"ELBO {self.elbo.mean().item():.3f}, median ESS {self.ess.median().item():.1f}, "
-            f"k-hat > 0.7 for {high:.1%} of the data"
+            f"ELBO {self.elbo.mean().item():.3f}, median ESS {self.ess.median().item():.1f}, {tail}"
         )
 
     __repr__ = __str__
@@ -107,11 +120,9 @@ def log_likelihood(
     Weights are streamed: only those of one batch are held at a time.
     """
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    columns: list[tuple[Tensor, ...]] = []
-    for args in particles.rows():
-        chunks = [particles.draw(args, k).log_weights for k in particles.chunks(num_particles)]
-        columns.append(_summarise(torch.cat(chunks).double().cpu()))
-    return LogLikelihood(*(torch.cat(c) for c in zip(*columns, strict=True)), num_particles=num_particles)
+    columns = _by_batch(lambda w: _summarise(w.double()), particles, num_particles)
+    estimate, error, elbo, ess, khat = (torch.cat(c) for c in zip(*columns, strict=True))
+    return LogLikelihood(estimate, error, elbo, ess, khat, num_particles)
 
 
 def _summarise(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -125,19 +136,33 @@ def _summarise(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
-    """Pareto shape of the largest weights of each datum; ``(K, N) -> (N,)``, nan below 25 particles.
+    """Pareto shape of the largest weights of each datum.
 
-    The tail is the ``min(K / 5, 3 sqrt(K))`` largest weights. Weights that are all alike have no tail: minus infinity.
+    The tail is what exceeds the largest weight but M, with M = min(K / 5, 3 sqrt(K)). Where the M largest log weights
+    agree within 1e-3 nats there is no tail: minus infinity. Where fewer than 5 weights exceed a threshold that others
+    tie with, the fit is hopeless: infinity.
+
+    Arguments:
+        log_w: Log weights in nats, up to a constant for each datum, shape ``(K, N)``.
+
+    Returns:
+        Tensor with shape ``(N,)``; nan below 25 particles, or where log weights are not numbers.
     """
     num = len(log_w)
-    tail = math.ceil(min(0.2 * num, 3.0 * math.sqrt(num)))
-    if num < 25 or tail < 5:
+    if num < 25:
         return log_w.new_full(log_w.shape[1:], math.nan)
-    largest, _ = log_w.topk(tail + 1, dim=0)
+    tail = math.ceil(min(0.2 * num, 3.0 * math.sqrt(num)))
+    largest, _ = log_w.double().cpu().topk(tail + 1, dim=0)
+    return log_w.new_tensor([_tail_shape(column) for column in largest.T])
+
+
+def _tail_shape(largest: Tensor) -> float:
+    """The shape of weights in excess of the last, from their logarithms in descending order, ``(M + 1,)``."""
+    if not largest[0].isfinite():
+        return math.nan
+    if largest[0] - largest[-1] < 1e-3:  # below the rounding of float32 log-densities
+        return -math.inf
     weights = (largest - largest[0]).exp()
-    excess = weights[:-1] - weights[-1]  # over the threshold
-    khats = [
-        fit_generalized_pareto(e)[0] if e[0] > 0 and w[-1] > 0 else log_w.new_tensor(-math.inf)
-        for e, w in zip(excess.T, weights.T, strict=True)
-    ]
-    return torch.stack([torch.as_tensor(k, dtype=log_w.dtype) for k in khats])
+    excess = weights - weights[-1]
+    excess = excess[excess > 0]
+    return fit_generalized_pareto(excess)[0] if len(excess) >= 5 else math.inf

@@ -1,5 +1,6 @@
 """Draws from a pair, many at a time: latents, importance weights, replicated observations, streamed in chunks."""
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,14 +8,17 @@ from dataclasses import dataclass
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Independent, MaskedDistribution
+from pyro.distributions import Delta, ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.infer.batches import as_batches
+from pyro_vaes.diagnostics.handlers import FixedRows, WithoutData, is_factor
+from pyro_vaes.infer.batches import SourceBatches, as_batches
 from pyro_vaes.infer.bound import Program
+from pyro_vaes.infer.check import check
 from pyro_vaes.infer.importance import (
     DataPlate,
     find_data_plate,
@@ -24,21 +28,33 @@ from pyro_vaes.infer.importance import (
 )
 from pyro_vaes.infer.pair import Pair, preserve_rng
 
-__all__ = ["Draws", "Particles", "random_sites"]
+__all__ = ["Draws", "Particles", "aligned", "random_sites", "was_observed"]
 
 logger = logging.getLogger(__name__)
 
+Args = tuple[object, ...]
+Sites = dict[str, Message]
 
-def random_sites(trace: Trace, *, observed: bool | None = None) -> dict[str, Message]:
-    """Sample sites of a trace without plates' subsampling and deterministic ones; all, observed ones or latent ones."""
+
+def random_sites(trace: Trace, *, observed: bool | None = None) -> Sites:
+    """Sample sites that have a value of their own; all, observed ones or latent ones.
+
+    Left out: plates' subsampling, deterministic sites, and ``pyro.factor`` statements.
+    """
     return {
         name: site
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
+        and not is_factor(site)
         and (observed is None or site["is_observed"] == observed)
     }
+
+
+def was_observed(site: Message) -> bool:
+    """Whether a site of a program run without its data had some."""
+    return bool(site["infer"].get("was_observed"))
 
 
 @dataclass
@@ -47,25 +63,30 @@ class Draws:
 
     Attributes:
         log_weights: ``(K, B)``.
-        guide_sites: The guide's sites, values with shape ``(K, *plates, *event)``.
-        model_sites: The model's sites replayed against the guide, likewise; observed ones with a ``"log_prob"``
-            ``(K, *plates)``, or ``(K, *plates, *event)`` pointwise.
+        guide_sites: The guide's sites, values with shape ``(K, *batch, *event)``.
+        model_sites: The model's sites replayed against the guide, likewise. Where scores were asked for, observed ones
+            have a ``"log_prob"`` with shape ``(K, *batch)``, or ``(K, *batch, *event)`` pointwise.
     """
 
     log_weights: Tensor
-    guide_sites: dict[str, Message]
-    model_sites: dict[str, Message]
+    guide_sites: Sites
+    model_sites: Sites
 
-    def latents(self) -> dict[str, Message]:
+    def latents(self) -> Sites:
         """The guide's sites that are latent sites of the model."""
         return {n: s for n, s in self.guide_sites.items() if n in self.model_sites and not s["is_observed"]}
+
+    def observations(self) -> Sites:
+        """The model's sites that have data."""
+        return {n: s for n, s in self.model_sites.items() if s["is_observed"]}
 
 
 class Particles:
     """Draws from a pair under evaluation conditions; nothing of the pair changes.
 
     Particles are drawn in one pass where the programs broadcast over a leading dimension; that is tried out once,
-    against one pass per particle. Programs that do not broadcast are run particle by particle.
+    against one pass per particle. Programs that do not broadcast are run particle by particle. A program that takes all
+    N data and draws B of them itself is run on one block of B rows after the other, so that each row has its turn.
 
     Arguments:
         model: The model.
@@ -74,7 +95,12 @@ class Particles:
         batch_size: Rows per pass.
         chunk_size: Particles per pass.
         seed: Seed of the draws.
-        pointwise: Whether the observed sites' log-densities are per element of the events, where these factorise.
+        scored: Whether the observed sites' log-densities are kept.
+        pointwise: Whether these are per element of the events, where these factorise.
+
+    Attributes:
+        plate: The data plate, once there are rows.
+        limit: Number of data where the last block is filled up with rows that do not count; else None.
     """
 
     def __init__(
@@ -86,137 +112,248 @@ class Particles:
         batch_size: int = 128,
         chunk_size: int = 50,
         seed: int = 0,
+        scored: bool = False,
         pointwise: bool = False,
     ) -> None:
-        self.pointwise = pointwise
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1 particle per pass, but got {chunk_size}.")
         self.pair = Pair(model, guide)
-        self.place = self.pair.device() or torch.device("cpu")
-        self.batches = as_batches(data, batch_size, shuffle=False).to(self.place)
+        self.fixed = FixedRows()
+        self.pair.model, self.pair.guide = self.fixed(model), self.fixed(guide)
+        batches = as_batches(data, batch_size, shuffle=False)
+        place = self.pair.device()
+        if place is None:  # no module: the programs compute where the data are
+            tensors = getattr(getattr(batches, "source", None), "tensors", ())
+            place = next((t.device for t in tensors), torch.device("cpu"))
+        self.place, self.batches = place, batches.to(place)
         self.chunk_size, self.seed = chunk_size, seed
-        self.plate: DataPlate | None = None
+        self.scored, self.pointwise = scored or pointwise, pointwise
         self.vectorized = False
+        self.limit: int | None = None
+        self._plate: DataPlate | None = None
 
-    def rows(self) -> Iterator[tuple[object, ...]]:
-        """The programs' arguments, batch by batch, in evaluation mode and with the seed set."""
+    @property
+    def plate(self) -> DataPlate:
+        assert self._plate is not None
+        return self._plate
+
+    @contextlib.contextmanager
+    def rows(self) -> Iterator[Iterator[Args]]:
+        """The programs' arguments, pass by pass, in evaluation mode and with the seed set.
+
+        A context, ``with particles.rows() as rows: for args in rows: ...``, so that all comes back whatever is raised.
+        """
         with self.pair.evaluating(), pyro.validation_enabled(False):
             pyro.util.set_rng_seed(self.seed)
-            for batch in self.batches.epoch(self.seed, 0, self.place):
-                args = self.pair.arguments(batch)
-                if self.plate is None:
-                    self.plate = find_data_plate(self.pair.model, self.pair.guide, args)
-                    self.vectorized = self._broadcasts(args)
-                yield args
+            yield self._passes()
+
+    def _passes(self) -> Iterator[Args]:
+        for batch in self.batches.epoch(self.seed, 0, self.place):
+            args = self.pair.arguments(batch)
+            if self._plate is None:
+                whole = self._start(args)
+                if whole is not None:
+                    yield from self._blocks(whole)
+                    return
+            yield args
+
+    def _start(self, args: Args) -> Args | None:
+        """Find the plate and how to draw. Returns all N data for a program that draws its rows from them itself."""
+        failure, whole = None, None
+        try:
+            self._plate = find_data_plate(self.pair.model, self.pair.guide, args)
+        except (RuntimeError, ValueError, IndexError) as error:
+            failure = error
+        candidate = self._all_data(args)
+        if candidate is not None:
+            with contextlib.suppress(RuntimeError, ValueError, IndexError):  # then the plate is that of a mini-batch
+                plate = find_data_plate(self.pair.model, self.pair.guide, candidate)
+                if plate.full_size is not None:
+                    self._plate, whole = plate, candidate
+        if self._plate is None:
+            assert failure is not None
+            raise failure
+        first = args if whole is None else whole
+        with preserve_rng():
+            self._first_look(first)
+            self.vectorized = self._broadcasts(first)
+        return whole
+
+    def _all_data(self, args: Args) -> Args | None:
+        """All data, if a subsampling plate stands for as many."""
+        batches, sizes = self.batches, self.fixed.full_sizes
+        if isinstance(batches, SourceBatches) and batches.num_data in sizes:
+            return self.pair.arguments(batches.source.batch(slice(0, batches.num_data)))
+        rows = next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), None)
+        return args if rows in sizes else None
+
+    def _blocks(self, whole: Args) -> Iterator[Args]:
+        """The same arguments for each block of rows; the last one is filled up with row 0."""
+        total, size = self.plate.full_size, self.plate.size
+        assert total is not None
+        self.limit, self.fixed.full_size = total, total
+        for start in range(0, total, size):
+            index = torch.arange(start, start + size)
+            self.fixed.index = torch.where(index < total, index, 0)
+            yield whole
 
     def chunks(self, num_particles: int) -> Iterator[int]:
         """Sizes of the passes that make up so many particles."""
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         full, rest = divmod(num_particles, self.chunk_size)
         yield from [self.chunk_size] * full + ([rest] if rest else [])
 
-    def draw(self, args: tuple[object, ...], num: int) -> Draws:
+    def draw(self, args: Args, num: int) -> Draws:
         """Draw ``num`` particles for the rows in ``args``; call it inside the loop over :meth:`rows`."""
-        assert self.plate is not None
-        model, guide = self.pair.model, self.pair.guide
-        if self.vectorized:
-            log_weights, guide_trace, model_trace = per_datum_log_weights(model, guide, args, num, self.plate)
-            guide_sites, model_sites = random_sites(guide_trace), self._scored(model_trace)
-            depth = self.plate.depth
-            return Draws(log_weights, _squeezed(guide_sites, depth), _squeezed(model_sites, depth))
-        each = [self._one(args) for _ in range(num)]
-        return Draws(
-            torch.stack([d.log_weights for d in each]),
-            _stacked([d.guide_sites for d in each]),
-            _stacked([d.model_sites for d in each]),
-        )
+        with poutine.block():
+            if not self.vectorized:
+                each = [self._one(args) for _ in range(num)]
+                weights = torch.stack([d.log_weights for d in each])
+                return Draws(weights, _stacked([d.guide_sites for d in each]), _stacked([d.model_sites for d in each]))
+            log_weights, guide_trace, model_trace = per_datum_log_weights(
+                self.pair.model, self.pair.guide, args, num, self.plate
+            )
+        return Draws(log_weights, _expanded(random_sites(guide_trace)), self._scored(model_trace))
 
-    def replicate(self, args: tuple[object, ...], draws: Draws) -> dict[str, Tensor]:
-        """Replicated observations ``(K, B, *event)`` given drawn latents: the model without its data."""
-        latents = draws.latents()
-        model = poutine.uncondition(self.pair.model)
-        replicates = []
-        for k in range(len(draws.log_weights)):
-            values = {n: s["value"][k] for n, s in latents.items()}
-            with poutine.block():
-                trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args)
-            replicates.append({n: s["value"] for n, s in trace.nodes.items() if was_observed(s)})
-        return {n: torch.stack([r[n] for r in replicates]) for n in replicates[0]}
+    def replicate(self, args: Args, draws: Draws) -> dict[str, Tensor]:
+        """Replicated observations ``(K, B, *plates, *event)`` given drawn latents: the model without its data."""
+        sites = self._run(WithoutData()(self.pair.model), args, len(draws.log_weights), draws.latents())
+        return {n: aligned(s, self.plate) for n, s in sites.items() if was_observed(s)}
 
-    def prior(self, args: tuple[object, ...]) -> dict[str, Message]:
+    def observed_means(self, args: Args, draws: Draws) -> dict[str, Tensor]:
+        """Means ``(K, B, *plates, *event)`` of the observed sites' distributions given drawn latents."""
+        sites = self._run(self.pair.model, args, len(draws.log_weights), draws.latents(), means=True)
+        return {n: aligned(s, self.plate, key="mean") for n, s in sites.items() if n in draws.observations()}
+
+    def prior(self, args: Args, num: int) -> Sites:
         """All sites of the model run forward, without its data: latents from the prior and new observations."""
-        with poutine.block():
-            return random_sites(poutine.trace(poutine.uncondition(self.pair.model)).get_trace(*args))
+        return self._run(WithoutData()(self.pair.model), args, num, {})
 
-    def _one(self, args: tuple[object, ...]) -> Draws:
-        assert self.plate is not None
+    def _run(self, program: Program, args: Args, num: int, given: Sites, *, means: bool = False) -> Sites:
+        """The sites of ``num`` runs of a program given values of some, with shape ``(K, *batch, *event)``."""
+
+        def run(values: dict[str, Tensor]) -> Sites:
+            sites = _expanded(random_sites(poutine.trace(poutine.condition(program, data=values)).get_trace(*args)))
+            if means:
+                observed = {n: s for n, s in sites.items() if s["is_observed"] and n not in values}
+                sites |= {n: {**s, "mean": _mean(n, s)} for n, s in observed.items()}
+            return sites
+
         with poutine.block():
-            guide_trace, model_trace = guide_and_model_traces(self.pair.model, self.pair.guide, args)
+            if self.vectorized:
+                with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
+                    return run({n: s["value"] for n, s in given.items()})
+            return _stacked([run({n: s["value"][k] for n, s in given.items()}) for k in range(num)])
+
+    def _one(self, args: Args) -> Draws:
+        guide_trace, model_trace = guide_and_model_traces(self.pair.model, self.pair.guide, args)
         log_p, log_q = (per_datum_log_prob(t, self.plate.dim, particles=False) for t in (model_trace, guide_trace))
-        return Draws(log_p - log_q, random_sites(guide_trace), self._scored(model_trace))
+        return Draws(log_p - log_q, _expanded(random_sites(guide_trace)), self._scored(model_trace))
 
-    def _scored(self, trace: Trace) -> dict[str, Message]:
-        """The sites of a model's trace, observed ones with their log-densities."""
-        sites = random_sites(trace)
-        for name, site in sites.items():
+    def _scored(self, trace: Trace) -> Sites:
+        """The sites of a model's trace, observed ones with their log-densities if these were asked for."""
+        sites = _expanded(random_sites(trace))
+        for name, site in sites.items() if self.scored else ():
             if site["is_observed"]:
-                fn = site["fn"]
-                while self.pointwise and isinstance(fn, Independent | MaskedDistribution):
-                    fn = fn.base_dist
-                sites[name] = {**site, "log_prob": fn.log_prob(site["value"])}
+                fn, value = site["fn"], site["value"]
+                log_prob = _elementwise(fn, value) if self.pointwise else fn.log_prob(value)
+                sites[name] = {**site, "log_prob": _masked(log_prob, site["mask"], len(fn.batch_shape))}
         return sites
 
-    def _broadcasts(self, args: tuple[object, ...]) -> bool:
-        """Whether one pass for several particles gives the weights of one pass per particle."""
-        assert self.plate is not None
-        if self.plate.full_size is not None:
-            return False  # a plate that draws its own rows must draw the same ones for every particle
+    def _first_look(self, args: Args) -> None:
+        """One validated pass: data outside a support and parameters that are not finite end here."""
+        try:
+            with pyro.validation_enabled(True), poutine.block():
+                for trace in guide_and_model_traces(self.pair.model, self.pair.guide, args):
+                    per_datum_log_prob(trace, self.plate.dim, particles=False)
+        except ValueError:
+            with torch.enable_grad():
+                check(self.pair.model, self.pair.guide, args).raise_if_fatal()  # says it in words
+            raise
+
+    def _broadcasts(self, args: Args) -> bool:
+        """Whether one pass for several particles gives the densities of one pass per particle."""
         model, guide, plate = self.pair.model, self.pair.guide, self.plate
         try:
-            with preserve_rng():
+            with poutine.block():
                 _, guide_trace, model_trace = per_datum_log_weights(model, guide, args, 2, plate)
-            together = per_datum_log_prob(model_trace, plate.dim, particles=True)
-            sites = _squeezed(random_sites(guide_trace), plate.depth)
-            for k in range(2):
-                values = {n: s["value"][k] for n, s in sites.items() if n in model_trace}
-                with poutine.block():
-                    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args)
-                alone = per_datum_log_prob(trace, plate.dim, particles=False)
-                if not torch.allclose(alone, together[k].expand_as(alone), rtol=1e-3, atol=1e-2):
-                    raise ValueError("several particles in one pass give other densities than one by one")
-        except (RuntimeError, ValueError, IndexError, NotImplementedError, TypeError) as error:
+            sites = _expanded(random_sites(guide_trace))
+            # A Delta has a density only at the very value that the guide computes from its auxiliary site.
+            drawn = {n: s for n, s in sites.items() if not isinstance(s["fn"], Delta)}
+            for program, trace, given in ((model, model_trace, sites), (guide, guide_trace, drawn)):
+                together = per_datum_log_prob(trace, plate.dim, particles=True)
+                for k in range(2):
+                    values = {n: s["value"][k] for n, s in given.items()}
+                    with poutine.block():
+                        single = poutine.trace(poutine.condition(program, data=values)).get_trace(*args)
+                    alone = per_datum_log_prob(single, plate.dim, particles=False)
+                    if not torch.allclose(alone, together[k], rtol=1e-3, atol=1e-2, equal_nan=True):
+                        raise ValueError("several particles in one pass give other densities than one by one")
+        except Exception as error:  # whatever the programs raise: one by one they have just run
             logger.info("The programs do not broadcast over particles (%s); drawing them one by one.", error)
             return False
         return True
 
 
-def was_observed(site: Message) -> bool:
-    """Whether a site of an unconditioned program had data."""
-    return site["type"] == "sample" and bool(site["infer"].get("was_observed"))
-
-
-def _squeezed(sites: dict[str, Message], depth: int) -> dict[str, Message]:
-    """Sites of a pass over particles with values ``(K, *plates, *event)``: plate dimensions a site has not go."""
+def _expanded(sites: Sites) -> Sites:
+    """Sites whose values have all batch dimensions of their distribution (views)."""
     result = {}
     for name, site in sites.items():
-        used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
         value, event_shape = site["value"], site["fn"].event_shape
         batch_shape = torch.broadcast_shapes(site["fn"].batch_shape, value.shape[: value.dim() - len(event_shape)])
-        result[name] = {**site, "value": _without(value.expand(batch_shape + event_shape), len(event_shape), depth, used)}
-        if "log_prob" in site:
-            log_prob = site["log_prob"]
-            result[name]["log_prob"] = _without(log_prob, log_prob.dim() - len(batch_shape), depth, used)
+        result[name] = {**site, "value": value.expand(batch_shape + event_shape)}
     return result
 
 
-def _without(value: Tensor, event_dim: int, depth: int, used: set[int]) -> Tensor:
-    """Drop the plate dimensions of a value that its site does not use."""
-    unused = [dim - event_dim for dim in range(-depth, 0) if dim not in used]
+def _elementwise(fn: torch.distributions.Distribution, value: Tensor) -> Tensor:
+    """Log-densities ``(*batch, *event)`` of the elements of events, as far as the distribution factorises."""
+    if isinstance(fn, MaskedDistribution):
+        return _masked(_elementwise(fn.base_dist, value), fn._mask, len(fn.batch_shape))
+    if isinstance(fn, Independent | ExpandedDistribution):
+        return _elementwise(fn.base_dist, value)  # the value has the full shape, so the densities have it too
+    return fn.log_prob(value)
+
+
+def _masked(log_prob: Tensor, mask: Tensor | bool | None, batch_dim: int) -> Tensor:
+    """Set log-densities ``(*batch, *event)`` to zero where a mask ``(*batch)`` says so."""
+    if isinstance(mask, Tensor):
+        mask = mask.reshape(mask.shape + (1,) * (log_prob.dim() - batch_dim))
+    return scale_and_mask(log_prob, mask=mask)
+
+
+def aligned(site: Message, plate: DataPlate, *, key: str = "value") -> Tensor:
+    """A site's values (log-densities, means) with shape ``(K, B, *plates, *event)``.
+
+    The data plate comes first, then the other plates that hold the site.
+    """
+    value = site[key]
+    event_dim = value.dim() - (site["value"].dim() - len(site["fn"].event_shape))
+    missing = 1 + plate.depth - (value.dim() - event_dim)
+    value = value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
+    value = value.movedim(plate.dim - event_dim, 1)
+    others = [d for d in range(-plate.depth, 0) if d != plate.dim]  # behind the data, in this order
+    used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    unused = [2 + i for i, d in enumerate(others) if d not in used]
     return value.squeeze([d for d in unused if value.shape[d] == 1])
 
 
-def _stacked(each: list[dict[str, Message]]) -> dict[str, Message]:
-    """Sites of several single passes, their values stacked in front."""
-    return {
-        name: {**site, **{key: torch.stack([e[name][key] for e in each]) for key in ("value", "log_prob") if key in site}}
-        for name, site in each[0].items()
-    }
+def _stacked(each: list[Sites]) -> Sites:
+    """The sites of several single runs as those of one; what was observed is the same for all."""
+    result = {}
+    for name, first in each[0].items():
+        result[name] = dict(first)
+        for key in ("value", "log_prob", "mean"):
+            if key == "value" and first["is_observed"]:
+                result[name][key] = first[key].expand(len(each), *first[key].shape)
+            elif key in first:
+                result[name][key] = torch.stack([sites[name][key] for sites in each])
+    return result
+
+
+def _mean(name: str, site: Message) -> Tensor:
+    try:
+        return site["fn"].mean
+    except NotImplementedError as error:
+        raise ValueError(
+            f"The distribution of the observed site {name!r} ({type(site['fn']).__name__}) has no mean to reconstruct; "
+            "use posterior_predictive, and average or count its draws?"
+        ) from error

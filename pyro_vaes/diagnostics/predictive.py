@@ -1,12 +1,11 @@
 """Replicated data: what the fitted program would have produced instead of what was observed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Particles, random_sites, was_observed
+from pyro_vaes.diagnostics.particles import Args, Particles, aligned, was_observed
 from pyro_vaes.infer.bound import Program
 
 __all__ = ["posterior_predictive", "prior_predictive", "reconstruct"]
@@ -29,13 +28,17 @@ def posterior_predictive(
 
     Returns:
         For each observed site a tensor with shape ``(S, N, *event)``.
+
+    Raises:
+        ValueError: ``num_samples`` is below 1, or the pair does not fit the data.
     """
-    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=min(num_samples, 50), seed=seed)
-    batches: list[dict[str, Tensor]] = []
-    for args in particles.rows():
+    particles = _particles(model, guide, data, num_samples, batch_size, seed)
+
+    def batch(args: Args) -> dict[str, Tensor]:
         chunks = [particles.replicate(args, particles.draw(args, k)) for k in particles.chunks(num_samples)]
-        batches.append({n: torch.cat([c[n].cpu() for c in chunks]) for n in chunks[0]})
-    return {n: torch.cat([b[n] for b in batches], dim=1) for n in batches[0]}
+        return {n: torch.cat([c[n].cpu() for c in chunks]) for n in chunks[0]}
+
+    return _over_rows(particles, batch, particle_dims=1)
 
 
 def prior_predictive(
@@ -45,12 +48,16 @@ def prior_predictive(
 
     Arguments and result are those of :func:`posterior_predictive`.
     """
-    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
-    batches: list[dict[str, Tensor]] = []
-    for args in particles.rows():
-        draws = [{n: s["value"] for n, s in particles.prior(args).items() if was_observed(s)} for _ in range(num_samples)]
-        batches.append({n: torch.stack([d[n] for d in draws]).cpu() for n in draws[0]})
-    return {n: torch.cat([b[n] for b in batches], dim=1) for n in batches[0]}
+    particles = _particles(model, guide, data, num_samples, batch_size, seed)
+
+    def batch(args: Args) -> dict[str, Tensor]:
+        chunks = [
+            {n: aligned(s, particles.plate).cpu() for n, s in particles.prior(args, k).items() if was_observed(s)}
+            for k in particles.chunks(num_samples)
+        ]
+        return {n: torch.cat([c[n] for c in chunks]) for n in chunks[0]}
+
+    return _over_rows(particles, batch, particle_dims=1)
 
 
 def reconstruct(
@@ -58,22 +65,39 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """Means of the observations' distributions given latents drawn from the guide, averaged over the draws.
 
+    Arguments are those of :func:`posterior_predictive`.
+
     Returns:
         For each observed site a tensor with shape ``(N, *event)``: what the decoder says, without observation noise.
+
+    Raises:
+        ValueError: An observation's distribution has no mean, such as a category's.
     """
-    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=min(num_samples, 50), seed=seed)
-    batches: list[dict[str, Tensor]] = []
-    for args in particles.rows():
-        means = [m for k in particles.chunks(num_samples) for m in _means(particles, args, k)]
-        batches.append({n: torch.stack([m[n] for m in means]).mean(0).cpu() for n in means[0]})
-    return {n: torch.cat([b[n] for b in batches]) for n in batches[0]}
+    particles = _particles(model, guide, data, num_samples, batch_size, seed)
+
+    def batch(args: Args) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for size in particles.chunks(num_samples):
+            for name, means in particles.observed_means(args, particles.draw(args, size)).items():
+                total[name] = total.get(name, 0) + means.sum(0) / num_samples
+        return {n: t.cpu() for n, t in total.items()}
+
+    return _over_rows(particles, batch, particle_dims=0)
 
 
-def _means(particles: Particles, args: tuple[object, ...], num: int) -> Iterator[dict[str, Tensor]]:
-    """The means of the observed sites for each of ``num`` draws of the latents."""
-    latents = particles.draw(args, num).latents()
-    for k in range(num):
-        values = {n: s["value"][k] for n, s in latents.items()}
-        with poutine.block():
-            trace = poutine.trace(poutine.condition(particles.pair.model, data=values)).get_trace(*args)
-        yield {n: s["fn"].mean for n, s in random_sites(trace, observed=True).items() if n not in values}
+def _particles(model: Program, guide: Program, data: object, num_samples: int, batch_size: int, seed: int) -> Particles:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, but got {num_samples}.")
+    return Particles(model, guide, data, batch_size=batch_size, seed=seed)
+
+
+def _over_rows(
+    particles: Particles, batch: Callable[[Args], dict[str, Tensor]], *, particle_dims: int
+) -> dict[str, Tensor]:
+    """The results of all passes, joined along the data."""
+    with particles.rows() as rows:
+        parts = [batch(args) for args in rows]
+    joined = {n: torch.cat([p.pop(n) for p in parts], dim=particle_dims) for n in list(parts[0])}
+    if particles.limit is not None:
+        joined = {n: v.narrow(particle_dims, 0, particles.limit) for n, v in joined.items()}
+    return joined

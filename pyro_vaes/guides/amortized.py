@@ -65,7 +65,7 @@ class AmortizedGuide(Program):
 
     def posterior(self, *args: object, **kwargs: object) -> TorchDistribution:
         """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
-        return self.encode(*args, **kwargs)
+        return self.encode(*args, rows=None, **kwargs)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         with self.latents(*args, **kwargs).data_plate(batch_rows(args)) as rows:

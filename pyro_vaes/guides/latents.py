@@ -187,4 +187,3 @@ def _latent_site(message: Message) -> LatentSite:
         transform=transform,
         is_real=inner is constraints.real or isinstance(inner, type(constraints.real)),
     )
-

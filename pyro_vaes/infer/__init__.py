@@ -13,7 +13,8 @@ from pyro_vaes.infer.callbacks import (
 )
 from pyro_vaes.infer.check import CheckReport, Problem, check
 from pyro_vaes.infer.checkpoint import load, save
-from pyro_vaes.infer.fit import evaluate, fit
+from pyro_vaes.infer.evaluation import evaluate
+from pyro_vaes.infer.fit import fit
 from pyro_vaes.infer.free_bits import FreeBits_ELBO
 from pyro_vaes.infer.handlers import local_parameters, scale_latents
 from pyro_vaes.infer.history import History

@@ -10,11 +10,22 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-__all__ = ["LoaderBatches", "Source", "TensorSource", "as_batches", "train_and_valid"]
+__all__ = [
+    "Batches",
+    "DatasetSource",
+    "LoaderBatches",
+    "Source",
+    "SourceBatches",
+    "TensorSource",
+    "as_batches",
+    "derived_seed",
+    "train_and_valid",
+]
 
 Batch = tuple[object, ...]
+EMPTY = "The data set is empty: it has 0 rows. Is the path, the split or the filter right?"
 
 
 @runtime_checkable
@@ -43,16 +54,18 @@ class TensorSource:
     def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
         if isinstance(index, slice):
             return tuple(t[index] for t in self.tensors)
-        return tuple(t.index_select(0, index) for t in self.tensors)
+        return tuple(t.index_select(0, index.to(t.device)) for t in self.tensors)
 
     def suspects(self) -> Tensor:
-        """Rows worth a look before training: the first ones, and those that hold extreme or non-finite values."""
-        rows = [torch.arange(min(8, len(self)))]
+        """Rows worth a look before training: those that hold the extreme or non-finite values of a tensor."""
+        rows = [torch.arange(1)]
         for tensor in self.tensors:
-            flat = tensor.flatten()
-            width = flat.numel() // len(self)
-            rows += [(f(flat) // width).cpu().reshape(1) for f in (torch.argmin, torch.argmax) if flat.dtype != torch.bool]
-        return torch.cat(rows).unique()
+            if tensor.numel() and tensor.dtype != torch.bool and not tensor.is_complex():
+                flat = tensor.reshape(
+                    len(tensor), -1
+                )  # first by rows, which is five times as fast; NaN is both extremes
+                rows += [flat.amin(1).argmin().cpu().reshape(1), flat.amax(1).argmax().cpu().reshape(1)]
+        return torch.cat(rows)
 
     def to(self, device: torch.device | str) -> "TensorSource":
         return TensorSource(*(t.to(device) for t in self.tensors))
@@ -68,12 +81,45 @@ def _tensor(value: object) -> Tensor | None:
     return None
 
 
+class DatasetSource:
+    """A torch Dataset with a length, as a source; rows are collated one by one."""
+
+    def __init__(self, dataset: Dataset[object], device: torch.device | str = "cpu") -> None:
+        self.dataset, self.device = dataset, device
+
+    def __len__(self) -> int:
+        return len(cast(Sequence[object], self.dataset))
+
+    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
+        rows = range(*index.indices(len(self))) if isinstance(index, slice) else index.tolist()
+        try:
+            batch = default_collate([self.dataset[row] for row in rows])
+        except TypeError as error:
+            raise ValueError(
+                f"The rows of {type(self.dataset).__name__} cannot be put into one batch: {error}. Give the data set a "
+                "transform that returns tensors, such as torchvision.transforms.ToTensor()."
+            ) from error
+        return _on_device(batch, self.device)
+
+    def to(self, device: torch.device | str) -> "DatasetSource":
+        return DatasetSource(self.dataset, device)
+
+
 class SourceBatches:
-    """Seeded mini-batches of a source by index selection; an epoch's order depends only on the seed and the epoch."""
+    """Seeded mini-batches of a source by index selection; an epoch's order depends only on the seed and the epoch.
+
+    With several processes each has its own rows of each batch, equally many while training: the order is filled up
+    from its beginning, so that no process waits for another.
+    """
 
     def __init__(self, source: Source, batch_size: int, *, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
         if len(source) == 0:
-            raise ValueError("The data set is empty: it has 0 rows. Is the path, the split or the filter right?")
+            raise ValueError(EMPTY)
+        if shuffle and batch_size % world_size:
+            raise ValueError(
+                f"batch_size={batch_size} cannot be shared equally by {world_size} processes; choose a multiple of "
+                f"{world_size}."
+            )
         self.source, self.batch_size, self.shuffle = source, batch_size, shuffle
         self.rank, self.world_size = rank, world_size
 
@@ -86,41 +132,59 @@ class SourceBatches:
 
     def to(self, device: torch.device) -> "SourceBatches":
         source = self.source.to(device)
-        return SourceBatches(
-            source, self.batch_size, shuffle=self.shuffle, rank=self.rank, world_size=self.world_size
-        )
+        return SourceBatches(source, self.batch_size, shuffle=self.shuffle, rank=self.rank, world_size=self.world_size)
 
     def epoch(self, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
         """The batches of one epoch; every rank gets its own rows of each batch."""
         if not self.shuffle:
-            for start in range(0, len(self.source), self.batch_size):
-                stop = min(start + self.batch_size, len(self.source))
-                yield self.source.batch(slice(start + self.rank, stop, self.world_size))
+            for start in range(self.rank, len(self.source), self.batch_size):
+                stop = min(start - self.rank + self.batch_size, len(self.source))
+                yield self.source.batch(slice(start, stop, self.world_size))
             return
-        order = torch.randperm(len(self.source), generator=_generator("cpu", seed, epoch, 0)).to(device)
+        order = torch.randperm(len(self.source), generator=_generator("cpu", seed, epoch, 0))
+        rest = -len(order) % self.world_size
+        if rest:
+            order = torch.cat([order, order[torch.arange(rest) % len(order)]])
         noise = _generator(device, seed, epoch, 1 + self.rank)
-        for index in order.split(self.batch_size):
+        for index in order.to(device).split(self.batch_size):
             yield self.source.batch(index[self.rank :: self.world_size], noise)
+
+    def suspects(self, rows: int) -> Batch | None:
+        """A batch of that many rows with those in front that hold extreme or non-finite values, if they are known."""
+        find = getattr(self.source, "suspects", None)
+        if find is None:
+            return None
+        others = torch.arange(min(rows, len(self.source)))
+        index = torch.cat([find(), others])
+        _, first = np.unique(index.numpy(), return_index=True)
+        return self.source.batch(index[torch.from_numpy(np.sort(first))[:rows]])
+
+
+def derived_seed(seed: int, *stream: int) -> int:
+    """A seed of its own for every stream, such as (epoch, rank), so that resuming needs no generator state."""
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint32)[0])
 
 
 def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -> torch.Generator:
-    """A generator of its own for every (seed, epoch, stream), so that resuming needs no generator state."""
-    mixed = np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device=device).manual_seed(int(mixed))
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, epoch, stream))
 
 
 class LoaderBatches:
     """Batches of a user's DataLoader, Dataset (through one) or iterable, moved to the device one by one."""
 
-    def __init__(self, loader: Iterable[object], *, shuffle: bool) -> None:
-        self.loader, self.shuffle = loader, shuffle
-        length = getattr(loader, "__len__", None)
-        self._length = length() if length is not None else None
+    def __init__(self, loader: Iterable[object]) -> None:
+        self.loader = loader
+        self._length: int | None
+        try:
+            self._length = len(cast(Sequence[object], loader))
+        except TypeError:  # a stream, or a loader of one
+            self._length = None
         if self._length == 0:
             raise ValueError("The data set is empty: the loader has no batches. Is the path or the filter right?")
         if isinstance(loader, Iterator):
             raise ValueError(
-                f"The data is a one-shot iterator ({type(loader).__name__}), which is exhausted after one epoch. Pass a "
+                f"The data is a one-shot iterator ({type(loader).__name__}), which is exhausted after one epoch. "
+                "Pass a "
                 "DataLoader, a list of batches, or an object whose __iter__ starts afresh."
             )
 
@@ -130,16 +194,34 @@ class LoaderBatches:
     @property
     def num_data(self) -> int | None:
         dataset = getattr(self.loader, "dataset", None)
-        return len(dataset) if hasattr(dataset, "__len__") else None
+        return len(cast(Sequence[object], dataset)) if hasattr(dataset, "__len__") else None
 
     def to(self, device: torch.device) -> "LoaderBatches":
         return self
 
     def epoch(self, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
         for batch in self.loader:
-            items = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-            tensors = [_tensor(item) for item in items]
-            yield tuple(t.to(device, non_blocking=True) if t is not None else i for t, i in zip(tensors, items, strict=True))
+            yield _on_device(batch, device)
+
+    def _generators(self) -> list[torch.Generator]:
+        """The generators that a DataLoader and its samplers own; without any it draws from torch's global one."""
+        samplers = (getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))
+        owned = [getattr(part, "generator", None) for part in (self.loader, *samplers)]
+        return [g for g in owned if isinstance(g, torch.Generator)]
+
+    def state(self) -> list[Tensor]:
+        """Where the loader's own generators stand."""
+        return [g.get_state() for g in self._generators()]
+
+    def load_state(self, state: Sequence[Tensor]) -> None:
+        for generator, value in zip(self._generators(), state, strict=False):
+            generator.set_state(value)
+
+
+def _on_device(batch: object, device: torch.device | str) -> Batch:
+    items = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    tensors = [_tensor(item) for item in items]
+    return tuple(t.to(device, non_blocking=True) if t is not None else i for t, i in zip(tensors, items, strict=True))
 
 
 Batches = SourceBatches | LoaderBatches
@@ -153,7 +235,7 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
             Dataset or DataLoader, or an iterable of batches that can be started again.
         batch_size: Rows per batch; a DataLoader and an iterable keep their own.
         shuffle: Whether rows are shuffled (with fresh preprocessing noise), as for training.
-        rank: This process's number among ``world_size``.
+        rank: This process's number among ``world_size``; a DataLoader or an iterable is each process's own.
         world_size: Number of processes that share a batch.
 
     Raises:
@@ -161,24 +243,36 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, but got {batch_size}.")
-    items = data if isinstance(data, tuple | list) else (data,)
-    tensors = [_tensor(item) for item in items]
-    shares_rows = isinstance(data, tuple) or len(items) == 1  # a list of tensors is an iterable of batches
-    if items and shares_rows and all(t is not None for t in tensors):
-        source: Source = TensorSource(*cast(Sequence[Tensor], tensors))
+    source = _source(data)
+    if source is not None:
         return SourceBatches(source, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
-    if isinstance(data, Source):
-        return SourceBatches(data, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
-    if isinstance(data, Dataset) and not isinstance(data, DataLoader):
-        if len(cast(list[object], data)) == 0:
-            raise ValueError("The data set is empty: it has 0 rows. Is the path, the split or the filter right?")
-        return LoaderBatches(DataLoader(data, batch_size=batch_size, shuffle=shuffle), shuffle=shuffle)
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict):
-        return LoaderBatches(data, shuffle=shuffle)
+    if isinstance(data, Dataset):  # a stream without a length
+        return LoaderBatches(DataLoader(data, batch_size=batch_size))
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | np.ndarray | Tensor):
+        return LoaderBatches(data)
     raise ValueError(
-        f"data is a {type(data).__name__}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load, a "
+        f"data is {_said(data)}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load, a "
         "torch Dataset or DataLoader, or an iterable of batches is wanted."
     )
+
+
+def _said(data: object) -> str:
+    if isinstance(data, np.ndarray | Tensor):
+        return f"{type(data).__name__} of dtype {data.dtype} with shape {tuple(data.shape)}"
+    return f"a {type(data).__name__}"
+
+
+def _source(data: object) -> Source | None:
+    """A source of rows, from what has rows; a list is an iterable of batches instead."""
+    items = data if isinstance(data, tuple) else (data,)
+    tensors = [t for t in map(_tensor, items) if t is not None and t.dim()]
+    if tensors and len(tensors) == len(items):
+        return TensorSource(*tensors)
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+        return DatasetSource(data)
+    return None
 
 
 def train_and_valid(data: object, valid: object | None) -> tuple[object, object | None]:

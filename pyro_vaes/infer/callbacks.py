@@ -7,19 +7,28 @@ resumed run goes on exactly as an uninterrupted one.
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vaes.infer.handlers import scale_latents
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.pair import Pair
 
-__all__ = ["Callback", "ClipGradNorm", "EarlyStopping", "KLWarmup", "LearningRate", "Run", "SoftFreeBits", "TensorBoard"]
+__all__ = [
+    "Callback",
+    "ClipGradNorm",
+    "EarlyStopping",
+    "KLWarmup",
+    "LearningRate",
+    "Run",
+    "SoftFreeBits",
+    "TensorBoard",
+]
 
 State = dict[str, object]
 
@@ -37,6 +46,8 @@ class Run:
         total_epochs: Epochs asked for.
         steps_per_epoch: Steps in an epoch; 0 when unknown.
         stop: Set to a reason to end training after this epoch.
+        held_out: Whether there are held-out data.
+        callbacks: All callbacks of the run.
     """
 
     pair: Pair
@@ -47,6 +58,8 @@ class Run:
     epoch: int = 0
     step: int = 0
     stop: str = ""
+    held_out: bool = False
+    callbacks: Sequence["Callback"] = ()
 
 
 class Callback:
@@ -64,6 +77,9 @@ class Callback:
 
     def stepped(self, run: Run) -> None:
         """After the optimiser's step."""
+
+    def rolled_back(self, run: Run) -> None:
+        """After the weights went back to the epoch's start and the learning rate was halved."""
 
     def epoch(self, run: Run) -> None:
         """After an epoch and its held-out evaluation."""
@@ -94,7 +110,8 @@ class LearningRate(Callback):
     """A torch learning-rate schedule.
 
     Arguments:
-        schedule: Called with the optimiser, returns a scheduler: ``lambda o: CosineAnnealingLR(o, T_max=epochs)``.
+        schedule: Called with the optimiser, returns a scheduler: ``lambda o: CosineAnnealingLR(o, T_max=epochs)``. A
+            ``ReduceLROnPlateau`` watches the held-out loss, or the training loss where there are no held-out data.
         per_step: Whether it moves after each step rather than each epoch.
     """
 
@@ -104,14 +121,24 @@ class LearningRate(Callback):
 
     def start(self, run: Run) -> None:
         self.scheduler = self.schedule(run.optimizer)
+        if self.per_step and isinstance(self.scheduler, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau watches the loss of an epoch; leave per_step out.")
 
     def stepped(self, run: Run) -> None:
         if self.per_step and self.scheduler is not None:
             self.scheduler.step()
 
     def epoch(self, run: Run) -> None:
-        if not self.per_step and self.scheduler is not None:
+        if self.per_step or self.scheduler is None:
+            return
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step((run.history.valid or run.history.train)[-1])
+        else:
             self.scheduler.step()
+
+    def rolled_back(self, run: Run) -> None:
+        if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
+            self.scheduler.base_lrs = [0.5 * rate for rate in self.scheduler.base_lrs]
 
     def state_dict(self) -> State:
         return {} if self.scheduler is None else dict(self.scheduler.state_dict())
@@ -203,11 +230,11 @@ class EarlyStopping(Callback):
         self.weights: dict[str, Tensor] = {}
 
     def start(self, run: Run) -> None:
+        if not run.held_out:
+            raise ValueError("EarlyStopping watches held-out data, but there are none: pass valid=... to fit.")
         self.best, self.best_epoch, self.weights = math.inf, 0, {}
 
     def epoch(self, run: Run) -> None:
-        if not run.history.valid:
-            raise ValueError("EarlyStopping watches held-out data, but there are none: pass valid=... to fit.")
         if run.history.valid[-1] < self.best - self.min_delta:
             self.best, self.best_epoch = run.history.valid[-1], run.epoch
             self.weights = {n: t.clone() for n, t in run.pair.state().items()}

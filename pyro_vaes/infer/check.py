@@ -3,23 +3,25 @@
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine import Trace
-from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.infer.handlers import is_latent, local_parameters
-from pyro_vaes.infer.pair import Pair, preserve_rng
+from pyro_vaes.infer.handlers import is_latent
+from pyro_vaes.infer.mean_field import mean_field_violations
+from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.quiet import quiet_elbo
+from pyro_vaes.infer.tables import random_sites, said, site_table, trace_table
 
-__all__ = ["CheckReport", "Problem", "check", "mean_field_violations", "site_table"]
+__all__ = ["CheckReport", "Problem", "check", "mean_field_violations"]
 
-Program = Callable[..., object]
+Hint = Callable[[Tensor], str | None]  # what a likelihood says about data that it cannot score
 
 
 @dataclass(frozen=True)
@@ -90,26 +92,27 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
     problems = list(_data_problems(args))
     if problems:
         return CheckReport("", tuple(problems))
-    with preserve_rng(), local_parameters(), pyro.validation_enabled(False), warnings.catch_warnings():
+    with pair.aside(), pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with torch.no_grad(), poutine.block():
                 guide_trace = poutine.trace(guide).get_trace(*args)
-        except Exception as error:  # noqa: BLE001 - whatever the user's program raises is reported
-            return CheckReport("", (Problem(f"The guide fails on this batch: {_said(error)}"),))
+        except Exception as error:
+            return CheckReport("", (Problem(f"The guide fails on this batch: {said(error)}"),))
         try:
             with torch.no_grad(), poutine.block():
                 model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return CheckReport(
-                _table(guide_trace, None), (Problem(f"The model fails on this batch: {_said(error)}"),)
+                trace_table(guide_trace, None), (Problem(f"The model fails on this batch: {said(error)}"),)
             )
-        table = _table(guide_trace, model_trace)
+        table = trace_table(guide_trace, model_trace)
         problems = [
             *_site_problems(guide_trace, model_trace),
             *_shape_problems(guide_trace, "guide"),
             *_shape_problems(model_trace, "model"),
             *_support_problems(pair, model_trace),
+            *_plate_problems(guide_trace, model_trace, args),
             *_scale_problems(guide_trace, model_trace),
         ]
         if not any(p.fatal for p in problems):
@@ -117,10 +120,6 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
                 problems += _mean_field_problems(pair, args)
             problems += _gradient_problems(pair, bound, args)
     return CheckReport(table, tuple(sorted(problems, key=lambda p: not p.fatal)))
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
@@ -133,22 +132,20 @@ def _data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
         elif value.is_floating_point() and not value.isfinite().all():
             bad = (~value.isfinite()).sum().item()
             yield Problem(
-                f"{name} holds {bad} values that are NaN or infinite (of {value.numel()}). Drop those rows, or fill them "
+                f"{name} holds {bad} values that are NaN or infinite (of {value.numel()}). Drop those rows, or fill "
+                "them "
                 "in, for example with torch.nan_to_num."
             )
         elif value.dtype == torch.uint8:
             yield Problem(
-                f"{name} has dtype uint8, but networks compute in floats. Divide pixels by 255 (x.float() / 255), or use "
+                f"{name} has dtype uint8, but networks compute in floats. Divide pixels by 255 (x.float() / 255), or "
+                "use "
                 "pyro_vaes.data.from_tensors, which does it batch by batch."
             )
 
 
-def _random(trace: Trace) -> dict[str, Message]:
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
-
-
 def _site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
-    guide, model = _random(guide_trace), _random(model_trace)
+    guide, model = random_sites(guide_trace), random_sites(model_trace)
     latents = {n: s for n, s in model.items() if is_latent(s)}
     if not any(s["is_observed"] and not s["infer"].get("_deterministic") for s in model.values()):
         yield Problem("The model observes nothing: give one sample statement the data (obs=x).")
@@ -170,7 +167,7 @@ def _site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
 
 
 def _shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
-    for name, site in _random(trace).items():
+    for name, site in random_sites(trace).items():
         if site["infer"].get("_deterministic"):
             continue
         frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
@@ -179,9 +176,18 @@ def _shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
                 f"The observed site {name!r} lies in no plate, so its data do not count as independent. Put it into "
                 "`with pyro.plate('data', len(x)):`."
             )
-        batch_shape = torch.broadcast_shapes(
-            site["fn"].batch_shape, site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]
-        )
+        fn, value = site["fn"], site["value"]
+        try:
+            torch.broadcast_shapes(fn.event_shape, value.shape[value.dim() - len(fn.event_shape) :])
+            batch_shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - len(fn.event_shape)])
+        except RuntimeError:
+            yield Problem(
+                f"At {name!r} the {label}'s distribution has shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)} "
+                "but "
+                f"the value has {tuple(value.shape)}. Does the decoder's last layer, or the plate's size, follow the "
+                "data?"
+            )
+            continue
         for dim in range(-len(batch_shape), 0):
             size = batch_shape[dim]
             if dim in frames and size not in (1, frames[dim].size):
@@ -191,16 +197,19 @@ def _shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
                 )
             elif dim not in frames and size > 1:
                 yield Problem(
-                    f"At {name!r} the {label} has batch shape {tuple(batch_shape)}, whose dimension {dim} of size {size} "
-                    f"no plate declares. If it belongs to one datum, call .to_event({-dim if frames else len(batch_shape)}) "
+                    f"At {name!r} the {label} has batch shape {tuple(batch_shape)}, whose dimension {dim} of size "
+                    f"{size} "
+                    "no plate declares. If it belongs to one datum, call "
+                    f".to_event({-dim if frames else len(batch_shape)}) "
                     "on the distribution; else open a plate for it."
                 )
                 break
 
 
 def _support_problems(pair: Pair, trace: Trace) -> Iterator[Problem]:
-    hints = [m for module in pair.modules.values() for m in module.modules() if hasattr(m, "hint")]
-    for name, site in _random(trace).items():
+    modules = [m for module in pair.modules.values() for m in module.modules()]
+    hints = cast(list[Hint], [m.hint for m in modules if callable(getattr(m, "hint", None))])
+    for name, site in random_sites(trace).items():
         if not site["is_observed"] or site["infer"].get("_deterministic"):
             continue
         try:
@@ -208,11 +217,11 @@ def _support_problems(pair: Pair, trace: Trace) -> Iterator[Problem]:
         except NotImplementedError:
             continue
         if not inside:
-            said = next(filter(None, (m.hint(site["value"]) for m in hints)), None)
+            hint = next(filter(None, (find(site["value"]) for find in hints)), None)
             value, fn = site["value"], site["fn"]
             while hasattr(fn, "base_dist"):
                 fn = fn.base_dist
-            cure = said or (
+            cure = hint or (
                 "the data are grey but the likelihood is binary: binarise them, or use a continuous Bernoulli."
                 if type(fn).__name__ == "Bernoulli"
                 else "rescale the data or choose a likelihood for them."
@@ -223,127 +232,72 @@ def _support_problems(pair: Pair, trace: Trace) -> Iterator[Problem]:
             )
 
 
+def _plates(trace: Trace) -> dict[str, int]:
+    """The number of data that each plate stands for."""
+    frames = [f for s in random_sites(trace).values() for f in s["cond_indep_stack"] if f.vectorized]
+    return {f.name: f.size if f.full_size is None else f.full_size for f in frames}
+
+
+def _plate_problems(guide_trace: Trace, model_trace: Trace, args: tuple[object, ...]) -> Iterator[Problem]:
+    guide = _plates(guide_trace)
+    for name, size in _plates(model_trace).items():
+        if guide.get(name, size) != size:
+            yield Problem(
+                f"The plate {name!r} has size {size} in the model but {guide[name]} in the guide. Give both the "
+                "number of data, len(x) where there is no subsampling."
+            )
+    for name, site in random_sites(model_trace).items():
+        value, sizes = site["value"], [f.size for f in site["cond_indep_stack"] if f.vectorized]
+        # a constant may be observed in each row (soft constraints), but not the data themselves
+        if max(sizes, default=1) > 1 and value.dim() == len(site["fn"].event_shape) and any(value is a for a in args):
+            yield Problem(
+                f"The observed {name!r} has shape {tuple(value.shape)}, which is one datum: there is no row for each "
+                "of "
+                f"the {max(sizes)} that its plate holds. Is the batch dimension missing (x.unsqueeze(0))?"
+            )
+
+
 def _scale_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
-    guide = _random(guide_trace)
-    for name, site in _random(model_trace).items():
+    guide = random_sites(guide_trace)
+    for name, site in random_sites(model_trace).items():
         if is_latent(site) and name in guide:
-            ours, theirs = float(site["scale"]), float(guide[name]["scale"])
-            if abs(ours - theirs) > 1e-6 * abs(ours):
+            ours, theirs = torch.as_tensor(site["scale"]).mean(), torch.as_tensor(guide[name]["scale"]).mean()
+            if not torch.isclose(ours, theirs, rtol=1e-6):
                 yield Problem(
-                    f"The latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the guide. A KL weight "
-                    "goes on both sides (scale_latents around the step, or on both programs), and both data plates need "
-                    "the same sizes.",
+                    f"The latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the guide. A KL "
+                    "weight "
+                    "goes on both sides: scale_latents around the step, or on both programs.",
                     fatal=False,
                 )
-
-
-def _dependencies(program: Program, values: dict[str, Tensor], args: tuple[object, ...]) -> dict[str, set[str]]:
-    """For each latent site, the other latent sites on whose values its density depends."""
-    leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items() if v.is_floating_point()}
-    with torch.enable_grad(), poutine.block():
-        trace = poutine.trace(poutine.condition(program, data={**values, **leaves})).get_trace(*args)
-        found = {}
-        for name in values:
-            log_prob = trace.nodes[name]["fn"].log_prob(values[name].detach()).sum()
-            others = {n: leaf for n, leaf in leaves.items() if n != name}
-            if not others or not log_prob.requires_grad:
-                found[name] = set[str]()
-                continue
-            gradients = torch.autograd.grad(log_prob, list(others.values()), allow_unused=True, retain_graph=True)
-            found[name] = {n for n, g in zip(others, gradients, strict=True) if g is not None}
-    return found
-
-
-def mean_field_violations(pair: Pair, args: tuple[object, ...]) -> tuple[set[str], set[str]]:
-    """Sites whose analytic KL would be wrong, and sites that the guide draws given other latent sites.
-
-    An analytic KL of a site is right if the guide draws the site after, or independently of, every variable on which
-    its prior depends.
-    """
-    with torch.no_grad(), poutine.block():
-        sites = _random(poutine.trace(pair.guide).get_trace(*args))
-        model = _random(poutine.trace(pair.model).get_trace(*args))
-    values = {n: s["value"] for n, s in sites.items() if n in model and not s["is_observed"]}
-    if len(values) < 2 or len(values) < len(sites):  # a joint density in an auxiliary site is no analytic KL at all
-        return (set(), set()) if len(values) < 2 else (set(values), set(values))
-    order = list(values)
-    prior, posterior = _dependencies(pair.model, values, args), _dependencies(pair.guide, values, args)
-
-    def ancestors(name: str) -> set[str]:
-        direct = posterior[name]
-        return direct.union(*(ancestors(d) for d in direct)) if direct else set()
-
-    violating = {
-        name
-        for name in order
-        for parent in prior[name]
-        if order.index(parent) > order.index(name) and name in ancestors(parent)
-    }
-    return violating, {name for name in order if posterior[name]}
 
 
 def _mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Problem]:
     violating, _ = mean_field_violations(pair, args)
     for name in sorted(violating):
         yield Problem(
-            f"TraceMeanField_ELBO is wrong for this pair: it would use the analytic KL of {name!r}, whose prior depends on "
+            f"TraceMeanField_ELBO is wrong for this pair: it would use the analytic KL of {name!r}, whose prior "
+            "depends on "
             f"a latent that the guide draws after and from {name!r}. Use Trace_ELBO, or a top-down guide."
         )
 
 
 def _gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Iterator[Problem]:
-    if not hasattr(loss, "differentiable_loss"):
-        return
     try:
         with quiet_elbo():
-            pair.discover(loss, args)
-            value = loss.differentiable_loss(pair.model, pair.guide, *args)
-    except Exception as error:  # noqa: BLE001
-        yield Problem(f"{type(loss).__name__} fails on this pair: {_said(error)}")
+            value = pair.discover(loss, args)
+    except Exception as error:
+        yield Problem(f"{type(loss).__name__} fails on this pair: {said(error)}")
         return
-    if not torch.isfinite(value):
-        yield Problem(f"The loss is {value.item()} on this batch.\n{site_table(pair, args)}")
+    if value is not None and not torch.isfinite(value):
+        yield Problem(
+            f"The loss is {value.item()} on this batch. Is a scale zero, or a logarithm taken of "
+            f"0?\n{site_table(pair, args)}"
+        )
         return
     if pair.unreached:
         yield Problem(
-            f"No gradient reaches {len(pair.unreached)} parameters: {', '.join(pair.unreached[:6])}. They will stay as they "
+            f"No gradient reaches {len(pair.unreached)} parameters: {', '.join(pair.unreached[:6])}. They will stay "
+            "as they "
             "are; is that part of the network used?",
             fatal=False,
         )
-
-
-def _table(guide_trace: Trace, model_trace: Trace | None) -> str:
-    lines = [f"{'site':<24}{'distribution':<28}{'batch shape':<16}{'event shape':<16}plates"]
-    for label, trace in (("guide", guide_trace), ("model", model_trace)):
-        if trace is None:
-            continue
-        lines.append(label)
-        for name, site in _random(trace).items():
-            fn, frames = site["fn"], [f"{f.name}[{f.size}]" for f in site["cond_indep_stack"]]
-            inner = fn
-            while hasattr(inner, "base_dist") and type(inner).__name__ in ("Independent", "ExpandedDistribution"):
-                inner = inner.base_dist
-            kind = type(inner).__name__ + (" (observed)" if site["is_observed"] else "")
-            shapes = f"{tuple(fn.batch_shape)!s:<16}{tuple(fn.event_shape)!s:<16}"
-            lines.append(f"  {name:<22}{kind:<28}{shapes}{', '.join(frames)}")
-    return "\n".join(lines)
-
-
-def site_table(pair: Pair, args: tuple[object, ...]) -> str:
-    """The sites of both programs on a batch, with ranges of values and log-densities: where did the NaN come from?"""
-    lines = [f"{'site':<30}{'value from':>12}{'to':>12}{'log density':>14}"]
-    with preserve_rng(), local_parameters(), torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
-        try:
-            guide_trace = poutine.trace(pair.guide).get_trace(*args)
-            model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*args)
-        except Exception as error:  # noqa: BLE001
-            return f"(the programs fail on this batch: {_said(error)})"
-        for label, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in _random(trace).items():
-                value = site["value"].detach().float()
-                log_prob = site["fn"].log_prob(site["value"]).sum().item()
-                lines.append(f"{label + ' ' + name:<30}{value.min().item():>12.4g}{value.max().item():>12.4g}{log_prob:>14.6g}")
-    bad = [n for n, p in pair.parameters.items() if not p.isfinite().all()]
-    if bad:
-        lines.append(f"parameters that are not finite: {', '.join(bad[:8])}")
-    return "\n".join(lines)

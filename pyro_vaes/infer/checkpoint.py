@@ -1,30 +1,29 @@
 """Saving and loading a pair without pickle: weights as safetensors, facts as JSON, training state weights-only.
 
 A directory holds ``weights.safetensors`` (parameters and buffers), ``pair.json`` (names, versions, hashes, whatever
-else the caller says) and, for a run that can resume, ``training.pt`` (optimiser, callbacks, random state), read with
+else the caller says) and, for a run that can resume, ``training.pt`` (optimiser, callbacks, loader), read with
 ``torch.load(weights_only=True)``. It is written under another name and renamed, so that a kill at any moment leaves
 either the old one or the new one.
 """
 
-import contextlib
 import hashlib
 import json
 import pathlib
-import random
+import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import pyro
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.programs import Program
 
-__all__ = ["load", "random_state", "read_checkpoint", "save", "set_random_state", "write_checkpoint"]
+__all__ = ["holds_only_a_checkpoint", "load", "read_checkpoint", "save", "write_checkpoint"]
 
-Program = Callable[..., object]
 WEIGHTS, FACTS, TRAINING = "weights.safetensors", "pair.json", "training.pt"
 
 
@@ -32,12 +31,13 @@ def save(directory: str | pathlib.Path, model: Program, guide: Program, *args: o
     """Write the parameters and buffers of a pair, without pickle.
 
     Arguments:
-        directory: Where to; created if need be, and replaced as a whole.
+        directory: Where to; created if need be, and replaced as a whole if it holds a checkpoint.
         model: The model.
         guide: The guide.
         args: Arguments of one batch; only needed when a program holds free-standing ``pyro.param`` statements.
     """
-    write_checkpoint(pathlib.Path(directory), _materialised(model, guide, args).state(), {})
+    pair = _materialised(model, guide, args)
+    write_checkpoint(pathlib.Path(directory), pair.state(), {})
 
 
 def load(directory: str | pathlib.Path, model: Program, guide: Program, *args: object) -> dict[str, object]:
@@ -61,15 +61,32 @@ def load(directory: str | pathlib.Path, model: Program, guide: Program, *args: o
 def _materialised(model: Program, guide: Program, args: tuple[object, ...]) -> Pair:
     pair = Pair(model, guide)
     if args:
-        from pyro.infer import Trace_ELBO
-
-        pair.discover(Trace_ELBO(), args)
+        pair.materialise(args)
     if not pair.state():
         raise ValueError(
-            "This pair has no modules to save or load. If its parameters are pyro.param statements, pass the arguments of "
+            "This pair has no modules to save or load. If its parameters are pyro.param statements, pass the "
+            "arguments of "
             "one batch too, so that they exist: save(directory, model, guide, x)."
         )
     return pair
+
+
+def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
+    """The directory itself, if replacing it as a whole loses nothing but an older checkpoint.
+
+    Raises:
+        ValueError: It is a file, or holds other files.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"The checkpoint {directory} is a file; a directory is wanted.")
+    others = sorted({f.name for f in directory.iterdir()} - {WEIGHTS, FACTS, TRAINING}) if directory.exists() else []
+    if others:
+        raise ValueError(
+            f"A checkpoint replaces its directory as a whole, but {directory} holds other files "
+            f"({', '.join(others[:4])}). "
+            f"Choose a directory of its own, such as {directory / 'checkpoint'}."
+        )
+    return directory
 
 
 def write_checkpoint(
@@ -81,8 +98,9 @@ def write_checkpoint(
     """Write a checkpoint directory in one atomic step.
 
     Raises:
-        ValueError: The directory cannot be written.
+        ValueError: The directory cannot be written, or holds other files, which would be lost.
     """
+    holds_only_a_checkpoint(directory)
     fresh = directory.with_name(f".{directory.name}.new")
     old = directory.with_name(f".{directory.name}.old")
     try:
@@ -102,7 +120,8 @@ def write_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ValueError(
-            f"The checkpoint cannot be written to {directory}: {error}. Choose a directory that you may write to, on a disk "
+            f"The checkpoint cannot be written to {directory}: {error}. Choose a directory that you may write to, on "
+            "a disk "
             "with space."
         ) from error
 
@@ -126,45 +145,23 @@ def read_checkpoint(
         facts = json.loads((directory / FACTS).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(damaged.format(f"{FACTS} is no JSON ({error})")) from error
-    for name, wanted in facts.get("sha256", {}).items():
+    hashes = facts.get("sha256") if isinstance(facts, dict) else None
+    if not isinstance(hashes, dict) or WEIGHTS not in hashes:
+        raise ValueError(damaged.format(f"{FACTS} does not say which files belong to it"))
+    for name, wanted in hashes.items():
         if not (directory / name).exists():
             raise ValueError(damaged.format(f"{name} is missing"))
         if _hash(directory / name) != wanted:
             raise ValueError(damaged.format(f"{name} has {(directory / name).stat().st_size} bytes whose hash differs"))
-    training = directory / TRAINING
-    return (
-        load_file(directory / WEIGHTS),
-        facts,
-        torch.load(training, weights_only=True) if training.exists() else None,
-    )
+    try:
+        weights = load_file(directory / WEIGHTS)
+        training = directory / TRAINING if TRAINING in hashes else None
+        state = None if training is None else torch.load(training, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(damaged.format(f"a file cannot be read ({error})")) from error
+    return weights, facts, state
 
 
 def _hash(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def random_state() -> dict[str, object]:
-    """The states of Python's, NumPy's and torch's generators, as tensors and plain numbers."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    state: dict[str, object] = {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],  # type: ignore[union-attr]
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: Mapping[str, object]) -> None:
-    """Put the generators back into the states of :func:`random_state`."""
-    version, internal, gauss = state["python"]  # type: ignore[misc]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]  # type: ignore[misc]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])  # type: ignore[arg-type]
-    if "cuda" in state and torch.cuda.is_available():
-        with contextlib.suppress(RuntimeError):  # fewer devices than when it was saved
-            torch.cuda.set_rng_state_all(state["cuda"])  # type: ignore[arg-type]

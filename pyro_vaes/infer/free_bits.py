@@ -10,7 +10,6 @@ References:
     | https://arxiv.org/abs/1606.04934
 """
 
-
 import torch
 from pyro.distributions import Independent
 from pyro.distributions.util import scale_and_mask
@@ -24,11 +23,11 @@ from pyro_vaes.infer.importance import guide_and_model_traces
 __all__ = ["FreeBits_ELBO"]
 
 
-class FreeBits_ELBO(Bound):  # noqa: N801 - bounds keep Pyro's spelling
+class FreeBits_ELBO(Bound):
     """The evidence lower bound with a floor under each group's batch-mean KL divergence.
 
     Arguments:
-        nats: The floor lambda in nats per datum for each group; 0 gives the plain bound (where no term is negative).
+        nats: The floor lambda in nats per datum for each group; 0 gives the plain bound.
         per_unit: Whether each unit of a latent site is a group of its own (needs factorised distributions); else each
             site is one, and all sites together are one where the guide draws them from one joint distribution.
 
@@ -48,33 +47,44 @@ class FreeBits_ELBO(Bound):  # noqa: N801 - bounds keep Pyro's spelling
         guide_sites = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
         model_sites = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
         loss: Tensor | float = 0.0
-        groups: list[Tensor] = []
+        groups: list[tuple[Tensor, Tensor]] = []  # weights (..., ) and terms (..., ) or (..., units)
         for name, site in model_sites.items():
             if is_latent(site):
-                groups.append(self._log_ratio(guide_sites[name], site))
+                term = self._log_ratio(guide_sites[name], site)
+                weight = term.new_ones(term.shape[: term.dim() - int(self.per_unit)])
+                groups.append((scale_and_mask(weight, site["scale"], site["mask"]), term))
             else:
                 log_prob = site["fn"].log_prob(site["value"])
                 loss = loss - scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
-        joint = [s["scale"] * s["fn"].log_prob(s["value"]) for n, s in guide_sites.items() if n not in model_sites]
+        joint = [s["fn"].log_prob(s["value"]) for n, s in guide_sites.items() if n not in model_sites]
         if joint:  # one density for all sites sits in an auxiliary site of the guide
-            groups = [sum([*groups, *joint], start=torch.zeros(()))]
-        for group in groups:
-            batch_dim = group.dim() - int(self.per_unit)
-            rows = group.shape[:batch_dim].numel()
-            loss = loss + rows * group.flatten(0, batch_dim - 1).mean(0).clamp(min=self.nats).sum()
+            groups = [(groups[0][0], sum([*(term for _, term in groups), *joint], start=torch.zeros(())))]
+        for weight, term in groups:
+            loss = loss + self._floored(weight, term)
         assert isinstance(loss, Tensor)
         return loss
 
+    def _floored(self, weight: Tensor, term: Tensor) -> Tensor:
+        """sum_n w_n max(lambda, weighted mean of the terms): subsampling and KL weights scale the floor as well."""
+        if self.per_unit:
+            weight = weight.unsqueeze(-1)
+        data_dims = tuple(range(term.dim() - int(self.per_unit)))
+        weighted = weight * torch.where(weight == 0, torch.zeros_like(term), term)  # masked terms may be NaN
+        if self.nats == 0:  # no floor: a KL is never negative, only its estimate is
+            return weighted.sum()
+        total = weight.sum(data_dims) if data_dims else weight
+        mean = (weighted.sum(data_dims) if data_dims else weighted) / total.clamp(min=torch.finfo(term.dtype).tiny)
+        return (total * mean.clamp(min=self.nats)).sum()
+
     def _log_ratio(self, guide_site: Message, model_site: Message) -> Tensor:
-        """log q - log p at the draw, scaled, with shape ``(B,)`` or, per unit, ``(B, units)``."""
-        value, q, p, mask = model_site["value"], guide_site["fn"], model_site["fn"], model_site["mask"]
+        """log q - log p at the draw, unscaled, with the batch's shape or, per unit, one dimension more."""
+        value, q, p = model_site["value"], guide_site["fn"], model_site["fn"]
         if not self.per_unit:
-            return scale_and_mask(q.log_prob(value) - p.log_prob(value), model_site["scale"], mask)
+            return q.log_prob(value) - p.log_prob(value)
         if not (isinstance(q, Independent) and isinstance(p, Independent)):
             raise ValueError(
-                f"Free bits per unit need factorised distributions at the site {model_site['name']!r}, but the guide has "
+                f"Free bits per unit need factorised distributions at the site {model_site['name']!r}, but the guide "
+                "has "
                 f"{q} and the model {p}. Use per_unit=False."
             )
-        ratio = q.base_dist.log_prob(value) - p.base_dist.log_prob(value)
-        ratio = ratio.flatten(-len(q.event_shape))
-        return scale_and_mask(ratio, model_site["scale"], None if mask is None else mask.unsqueeze(-1))
+        return (q.base_dist.log_prob(value) - p.base_dist.log_prob(value)).flatten(-len(q.event_shape))

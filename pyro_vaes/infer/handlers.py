@@ -10,7 +10,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
-__all__ = ["is_latent", "local_parameters", "scale_latents"]
+__all__ = ["ModuleParameters", "is_latent", "local_parameters", "scale_latents", "untouched_store"]
 
 
 def is_latent(message: Message) -> bool:
@@ -18,7 +18,7 @@ def is_latent(message: Message) -> bool:
     return message["type"] == "sample" and not message["is_observed"] and not site_is_subsample(message)
 
 
-class scale_latents(Messenger):  # noqa: N801 - messengers are verbs
+class scale_latents(Messenger):
     """Weigh the KL term of the bound: multiply the scale of the latent sites by beta.
 
     The bound becomes ``E log p(x | z) - beta E[log q(z | x) - log p(z)]`` (Higgins et al., 2017), provided that model
@@ -54,7 +54,7 @@ class scale_latents(Messenger):  # noqa: N801 - messengers are verbs
             msg["scale"] = beta * msg["scale"]
 
 
-class _ModuleParameters(Messenger):
+class ModuleParameters(Messenger):
     """Let ``pyro.module`` use the module's own parameters, whatever the global store holds under their names."""
 
     def _pyro_param(self, msg: Message) -> None:
@@ -84,7 +84,7 @@ def local_parameters() -> Iterator[None]:
     outside = store.get_state()
     _replace(store, _free_standing(outside))
     try:
-        with _ModuleParameters():
+        with ModuleParameters():
             yield
     finally:
         inside = _free_standing(store.get_state())
@@ -95,6 +95,17 @@ def local_parameters() -> Iterator[None]:
                 "constraints": {**outside["constraints"], **inside["constraints"]},
             },
         )
+
+
+@contextlib.contextmanager
+def untouched_store() -> Iterator[None]:
+    """Afterwards Pyro's parameter store holds what it held before."""
+    store = pyro.get_param_store()
+    outside = store.get_state()
+    try:
+        yield
+    finally:
+        _replace(store, outside)
 
 
 def _replace(store: ParamStoreDict, state: StateDict) -> None:

@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
@@ -45,16 +46,18 @@ class DataPlate:
         name: Its name.
         dim: Its batch dimension, negative.
         depth: Number of batch dimensions that the pair's plates use.
+        size: Number of rows in one run.
         full_size: Number of data that a subsampling plate stands for; None when it does not subsample.
     """
 
     name: str
     dim: int
     depth: int
+    size: int
     full_size: int | None
 
 
-def _random_sites(trace: Trace) -> list[dict[str, object]]:
+def _random_sites(trace: Trace) -> list[Message]:
     return [
         site
         for site in trace.nodes.values()
@@ -66,10 +69,11 @@ def find_data_plate(model: Program, guide: Program, args: tuple[object, ...]) ->
     """Run the pair once, aside, and find the outermost plate that holds all its sample sites.
 
     Raises:
-        ValueError: A site lies outside every plate, or the sites share none.
+        ValueError: A site lies outside every plate, the sites share none, or the guide lacks a latent site.
     """
     with poutine.block(), torch.no_grad(), preserve_rng():
-        sites = [s for trace in guide_and_model_traces(model, guide, args) for s in _random_sites(trace)]
+        guide_trace, model_trace = guide_and_model_traces(model, guide, args)
+    sites = [*_random_sites(guide_trace), *_random_sites(model_trace)]
     stacks = {s["name"]: [f for f in s["cond_indep_stack"] if f.vectorized] for s in sites}
     for site in sites:
         if not stacks[site["name"]]:
@@ -78,13 +82,19 @@ def find_data_plate(model: Program, guide: Program, args: tuple[object, ...]) ->
                 f"The {kind} site {site['name']!r} lies outside the data plate, so nothing per datum can be said of "
                 "it. Put it into `with pyro.plate('data', len(x)):`."
             )
+    missing = [s["name"] for s in _random_sites(model_trace) if not s["is_observed"] and s["name"] not in guide_trace]
+    if missing:
+        raise ValueError(
+            f"The guide does not draw the model's latent sites {missing}, so they have no importance weights. Draw "
+            "them in the guide, or sum a discrete one out of the model (MixtureSameFamily)?"
+        )
     shared = [f for f in stacks[sites[0]["name"]] if all(f.name in {g.name for g in s} for s in stacks.values())]
     if not shared:
         raise ValueError(f"The sites {sorted(stacks)} share no plate; put them all into one data plate.")
-    frame = min(shared, key=lambda f: f.dim)
+    frame = shared[0]  # frames come in the order in which the plates were entered
     subsamples = frame.full_size is not None and frame.full_size != frame.size
     depth = -min(f.dim for stack in stacks.values() for f in stack)
-    return DataPlate(frame.name, frame.dim, depth, frame.full_size if subsamples else None)
+    return DataPlate(frame.name, frame.dim, depth, frame.size, frame.full_size if subsamples else None)
 
 
 def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
@@ -127,7 +137,7 @@ def per_datum_log_weights(
     return log_p - log_q, guide_trace, model_trace
 
 
-class ImportanceWeighted_ELBO(Bound):  # noqa: N801 - bounds keep Pyro's spelling
+class ImportanceWeighted_ELBO(Bound):
     """The importance-weighted bound with K particles, per datum and right under plates and scales.
 
         L_K = sum_n E[ log 1/K sum_k w_nk ]

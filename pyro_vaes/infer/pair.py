@@ -1,22 +1,19 @@
 """A model and its guide, seen as one trainable thing: its modules, its parameters, its state."""
 
 import contextlib
-import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from pyro_vaes.infer.handlers import local_parameters
+from pyro_vaes.infer.handlers import local_parameters, untouched_store
+from pyro_vaes.infer.programs import Program, modules_of, num_positional
 
 __all__ = ["Pair", "Program", "preserve_rng"]
-
-Program = Callable[..., object]
 
 
 @contextlib.contextmanager
@@ -34,33 +31,6 @@ def preserve_rng(seed: int | None = None) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def _modules_of(program: object, label: str, depth: int = 0) -> list[tuple[str, nn.Module]]:
-    """The modules a program can reach: itself, its owner, its closure, the globals and partial arguments it names."""
-    if isinstance(program, nn.Module):
-        return [(label, program)]
-    if inspect.ismethod(program) and isinstance(program.__self__, nn.Module):
-        return [(label, program.__self__)]
-    if depth > 3:
-        return []
-    if isinstance(program, functools.partial):  # effect handlers wrap programs in partials too
-        inner = [*((label, a) for a in (program.func, *program.args))]
-        inner += [(f"{label}.{name}", value) for name, value in program.keywords.items()]
-    elif inspect.ismethod(program):
-        owner = sorted(getattr(program.__self__, "__dict__", {}).items())
-        inner = [(label, program.__func__), *((f"{label}.{name}", value) for name, value in owner)]
-    elif inspect.isfunction(program):
-        names = inspect.getclosurevars(program)
-        inner = [(f"{label}.{n}", v) for n, v in [*sorted(names.nonlocals.items()), *sorted(names.globals.items())]]
-    else:
-        inner = []
-    return [
-        found
-        for name, value in inner
-        if isinstance(value, nn.Module | functools.partial) or inspect.isroutine(value)
-        for found in _modules_of(value, name, depth + 1)
-    ]
-
-
 class Pair:
     """A model and a guide together.
 
@@ -73,19 +43,23 @@ class Pair:
         for label, program in (("model", model), ("guide", guide)):
             if not callable(program):
                 raise ValueError(f"The {label} must be a Pyro program, but got {type(program).__name__}.")
-            if isinstance(program, nn.Module) and type(program).forward in (nn.Module.forward, pyro.nn.PyroModule.forward):
+            if isinstance(program, nn.Module) and type(program).forward in (
+                nn.Module.forward,
+                pyro.nn.PyroModule.forward,
+            ):
                 raise ValueError(
                     f"The {label} is a {type(program).__name__}, which has no forward: pass its method, as in "
                     "fit(vae.model, vae.guide, data)."
                 )
         self.model, self.guide = model, guide
         self.modules: dict[str, nn.Module] = {}
-        for label, module in [*_modules_of(model, "model"), *_modules_of(guide, "guide")]:
+        for label, module in [*modules_of(model, "model"), *modules_of(guide, "guide")]:
             if all(module is not m for m in self.modules.values()):
                 self.modules[label if label not in self.modules else f"{label}.{len(self.modules)}"] = module
         self.parameters: dict[str, Tensor] = {}  # the unconstrained leaves that training moves
         self.unreached: list[str] = []  # names of those that no gradient of the bound reaches
-        self._num_args = _num_positional(model)
+        self.free: dict[str, Tensor] = {}  # the unconstrained leaves of param statements that belong to no module
+        self._num_args = num_positional(model)
 
     def arguments(self, batch: object) -> tuple[object, ...]:
         """The positional arguments for a batch: a tensor, or a sequence cut to what the model takes."""
@@ -105,43 +79,71 @@ class Pair:
             module.train(mode)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode without gradients; every module's mode and every generator's state come back afterwards."""
-        modes = {m: m.training for module in self.modules.values() for m in module.modules()}
-        self.train(False)
+    def aside(self, *, keep_params: bool = False) -> Iterator[None]:
+        """Run the programs without leaving a trace: buffers, generators and Pyro's parameter store come back.
+
+        Arguments:
+            keep_params: Whether free-standing ``pyro.param`` statements that are made inside stay in the store.
+        """
+        modules = {m for module in self.modules.values() for m in module.modules()}
+        buffers = [
+            (m, n, b, b.clone()) for m in modules for n, b in m._buffers.items() if b is not None and not is_lazy(b)
+        ]
         try:
-            with torch.no_grad(), local_parameters(), preserve_rng():
+            with contextlib.nullcontext() if keep_params else untouched_store(), preserve_rng(), local_parameters():
+                yield
+        finally:
+            with torch.no_grad():
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer.copy_(before)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Aside, in evaluation mode and without gradients; every module's own mode comes back."""
+        modes = {m: m.training for module in self.modules.values() for m in module.modules()}
+        try:
+            with self.aside(), torch.no_grad():
+                self.train(False)
                 yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
 
-    def discover(self, loss: ELBO, args: tuple[object, ...]) -> dict[str, Tensor]:
-        """Find the parameters that training moves by one dry evaluation of the loss that leaves no trace.
+    def materialise(self, args: tuple[object, ...]) -> None:
+        """Run both programs once, so that lazily made modules and free-standing param statements exist."""
+        with self.aside(keep_params=True), torch.no_grad(), poutine.trace(param_only=True) as capture:
+            guide_trace = poutine.trace(self.guide).get_trace(*args)
+            poutine.replay(self.model, trace=guide_trace)(*args)
+        self._note_params(capture.trace)
+
+    def _note_params(self, trace: poutine.Trace) -> dict[int, tuple[str, Tensor]]:
+        """The leaves of a trace's param statements by identity, with names; remembers the free-standing ones."""
+        names = {id(p): f"{label}.{n}" for label, m in self.modules.items() for n, p in m.named_parameters()}
+        leaves = [(name, _leaf(site["value"])) for name, site in trace.nodes.items() if site["type"] == "param"]
+        self.free = {f"param.{name}": leaf for name, leaf in leaves if id(leaf) not in names}
+        return {id(leaf): (names.get(id(leaf), f"param.{name}"), leaf) for name, leaf in leaves}
+
+    def discover(self, loss: ELBO, args: tuple[object, ...]) -> Tensor | None:
+        """Find the parameters that training moves by one dry evaluation of the loss, aside.
 
         These are the parameters that ``pyro.param`` and ``pyro.module`` statements name, and those of the owners of
         ``model`` and ``guide`` that a gradient reaches; all of them only where they require a gradient.
+
+        Returns:
+            The loss, detached, or None where the bound has no differentiable loss.
         """
-        buffers = {b: b.clone() for m in self.modules.values() for b in m.buffers()}  # BatchNorm statistics move
-        with preserve_rng(), local_parameters():
+        with self.aside(keep_params=True):
             with poutine.trace(param_only=True) as capture:
                 value = _dry_loss(loss, self.model, self.guide, args)
-        owned = {label: list(m.named_parameters()) for label, m in self.modules.items()}
-        names = {id(p): f"{label}.{n}" for label, parameters in owned.items() for n, p in parameters}
-        traced: dict[int, tuple[str, Tensor]] = {}
-        for name, site in capture.trace.nodes.items():
-            if site["type"] == "param":
-                leaf = site["value"].unconstrained() if hasattr(site["value"], "unconstrained") else site["value"]
-                traced[id(leaf)] = (names.get(id(leaf), f"param.{name}"), leaf)
-        own = {id(p): (names[id(p)], p) for label in ("model", "guide") for _, p in owned.get(label, ())}
-        candidates = {i: (n, p) for i, (n, p) in (own | traced).items() if p.requires_grad}
-        reached: set[int] = set()
-        if candidates and isinstance(value, Tensor) and value.requires_grad:
-            gradients = torch.autograd.grad(value, [p for _, p in candidates.values()], allow_unused=True)
-            reached = {i for i, g in zip(candidates, gradients, strict=True) if g is not None}
-        with torch.no_grad():
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
+            traced = self._note_params(capture.trace)
+            own = {
+                id(p): (f"{label}.{n}", p)
+                for label in ("model", "guide")
+                if label in self.modules
+                for n, p in self.modules[label].named_parameters()
+            }
+            candidates = {i: (n, p) for i, (n, p) in (own | traced).items() if p.requires_grad}
+            reached = self._reached(loss, value, args, {i: p for i, (_, p) in candidates.items()})
         found = [(n, p) for i, (n, p) in candidates.items() if i in traced or i in reached]
         found.sort(key=lambda item: item[0])
         self.parameters = dict(found)
@@ -151,14 +153,31 @@ class Pair:
                 "No parameter requires a gradient in this model and guide. Are the networks registered (pyro.module, "
                 "or attributes of a PyroModule whose methods carry @pyro_method), and not all frozen?"
             )
-        return self.parameters
+        return value.detach() if isinstance(value, Tensor) else None
+
+    def _reached(self, loss: ELBO, value: object, args: tuple[object, ...], candidates: dict[int, Tensor]) -> set[int]:
+        """Which of these leaves a gradient of the loss reaches."""
+        if isinstance(value, Tensor) and value.requires_grad and candidates:
+            gradients = torch.autograd.grad(value, list(candidates.values()), allow_unused=True)
+            return {i for i, g in zip(candidates, gradients, strict=True) if g is not None}
+        if hasattr(loss, "differentiable_loss"):
+            return set()
+        before = [(p, p.grad) for p in candidates.values()]
+        for parameter, _ in before:
+            parameter.grad = None
+        loss.loss_and_grads(self.model, self.guide, *args)
+        reached = {i for i, p in candidates.items() if p.grad is not None}
+        for parameter, gradient in before:
+            parameter.grad = gradient
+        return reached
 
     def state(self) -> dict[str, Tensor]:
         """All parameters and buffers by name, each tensor once."""
         tensors: dict[str, Tensor] = {}
         for label, module in self.modules.items():
-            tensors |= {f"{label}.{name}": t for name, t in module.state_dict(keep_vars=True).items()}
-        tensors |= {n: p for n, p in self.parameters.items() if n.startswith("param.")}
+            state = module.state_dict(keep_vars=True)
+            tensors |= {f"{label}.{name}": t for name, t in state.items() if isinstance(t, Tensor)}  # no extra state
+        tensors |= self.free
         unique: dict[int, str] = {}
         for name, tensor in tensors.items():
             unique.setdefault(id(tensor), name)
@@ -177,7 +196,11 @@ class Pair:
                 f"The saved weights do not fit this model and guide: missing {missing[:5]}, unexpected {surplus[:5]} "
                 f"({len(missing)} and {len(surplus)} in all). Build the pair with the arguments it was saved with."
             )
-        wrong = [f"{n}: saved {tuple(state[n].shape)}, here {tuple(t.shape)}" for n, t in live.items() if state[n].shape != t.shape]
+        wrong = [
+            f"{n}: saved {tuple(state[n].shape)}, here {tuple(t.shape)}"
+            for n, t in live.items()
+            if state[n].shape != t.shape
+        ]
         if wrong:
             raise ValueError(f"Saved weights have other shapes than this model and guide: {'; '.join(wrong[:5])}.")
         with torch.no_grad():
@@ -185,20 +208,12 @@ class Pair:
                 tensor.copy_(state[name])
 
 
-def _num_positional(program: Program) -> int | None:
-    """How many positional arguments a program takes; None for any number."""
-    program = unwrap(program)
-    function = program.forward if isinstance(program, nn.Module) else program
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-
-
 def _dry_loss(loss: ELBO, model: Program, guide: Program, args: tuple[object, ...]) -> object:
     if hasattr(loss, "differentiable_loss"):
         return loss.differentiable_loss(model, guide, *args)
     return loss.loss(model, guide, *args)
+
+
+def _leaf(value: object) -> Tensor:
+    """The unconstrained leaf tensor of a param statement's value."""
+    return value.unconstrained() if hasattr(value, "unconstrained") else value  # type: ignore[return-value]

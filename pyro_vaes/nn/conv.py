@@ -84,9 +84,7 @@ class ConvEncoder(nn.Module):
             layers.append(activation())
         self.trunk = nn.Sequential(*layers)
         height, width = sizes[-1]
-        self.output = nn.Sequential(
-            nn.Linear(widths[-1] * height * width + extra_features, out_features), activation()
-        )
+        self.output = nn.Sequential(nn.Linear(widths[-1] * height * width + extra_features, out_features), activation())
 
     def forward(self, image: Tensor, *extra: Tensor) -> Tensor:
         numel = math.prod(self.image_shape)

@@ -56,7 +56,9 @@ class NormalHead(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < min_scale < 1 < max_scale:
-            raise ValueError(f"The bounds must satisfy 0 < min_scale < 1 < max_scale, but got {min_scale}, {max_scale}.")
+            raise ValueError(
+                f"The bounds must satisfy 0 < min_scale < 1 < max_scale, but got {min_scale}, {max_scale}."
+            )
         if learn_scale and scale is None:
             raise ValueError("learn_scale=True needs the shared scale to start from: pass scale=1.0?")
         self.loc = nn.Linear(in_features, out_features, bias=bias)
@@ -102,7 +104,9 @@ class MultivariateNormalHead(nn.Module):
         self.diagonal = nn.Linear(in_features, out_features)
         self.lower = nn.Linear(in_features, out_features * (out_features - 1) // 2) if out_features > 1 else None
         self.min_scale = min_scale
-        if self.lower is not None:  # off-diagonals start at a tenth of the usual size, so that L starts well conditioned
+        if (
+            self.lower is not None
+        ):  # off-diagonals start at a tenth of the usual size, so that L starts well conditioned
             nn.init.normal_(self.lower.weight, std=0.1 / math.sqrt(in_features))
             nn.init.zeros_(self.lower.bias)
 

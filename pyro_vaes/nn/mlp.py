@@ -1,6 +1,7 @@
 """Multilayer perceptrons, chains, and small modules for covariates."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from pyro.distributions.util import broadcast_shape
@@ -50,7 +51,7 @@ class MLP(nn.Sequential):
         if any(not isinstance(w, int) or w < 1 for w in widths):
             raise ValueError(f"An MLP needs positive whole numbers as widths, but got {widths}.")
         layers: list[nn.Module] = []
-        for i, o in zip(widths, widths[1:], strict=False):
+        for i, o in pairwise(widths):
             layers += [nn.Linear(i, o, bias=bias), activation()]
         super().__init__(*(layers if activate_output else layers[:-1]))
         self.in_features, self.out_features = in_features, out_features

@@ -1,5 +1,7 @@
 """Models: sites and shapes, sampling by the same program, errors, and conditional use."""
 
+import functools
+
 import pyro
 import pytest
 import torch
@@ -90,8 +92,8 @@ def test_conditional_vae_learns_what_depends_on_the_label(learned_prior):
         prior=prior,
         embedding=OneHot(3),
     )
-    fit(cvae.model, cvae.guide, (x, y), epochs=60, batch_size=50, seed=0, progress=False,
-        optim=lambda p: torch.optim.Adam(p, lr=1e-2))  # fmt: skip
+    optim = functools.partial(torch.optim.Adam, lr=1e-2)
+    fit(cvae.model, cvae.guide, (x, y), epochs=60, batch_size=50, seed=0, progress=False, optim=optim)
     labels = torch.arange(3).repeat_interleave(200)
     with torch.no_grad():
         means = cvae.model(None, labels).reshape(3, 200, 2).mean(1)
@@ -101,9 +103,7 @@ def test_conditional_vae_learns_what_depends_on_the_label(learned_prior):
 def test_conditional_vae_completes_images():
     images = torch.bernoulli(torch.rand(6, 1, 8, 8))
     target, covariate = complete(images)
-    cvae = ConditionalVAE(
-        Chain(MLP(64, [8], 8), NormalHead(8, 2)), MLP(2 + 16, [8], 48), BernoulliLikelihood(), 2
-    )
+    cvae = ConditionalVAE(Chain(MLP(64, [8], 8), NormalHead(8, 2)), MLP(2 + 16, [8], 48), BernoulliLikelihood(), 2)
     assert Trace_ELBO().loss(cvae.model, cvae.guide, target, covariate) > 0
     completed = assemble(cvae.model(None, covariate), covariate, (1, 8, 8))
     assert torch.equal(completed[..., 4:, :4], images[..., 4:, :4])
@@ -126,8 +126,7 @@ def test_hierarchical_vae_has_any_number_of_levels(skip, top_down, levels):
     else:
         widths = [16] + [16 + sum(dims[: i + 1]) if skip else dims[i] for i in range(levels - 1)]
     hvae = HierarchicalVAE(
-        [NormalHead(w, d) if w == 16 or not (skip or top_down) else Chain(MLP(w, [4], 4), NormalHead(4, d))
-         for w, d in zip(widths, dims, strict=True)],  # fmt: skip
+        [Chain(MLP(w, [4], 4), NormalHead(4, d)) for w, d in zip(widths, dims, strict=True)],
         [Chain(MLP(a, [4], 4), NormalHead(4, d)) for a, d in zip(above, dims, strict=False)],
         MLP(sum(dims) if skip else dims[0], [4], 16),
         BernoulliLikelihood(),

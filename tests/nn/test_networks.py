@@ -25,7 +25,10 @@ from pyro_vaes.nn.heads import bounded_scale
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 5, 6), (2, 7, 9)])
 @pytest.mark.parametrize("lead", [(4,), (3, 4), ()])
 def test_conv_encoder_and_decoder_take_any_image_and_any_leading_dimensions(shape, lead):
-    encoder, decoder = ConvEncoder(shape, [4, 5, 6], 7, num_residual=1), ConvDecoder(7, [6, 5, 4], shape, num_residual=1)
+    encoder, decoder = (
+        ConvEncoder(shape, [4, 5, 6], 7, num_residual=1),
+        ConvDecoder(7, [6, 5, 4], shape, num_residual=1),
+    )
     image = torch.rand(*lead, *shape)
     features = encoder(image)
     assert features.shape == (*lead, 7)
@@ -127,7 +130,7 @@ def test_as_posterior_reads_what_encoders_return():
     from_pair = as_posterior((loc, scale))
     assert from_pair.event_shape == (3,) and torch.equal(from_pair.mean, loc)
     assert as_posterior(pyro.distributions.Normal(loc, scale)).event_shape == (3,)
-    with pytest.raises(ValueError, match="pyro.distributions.Normal"):
+    with pytest.raises(ValueError, match=r"pyro\.distributions\.Normal"):
         as_posterior(torch.distributions.Normal(loc, scale))
     assert as_posterior(from_pair) is from_pair
     with pytest.raises(ValueError, match="NormalHead"):

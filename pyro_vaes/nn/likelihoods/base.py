@@ -56,9 +56,7 @@ class Likelihood(nn.Module, abc.ABC):
         if value.is_floating_point():
             if value.isnan().any():
                 share = value.isnan().float().mean().item()
-                return (
-                    f"the data hold NaN ({share:.2%} of the values); drop or impute the missing values first."
-                )
+                return f"the data hold NaN ({share:.2%} of the values); drop or impute the missing values first."
             if value.isinf().any():
                 return "the data hold infinite values; drop or clip them first."
         return self._hint(value)

@@ -95,9 +95,7 @@ class NegativeBinomialLikelihood(Likelihood):
     def forward(self, params: Tensor) -> TorchDistribution:
         (logits,) = self.unpack(params, [1])
         logits = soft_clamp(logits, -LOG_BOUND, LOG_BOUND)
-        return dist.NegativeBinomial(self._total_count.expand_as(logits), logits=logits).to_event(
-            self.event_dim
-        )
+        return dist.NegativeBinomial(self._total_count.expand_as(logits), logits=logits).to_event(self.event_dim)
 
     def _hint(self, value: Tensor) -> str | None:
         return _count_hint(value)

@@ -85,9 +85,7 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
 
     def __init__(self, num_components: int, num_levels: int = 256, *, event_dim: int = 1) -> None:
         if not isinstance(num_components, int) or num_components < 1:
-            raise ValueError(
-                f"num_components must be a whole number of at least 1, but got {num_components!r}."
-            )
+            raise ValueError(f"num_components must be a whole number of at least 1, but got {num_components!r}.")
         if not isinstance(num_levels, int) or num_levels < 2:
             raise ValueError(f"num_levels must be a whole number of at least 2, but got {num_levels!r}.")
         super().__init__(num_params=3 * num_components, event_dim=event_dim)
@@ -97,9 +95,7 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
         raw = self.unpack(params, [3 * self.num_components])[0]
         logits, loc, log_scale = raw.chunk(3, -1)  # (..., *event_shape, K) each
         scale = torch.exp(soft_clamp(log_scale, -7.0, 7.0)) / 2
-        return DiscretizedLogisticMixture(logits, (1 + loc) / 2, scale, self.num_levels).to_event(
-            self.event_dim
-        )
+        return DiscretizedLogisticMixture(logits, (1 + loc) / 2, scale, self.num_levels).to_event(self.event_dim)
 
     def _hint(self, value: Tensor) -> str | None:
         if hint := unit_interval_hint(value):

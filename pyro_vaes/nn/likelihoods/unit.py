@@ -13,9 +13,7 @@ __all__ = ["BernoulliLikelihood", "ContinuousBernoulliLikelihood", "unit_interva
 def unit_interval_hint(value: Tensor) -> str | None:
     """Why ``value`` does not lie in [0, 1] as floating-point numbers, or None."""
     if not value.is_floating_point():
-        cure = (
-            "scale them to [0, 1] with x.float() / 255" if value.max() > 1 else "convert them with x.float()"
-        )
+        cure = "scale them to [0, 1] with x.float() / 255" if value.max() > 1 else "convert them with x.float()"
         return f"the data have dtype {value.dtype}, floating-point values are wanted; {cure}."
     low, high = value.min().item(), value.max().item()
     if low >= 0 and high <= 1:

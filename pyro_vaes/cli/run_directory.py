@@ -1,0 +1,226 @@
+"""The directory of a run: everything needed to repeat it, resume it, and look at it again as Python objects."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pyro_vaes import __version__
+from pyro_vaes.cli.build import Built, build_pair, load_data
+from pyro_vaes.cli.options import Options
+from pyro_vaes.data import ImageData
+from pyro_vaes.infer import History, load
+from pyro_vaes.infer.pair import Pair
+from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
+
+__all__ = [
+    "CHECKPOINT",
+    "HISTORY",
+    "RUN",
+    "Run",
+    "claim",
+    "describe",
+    "open_run",
+    "read_options",
+    "usable",
+    "write_json",
+]
+
+RUN, CHECKPOINT, HISTORY = "run.json", "checkpoint", "history.json"
+FORMAT = 1
+WRITTEN = (HISTORY, "evaluation.json", "report.html", "posterior.nc")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) run as objects.
+
+    Attributes:
+        directory: Where it is.
+        options: What defines it, every default filled in.
+        facts: The content of `run.json`.
+        data: The data set, with the preprocessing and the split of the run.
+        built: The model, its guide, and the module that holds the model, with the run's weights.
+        history: Losses by epoch, in nats per datum.
+    """
+
+    directory: Path
+    options: Options
+    facts: dict[str, object]
+    data: ImageData
+    built: Built
+    history: History
+
+    @property
+    def vae(self) -> VAE | ConditionalVAE | HierarchicalVAE:
+        """The module that holds the model."""
+        return self.built.vae
+
+    @property
+    def model(self) -> Callable[..., object]:
+        """The model."""
+        return self.built.model
+
+    @property
+    def guide(self) -> Callable[..., object]:
+        """The guide."""
+        return self.built.guide
+
+
+def claim(directory: Path, *, overwrite: bool) -> None:
+    """Make a directory ready for a new run, before any work.
+
+    Arguments:
+        directory: Created if need be, with its parents.
+        overwrite: Whether a run that is there may be replaced; what a run did not write stays.
+
+    Raises:
+        ValueError: If it cannot be written to, or holds a run already.
+    """
+    if (directory / RUN).exists() and not overwrite:
+        raise ValueError(
+            f"{directory} holds a run already: continue it with --resume, replace it with --overwrite, or "
+            "choose another --out."
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".probe"
+        probe.write_text("")
+        probe.unlink()
+        if (directory / RUN).exists():
+            shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)
+            for stale in (RUN, *WRITTEN):
+                (directory / stale).unlink(missing_ok=True)
+            for picture in directory.glob("*.png"):
+                picture.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"the run cannot be written to {directory} ({error}): choose an --out that you may write to."
+        ) from error
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write JSON in one atomic step."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(fresh, path)
+
+
+def describe(options: Options, data: ImageData, out: str) -> dict[str, object]:
+    """The content of `run.json`: options, versions, where the data are from and how they were split."""
+    packages = ("torch", "pyro-ppl", "torchvision", "numpy", "scikit-learn", "arviz", "arviz-base", "xarray")
+    return {
+        "format": FORMAT,
+        "command": options.command(out),
+        "options": options.to_json(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"pyro-vaes": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "data": {
+            "name": data.name,
+            "source": data.provenance.source,
+            "licence": data.provenance.licence,
+            "remark": data.provenance.remark,
+            "files_sha256": data.provenance.sha256,
+            "image_shape": list(data.image_shape),
+            "space": data.space,
+            "split": str(data.splits),
+            "rows": {name: len(part) for name, part in data.parts.items()},
+            "rows_sha256": _fingerprints(data),
+        },
+    }
+
+
+def _fingerprints(data: ImageData) -> dict[str, str]:
+    """A hash of the raw images and labels of each part, in the order of the split."""
+
+    def digest(*tensors: Tensor | None) -> str:
+        found = hashlib.sha256()
+        for tensor in tensors:
+            if tensor is not None:
+                found.update(tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    return {name: digest(part.images, part.labels) for name, part in data.parts.items()}
+
+
+def read_options(directory: Path) -> tuple[Options, dict[str, object]]:
+    """The options and the whole content of a run's `run.json`.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+        ValueError: If the file is damaged.
+    """
+    path = directory / RUN
+    if not path.is_file():
+        near = sorted(str(p.parent) for p in directory.parent.glob(f"*/{RUN}"))[:5] if directory.parent.is_dir() else []
+        hint = f"Beside it there are the runs {', '.join(near)}." if near else "Start one with: pyro-vaes train digits"
+        raise FileNotFoundError(f"there is no run in {directory}: {RUN} is missing. {hint}")
+    try:
+        facts = json.loads(path.read_text())
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
+        return Options.from_json(facts["options"]), facts
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): restore it from a copy, or train again with "
+            "--overwrite."
+        ) from error
+
+
+def usable(device: str | None) -> torch.device:
+    """The device of that name, the CPU for None.
+
+    Raises:
+        ValueError: If there is no such device here.
+
+    Example:
+        >>> usable(None)
+        device(type='cpu')
+    """
+    try:
+        place = torch.device(device or "cpu")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {device} cannot be used here ({error}): leave it out to use the CPU.") from error
+    return place
+
+
+def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: str | None = None) -> Run:
+    """Open a run directory: data, model and guide with the weights of the last checkpoint.
+
+    Arguments:
+        path: The directory that `pyro-vaes train` wrote.
+        root: The folder of the data files, where it is another one now.
+        device: Where the weights go; the CPU by default.
+
+    Raises:
+        FileNotFoundError: If there is no run, or no checkpoint in it, or its data are missing.
+        ValueError: If a file of the run is damaged, or the data have changed since.
+    """
+    directory = Path(path)
+    options, facts = read_options(directory)
+    data = load_data(options if root is None else Options.from_json(options.to_json() | {"root": root}))
+    recorded = cast(dict[str, dict[str, str]], facts.get("data", {})).get("rows_sha256", {})
+    found = _fingerprints(data)
+    changed = [name for name, digest in found.items() if recorded.get(name) != digest]
+    if changed:
+        raise ValueError(
+            f"the {' and '.join(changed)} rows of {data.name} are not those of the run in {directory}: its data have "
+            f"changed, or {RUN} has. Put the same files under --root, or train again with --overwrite."
+        )
+    built = build_pair(options, data)
+    saved = load(directory / CHECKPOINT, built.model, built.guide)
+    Pair(built.model, built.guide).to(usable(device))
+    history = History(**cast(dict[str, list[int]], saved.get("history", {})))  # type: ignore[arg-type]
+    return Run(directory, options, facts, data, built, history)

@@ -1,0 +1,77 @@
+"""The bound on held-out data, without a trace left in the pair."""
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+
+from pyro_vaes.infer.batches import Batches, as_batches, derived_seed
+from pyro_vaes.infer.handlers import local_parameters
+from pyro_vaes.infer.importance import find_data_plate
+from pyro_vaes.infer.nonfinite import num_rows
+from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.programs import Program
+from pyro_vaes.infer.quiet import quiet_elbo
+
+__all__ = ["evaluate", "full_size", "total_loss"]
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    data: object,
+    *,
+    loss: ELBO | None = None,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> float:
+    """The loss (negative bound) in nats per datum, with fixed noise; no parameter, buffer, mode or generator changes.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        data: As for :func:`~pyro_vaes.infer.fit`.
+        loss: The bound; ``Trace_ELBO()`` by default.
+        batch_size: Rows per pass.
+        seed: Seed of the sampling noise.
+
+    Example:
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, GaussianLikelihood, NormalHead
+        >>> vae = VAE(NormalHead(3, 2), MLP(2, [], 3), GaussianLikelihood(), latent_dim=2)
+        >>> evaluate(vae.model, vae.guide, torch.zeros(10, 3)) == evaluate(vae.model, vae.guide, torch.zeros(10, 3))
+        True
+    """
+    pair, bound = Pair(model, guide), Trace_ELBO() if loss is None else loss
+    place = pair.device() or torch.device("cpu")
+    batches = as_batches(data, batch_size, shuffle=False).to(place)
+    total, count = total_loss(pair, bound, batches, seed, place)
+    return float(total / count)
+
+
+def total_loss(
+    pair: Pair, loss: ELBO, batches: Batches, seed: int, place: torch.device, rank: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The loss summed over the data (this process's share of them), and their number."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    with pair.evaluating(), pyro.validation_enabled(False), quiet_elbo():
+        pyro.util.set_rng_seed(derived_seed(seed, rank))
+        size: int | None = None
+        for index, batch in enumerate(batches.epoch(seed, 0, place)):
+            args = pair.arguments(batch)
+            if index == 0:
+                size = full_size(pair, args)
+            rows = num_rows(args)
+            scale = 1.0 if size is None else rows / size
+            total += scale * torch.as_tensor(loss.loss(pair.model, pair.guide, *args)).double().cpu()
+            count += rows
+    return total, torch.tensor(count, dtype=torch.float64)
+
+
+def full_size(pair: Pair, args: tuple[object, ...]) -> int | None:
+    """The number of data that a subsampling plate stands for, to which losses are scaled up; None without one."""
+    try:
+        with pair.aside(), local_parameters():
+            return find_data_plate(pair.model, pair.guide, args).full_size
+    except ValueError:
+        return None

@@ -1,0 +1,74 @@
+"""What can be read off a Pyro program without running it: the modules within its reach, the arguments that it takes."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+
+from pyro.poutine.messenger import Messenger, unwrap
+from torch import nn
+
+__all__ = ["Program", "modules_of", "num_positional"]
+
+Program = Callable[..., object]
+MAX_DEPTH = 4  # functions that call functions, wrappers in wrappers
+
+
+def modules_of(program: object, label: str, depth: int = 0) -> list[tuple[str, nn.Module]]:
+    """The modules a program can reach, by name.
+
+    These are itself, its owner, and what its closure, the globals it names, its partial arguments, its attributes and
+    lists, tuples or dictionaries among these hold.
+
+    Arguments:
+        program: A module, a method, a function, a partial, an object that can be called, or a container of these.
+        label: What the program itself is called.
+        depth: How many steps from the first program this one is away.
+    """
+    if isinstance(program, nn.Module):
+        return [(label, program)]
+    if inspect.ismethod(program) and isinstance(program.__self__, nn.Module):
+        return [(label, program.__self__)]
+    if depth > MAX_DEPTH:
+        return []
+    return [found for name, value in _within(program, label) for found in modules_of(value, name, depth + 1)]
+
+
+def _within(program: object, label: str) -> list[tuple[str, object]]:
+    """The named things one step away from a program."""
+    if isinstance(program, functools.partial):  # effect handlers wrap programs in partials too
+        return [*((label, a) for a in (program.func, *program.args)), *_named(program.keywords, label)]
+    if inspect.ismethod(program):
+        return [(label, program.__func__), *_named(getattr(program.__self__, "__dict__", {}), label)]
+    if inspect.isfunction(program):
+        if program.__module__.partition(".")[0] in ("pyro", "torch"):
+            return []
+        try:
+            names = inspect.getclosurevars(program)
+        except ValueError:  # a variable of the enclosing function has no value yet
+            return []
+        return [*_named(names.nonlocals, label), *_named(names.globals, label)]
+    if isinstance(program, Mapping):
+        return _named(program, label)
+    if isinstance(program, list | tuple):
+        return [(f"{label}.{index}", value) for index, value in enumerate(program)]
+    if callable(program) and not inspect.isroutine(program) and not isinstance(program, type | Messenger):
+        return _named(getattr(program, "__dict__", {}), label)
+    return []
+
+
+def _named(values: Mapping[str, object], label: str) -> list[tuple[str, object]]:
+    """Sorted, so that names are the same in every process."""
+    return [(f"{label}.{name}", values[name]) for name in sorted(values, key=str)]
+
+
+def num_positional(program: Program) -> int | None:
+    """How many positional arguments a program takes; None for any number."""
+    program = unwrap(program)
+    function = program.forward if isinstance(program, nn.Module) else program
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)

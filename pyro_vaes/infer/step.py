@@ -1,0 +1,146 @@
+"""One training step: the loss per datum, its gradients, and an optimiser for them."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pyro_vaes.infer.callbacks import Callback, Run
+from pyro_vaes.infer.nonfinite import num_rows
+from pyro_vaes.infer.pair import Pair
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["MakeOptimizer", "Step", "make_optimizer"]
+
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+
+
+class Step:
+    """One step: loss per datum, backward, callbacks' gradients; the optimiser is the guard's.
+
+    Arguments:
+        pair: The pair, its parameters discovered.
+        loss: The bound.
+        optimizer: Its gradients are zeroed before each step.
+        callbacks: Their handlers surround the loss, and they see the gradients.
+        fabric: Shares gradients and losses between processes.
+        full_size: The number of data that a subsampling plate stands for, to which losses are scaled up.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        loss: ELBO,
+        optimizer: Optimizer,
+        callbacks: Sequence[Callback],
+        fabric: "Fabric | None",
+        full_size: int | None,
+    ) -> None:
+        self.pair, self.loss, self.optimizer, self.callbacks, self.fabric = pair, loss, optimizer, callbacks, fabric
+        self.parameters = list(pair.parameters.values())
+        self.full_size = full_size
+        self.module: nn.Module | None = None
+        if fabric is not None:
+            self.module, _ = fabric.setup(_loss_module(pair, loss, fabric), optimizer)
+
+    def __call__(self, run: Run, args: tuple[object, ...]) -> Tensor:
+        """The loss per datum, detached; gradients are in place afterwards."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with contextlib.ExitStack() as stack:
+            for callback in self.callbacks:
+                handler = callback.handler(run)
+                if handler is not None:
+                    stack.enter_context(handler)
+            value = self._backward(args, self.full_size or num_rows(args))
+        for callback in self.callbacks:
+            callback.gradients(run, self.parameters)
+        return value
+
+    def _backward(self, args: tuple[object, ...], num_data: int) -> Tensor:
+        pair = self.pair
+        if self.module is not None:
+            assert self.fabric is not None
+            value = self.module(*args) / num_data
+            self.fabric.backward(value)
+            # all processes must agree on whether the step is good, and on what the history says
+            return cast(Tensor, self.fabric.all_reduce(value.detach(), reduce_op="mean"))
+        if hasattr(self.loss, "differentiable_loss"):
+            value = self.loss.differentiable_loss(pair.model, pair.guide, *args) / num_data
+            value.backward()
+            return value.detach()
+        value = torch.as_tensor(self.loss.loss_and_grads(pair.model, pair.guide, *args)) / num_data
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= num_data
+        return value.detach()
+
+
+class _LossModule(nn.Module):
+    """The loss as a module that holds the trained parameters, as Fabric's strategies want it."""
+
+    def __init__(self, pair: Pair, loss: ELBO, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(parameters)
+        self.pair, self.loss = pair, loss
+
+    def forward(self, *args: object) -> Tensor:
+        return self.loss.differentiable_loss(self.pair.model, self.pair.guide, *args)
+
+
+def _loss_module(pair: Pair, loss: ELBO, fabric: "Fabric") -> _LossModule:
+    """What Fabric shares out, if this pair, bound and Fabric allow it."""
+    if not hasattr(loss, "differentiable_loss"):
+        raise ValueError(
+            f"Fabric needs a bound with a differentiable loss, but {type(loss).__name__} has none; use Trace_ELBO?"
+        )
+    if getattr(fabric.strategy.precision, "scaler", None) is not None:
+        raise ValueError(
+            "Fabric's precision '16-mixed' scales the loss, which clipping and the NaN policy would have to undo. Use "
+            "precision='bf16-mixed' or '32-true'."
+        )
+    reached = {n: p for n, p in pair.parameters.items() if n not in pair.unreached}
+    foreign = [n for n, p in reached.items() if not isinstance(p, nn.Parameter)]
+    if foreign:
+        raise ValueError(
+            f"Several processes need parameters that are nn.Parameters of modules, but {foreign[:3]} are pyro.param "
+            "statements. Make the program a PyroModule with PyroParam attributes."
+        )
+    return _LossModule(pair, loss, cast(list[nn.Parameter], list(reached.values())))
+
+
+def make_optimizer(optim: MakeOptimizer | Optimizer | PyroOptim | None, parameters: list[Tensor]) -> Optimizer:
+    """A torch optimiser of the parameters, from any of the things that ``fit`` takes for one."""
+    if optim is None:
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+        return torch.optim.Adam(parameters, lr=1e-3, fused=fused)
+    if isinstance(optim, PyroOptim):
+        if callable(optim.pt_optim_args):
+            raise ValueError(
+                "Pyro optimisers with per-parameter arguments are for SVI; pass a function of the parameters."
+            )
+        return optim.pt_optim_constructor(parameters, **optim.pt_optim_args)
+    if isinstance(optim, Optimizer):
+        held = {id(p) for group in optim.param_groups for p in group["params"]}
+        missing = sum(id(p) not in held for p in parameters)
+        if missing:
+            raise ValueError(
+                f"The optimiser lacks {missing} of the {len(parameters)} parameters of this model and guide. Pass a "
+                "function "
+                "of the parameters instead: functools.partial(torch.optim.Adam, lr=1e-3)."
+            )
+        return optim
+    made = optim(parameters) if callable(optim) else optim
+    if not isinstance(made, Optimizer):
+        what = f"optim returned a {type(made).__name__}" if callable(optim) else f"optim is a {type(optim).__name__}"
+        raise ValueError(
+            f"{what}; a function of the parameters that returns a torch optimiser is wanted, such as "
+            "functools.partial(torch.optim.Adam, lr=1e-3), or a torch or Pyro optimiser."
+        )
+    return made

@@ -1,0 +1,60 @@
+"""The sample sites of a pair as tables to read: shapes before training, ranges of values when something went wrong."""
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+
+from pyro_vaes.infer.pair import Pair
+
+__all__ = ["random_sites", "said", "site_table", "trace_table"]
+
+
+def random_sites(trace: Trace) -> dict[str, Message]:
+    """The sample sites of a trace, without those that draw a plate's rows."""
+    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
+def said(error: Exception) -> str:
+    """What an exception says, with its kind unless it is a ValueError."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def trace_table(guide_trace: Trace, model_trace: Trace | None) -> str:
+    """The sites of both traces with distributions, shapes and plates."""
+    lines = [f"{'site':<24}{'distribution':<28}{'batch shape':<16}{'event shape':<16}plates"]
+    for label, trace in (("guide", guide_trace), ("model", model_trace)):
+        if trace is None:
+            continue
+        lines.append(label)
+        for name, site in random_sites(trace).items():
+            fn, frames = site["fn"], [f"{f.name}[{f.size}]" for f in site["cond_indep_stack"]]
+            inner = fn
+            while hasattr(inner, "base_dist") and type(inner).__name__ in ("Independent", "ExpandedDistribution"):
+                inner = inner.base_dist
+            kind = type(inner).__name__ + (" (observed)" if site["is_observed"] else "")
+            shapes = f"{tuple(fn.batch_shape)!s:<16}{tuple(fn.event_shape)!s:<16}"
+            lines.append(f"  {name:<22}{kind:<28}{shapes}{', '.join(frames)}")
+    return "\n".join(lines)
+
+
+def site_table(pair: Pair, args: tuple[object, ...]) -> str:
+    """The sites of both programs on a batch, with ranges of values and log-densities: where did the NaN come from?"""
+    lines = [f"{'site':<30}{'value from':>12}{'to':>12}{'log density':>14}"]
+    with pair.aside(), torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+        try:
+            guide_trace = poutine.trace(pair.guide).get_trace(*args)
+            model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*args)
+        except Exception as error:
+            return f"(the programs fail on this batch: {said(error)})"
+        for label, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in random_sites(trace).items():
+                value, log_prob = site["value"].detach().float(), site["fn"].log_prob(site["value"]).sum()
+                low, high = value.aminmax()
+                lines.append(f"{label + ' ' + name:<30}{low:>12.4g}{high:>12.4g}{log_prob:>14.6g}")
+    bad = [n for n, p in pair.parameters.items() if not p.isfinite().all()]
+    if bad:
+        lines.append(f"parameters that are not finite: {', '.join(bad[:8])}")
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""What a user can get wrong: exit code 2, one paragraph on stderr that names the cure, nothing half-written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TRAIN = ("train", "digits", "--epochs", "1")
+
+
+def refused(result, *wanted: str) -> None:
+    assert result.exit_code == 2, result.output
+    message = result.stderr
+    assert "Traceback" not in message
+    assert message.startswith("Error: ") and message.strip().count("\n") == 0
+    for words in wanted:
+        assert words in message, message
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--model", "vea"], "did you mean 'vae'"),
+        (["--network", "cnv"], "did you mean 'conv'"),
+        (["--likelihood", "gausian"], "did you mean 'gaussian'"),
+        (["--guide", "amortised_normal"], "did you mean 'amortized_normal'"),
+        (["--bound", "mean-feild"], "did you mean 'mean_field'"),
+        (["--on-nan", "rais"], "did you mean 'raise'"),
+        (["--latent-dim", "two"], "--latent-dim takes"),
+        (["--latent-dim", "8,4"], "hierarchical_vae"),
+        (["--image-shape", "1,28"], "channels, height and width"),
+        (["--image-shape", "1,8,8"], "files of arrays"),
+        (["--hidden", "0"], "--hidden takes"),
+        (["--network", "linear", "--hidden", "5"], "leave --hidden out"),
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--lr", "-1"], "--lr is -1"),
+        (["--clip", "-1"], "--clip is -1"),
+        (["--skip"], "--model hierarchical_vae"),
+        (["--likelihood", "bernoulli"], "--binarize"),
+        (["--device", "abacus"], "--device abacus"),
+        (["--model", "hierarchical_vae", "--bound", "mean_field"], "Trace_ELBO"),
+    ],
+)
+def test_options(words: list[str], wanted: str, tmp_path: Path, command):
+    refused(command(*TRAIN, *words, "--out", tmp_path / "run"), wanted)
+
+
+def test_unknown_data_suggests_the_nearest(tmp_path: Path, command):
+    refused(command("train", "digts", "--out", tmp_path / "run"), "did you mean 'digits'")
+    refused(command("train", tmp_path / "no.npy", "--out", tmp_path / "run"), "no.npy")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_the_model_cannot_use(tmp_path: Path, command):
+    rows = np.random.default_rng(0).random((30, 4, 4)).astype("float32")
+    np.save(tmp_path / "grey.npy", rows)
+    out = ("--out", tmp_path / "run")
+    refused(command("train", tmp_path / "grey.npy", "--model", "conditional_vae", *out), "no")
+    refused(command("train", tmp_path / "grey.npy", "--likelihood", "categorical", *out), "continuous")
+    np.save(tmp_path / "text.npy", np.array(["a", "b"]))
+    refused(command("train", tmp_path / "text.npy", *out))
+
+
+def test_unwritable_out(tmp_path: Path, command):
+    (tmp_path / "file").write_text("")
+    refused(command(*TRAIN, "--out", tmp_path / "file" / "run"), "choose an --out")
+
+
+def test_taken_out(trained: Path, command):
+    before = (trained / "run.json").read_bytes()
+    refused(command(*TRAIN, "--out", trained), "--resume", "--overwrite")
+    assert (trained / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sample", "report"])
+def test_missing_run(name: str, trained: Path, command):
+    refused(command(name, trained.parent / "rnu"), "there is no run in", str(trained))
+
+
+def test_resume_without_a_run(tmp_path: Path, command):
+    refused(command("train", "--resume", "--out", tmp_path / "run"), "there is no run")
+
+
+def test_resume_with_other_options(copied: Path, command):
+    refused(command("train", "--resume", "--latent-dim", 5, "--out", copied), "started with latent-dim")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99, "options": {}}'])
+def test_damaged_run_json(text: str, copied: Path, command):
+    (copied / "run.json").write_text(text)
+    refused(command("evaluate", copied), "run.json is damaged")
+
+
+def test_options_of_another_version(copied: Path, command):
+    facts = json.loads((copied / "run.json").read_text())
+    facts["options"]["colour"] = facts["options"].pop("lr")
+    (copied / "run.json").write_text(json.dumps(facts))
+    refused(command("evaluate", copied), "damaged", "colour")
+
+
+def test_damaged_and_missing_checkpoint(copied: Path, command):
+    weights = copied / "checkpoint" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    refused(command("evaluate", copied), "damaged")
+    for file in (copied / "checkpoint").iterdir():
+        file.unlink()
+    refused(command("report", copied), "no checkpoint")
+
+
+def test_changed_data(tmp_path: Path, command):
+    rows = np.random.default_rng(0).random((30, 4, 4)).astype("float32")
+    np.save(tmp_path / "own.npy", rows)
+    out = tmp_path / "run"
+    assert command("train", tmp_path / "own.npy", "--hidden", 4, "--epochs", 1, "--out", out).exit_code == 0
+    np.save(tmp_path / "own.npy", rows[::-1])
+    refused(command("evaluate", out), "data have changed")
+
+
+def test_numbers_of_evaluate(trained: Path, command):
+    refused(command("evaluate", trained, "--particles", 0), "--particles is 0")
+    refused(command("evaluate", trained, "--split", "tset"), "choose --split from")
+
+
+def test_labels(trained: Path, conditional: Path, tmp_path: Path, command):
+    refused(command("sample", trained, "--label", 3), "conditional_vae")
+    refused(command("sample", conditional, "--label", 10), "no class '10'")
+    refused(command("sample", conditional, "--out", tmp_path / "x.jpg"), ".png")
+
+
+def test_version(command):
+    assert command("--version").stdout.startswith("pyro-vaes 0")
+
+
+def test_module_exits_with_code_2():
+    words = [sys.executable, "-m", "pyro_vaes.cli", "evaluate", "nowhere"]
+    failed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2 and failed.stderr.startswith("Error: ") and "Traceback" not in failed.stderr

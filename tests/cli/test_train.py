@@ -1,0 +1,173 @@
+"""`train`: what it writes, every name it knows, and runs that go on where they were interrupted."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vaes.cli import Options, open_run
+from pyro_vaes.cli.build import build_pair, load_data
+from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
+from pyro_vaes.infer.fit import fit
+
+SMALL = ["--hidden", "16,8", "--limit", "200", "--batch-size", "100"]
+BASE = Options(limit=40, batch_size=40, epochs=1)
+
+
+def test_run_directory_holds_what_is_needed_to_repeat_it(trained: Path):
+    for name in ("run.json", "history.json", "loss.png", "reconstructions.png", "samples.png"):
+        assert (trained / name).stat().st_size > 100, name
+    assert (trained / "checkpoint" / "weights.safetensors").exists()
+    facts = json.loads((trained / "run.json").read_text())
+    assert facts["options"]["likelihood"] == "continuous_bernoulli"  # defaults are filled in
+    assert facts["options"]["latent_dim"] == [3]
+    assert facts["data"]["rows"] == {"train": 200, "valid": 180, "test": 180}
+    assert set(facts["data"]["rows_sha256"]) == {"train", "valid", "test"}
+    assert {"python", "torch", "pyro-ppl", "pyro-vaes", "arviz"} <= set(facts["versions"])
+    history = json.loads((trained / "history.json").read_text())
+    assert history["epochs"] == [1, 2] and len(history["valid"]) == 2
+
+
+def test_recorded_command_repeats_the_run(trained: Path, tmp_path: Path, command):
+    words = json.loads((trained / "run.json").read_text())["command"].split()
+    assert words[:2] == ["pyro-vaes", "train"]
+    again = command(*words[1 : words.index("--out")], "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert same_numbers(trained, tmp_path / "again")
+
+
+def same_numbers(one: Path, other: Path) -> bool:
+    """Whether two runs have the same losses and bit-equal weights."""
+    histories = [json.loads((run / "history.json").read_text()) for run in (one, other)]
+    weights = [open_run(run).vae.state_dict() for run in (one, other)]
+    losses = [(h["epochs"], h["train"], h["valid"]) for h in histories]
+    return losses[0] == losses[1] and all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+
+
+def seconds(run: Path) -> list[float]:
+    """What each epoch took: the numbers that training once more would not reproduce."""
+    return json.loads((run / "history.json").read_text())["seconds"]
+
+
+def test_resuming_for_more_epochs_equals_one_go(trained: Path, tmp_path: Path, command):
+    out = tmp_path / "run"
+    first = command("train", "digits", *SMALL, "--latent-dim", 3, "--epochs", 1, "--out", out)
+    assert first.exit_code == 0, first.output
+    took = seconds(out)
+    second = command("train", "--resume", "--epochs", 2, "--out", out)
+    assert second.exit_code == 0, second.output
+    assert same_numbers(trained, out)
+    assert seconds(out)[:1] == took  # the first epoch was not trained again
+
+
+def test_interrupted_run_resumes_to_the_same_numbers(trained: Path, tmp_path: Path, command, monkeypatch):
+    from pyro_vaes.infer import ClipGradNorm
+
+    words = [*SMALL, "--latent-dim", 3, "--epochs", 2, "--clip", 1e9]  # a norm that changes nothing
+
+    def interrupt(self, run, parameters):
+        if run.epoch == 1 and run.step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipGradNorm, "gradients", interrupt)
+        assert command("train", "digits", *words, "--out", tmp_path / "cut").exit_code != 0
+    assert not (tmp_path / "cut" / "history.json").exists()
+    took = json.loads((tmp_path / "cut" / "checkpoint" / "pair.json").read_text())["history"]["seconds"]
+    assert command("train", "--resume", "--out", tmp_path / "cut").exit_code == 0
+    assert command("train", "digits", *words, "--out", tmp_path / "whole").exit_code == 0
+    assert same_numbers(tmp_path / "cut", tmp_path / "whole")
+    assert len(took) == 1 and seconds(tmp_path / "cut")[:1] == took
+
+
+def test_open_run_gives_objects_and_leaves_generators_alone(trained: Path):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    run = open_run(trained)
+    assert torch.equal(before, torch.get_rng_state())
+    assert run.vae.latent_dim == 3
+    assert run.model.__self__ is run.vae and run.guide.__self__ is run.vae
+    assert len(run.data.train) == 200 and len(run.history) == 2
+    weights = build_pair(run.options, run.data).vae.state_dict()  # the initial ones
+    assert any(not torch.equal(weights[n], t) for n, t in run.vae.state_dict().items())
+
+
+def one_step(options: Options) -> float:
+    """The training loss of one step, through the table."""
+    data = load_data(options)
+    options = options.resolved(data)
+    built = build_pair(options, data)
+    bound = BOUNDS[options.bound].build(options.particles, options.free_bits)
+    history = fit(
+        built.model, built.guide, data.take(40, 20, 20), loss=bound, epochs=1, batch_size=40, seed=0, progress=False
+    )
+    return history.train[0]
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_every_likelihood(likelihood: str):
+    options = replace(BASE, likelihood=likelihood, binarize=likelihood == "bernoulli", hidden=(8,), latent_dim=(2,))
+    loss = one_step(options)
+    assert torch.isfinite(torch.tensor(loss))
+    if LIKELIHOODS[likelihood].discrete:
+        assert loss > 0  # a probability is at most 1
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_model_network_and_guide(model: str, network: str, guide: str):
+    hidden = () if network == "linear" else (8, 4)
+    assert abs(one_step(replace(BASE, model=model, network=network, guide=guide, hidden=hidden))) < 1e4
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_every_bound(bound: str):
+    assert abs(one_step(replace(BASE, bound=bound, hidden=(8,), latent_dim=(2,), particles=2))) < 1e4
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("top_down", [False, True])
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_every_hierarchy(network: str, skip: bool, top_down: bool):
+    options = replace(BASE, model="hierarchical_vae", network=network, hidden=(8, 4), latent_dim=(4, 3, 2))
+    assert abs(one_step(replace(options, skip=skip, top_down=top_down))) < 1e4
+
+
+def test_counts_reach_the_networks_as_numbers_up_to_one():
+    options = replace(BASE, likelihood="poisson", latent_dim=(2,))
+    data = load_data(options)
+    assert data.value_range == (0.0, 16.0)
+    trunk = build_pair(options.resolved(data), data).vae.encoder[0]
+    x = data.train[:5]
+    assert torch.equal(trunk(x), trunk.net(x / 16))
+
+
+@pytest.mark.parametrize(
+    "words", [["--kl-warmup", 1, "--clip", 5, "--patience", 1], ["--bound", "importance_weighted", "--particles", 3]]
+)
+def test_schedules(tmp_path: Path, command, words: list[object]):
+    result = command("train", "digits", *SMALL, "--epochs", 2, *words, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+
+
+def test_overwrite_keeps_what_the_run_did_not_write(copied: Path, command):
+    (copied / "notes.txt").write_text("mine")
+    result = command("train", "digits", *SMALL, "--epochs", 1, "--out", copied, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert (copied / "notes.txt").read_text() == "mine"
+    assert len(open_run(copied).history) == 1
+
+
+def test_own_array_file(tmp_path: Path, command):
+    import numpy as np
+
+    x = np.random.default_rng(0).normal(size=(60, 3, 4, 5)).astype("float32")
+    np.savez(tmp_path / "own.npz", x=x.reshape(60, -1), other=x)
+    words = ["--key", "x", "--image-shape", "3,4,5"]
+    result = command("train", tmp_path / "own.npz", *words, "--hidden", 8, "--epochs", 1, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert open_run(tmp_path / "run").options.likelihood == "gaussian"
+    assert open_run(tmp_path / "run").data.image_shape == (3, 4, 5)

@@ -1,0 +1,121 @@
+"""Replicates and reconstructions of a linear-Gaussian model against their exact moments."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vaes.diagnostics import posterior_predictive, prior_predictive, reconstruct
+from tests.diagnostics.linear import PPCA, D, X, decode, exact, model, noise, prior
+
+N, S = len(X), 2000
+
+
+def assert_moments(draws, mean, variance):
+    """S normal draws of each number: 5 standard errors, sd / sqrt(S) and var sqrt(2 / S)."""
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / S).sqrt()).all()
+    assert ((draws.var(0) - variance).abs() < 5 * variance * (2 / S) ** 0.5).all()
+
+
+def test_posterior_predictive_moments():
+    x = posterior_predictive(model, exact, X, S)["x"]
+    assert x.shape == (S, N, D) and x.device.type == "cpu" and x.dtype == torch.float64
+    q = PPCA.posterior(X)
+    variance = (PPCA.loadings @ q.covariance_matrix @ PPCA.loadings.T).diagonal(dim1=-2, dim2=-1) + 0.3
+    assert_moments(x, decode(q.mean), variance)
+    assert not (x == X).any(), "a replicate is not the datum"
+
+
+def test_prior_predictive_moments():
+    x = prior_predictive(model, exact, X, S)["x"]
+    assert x.shape == (S, N, D)
+    assert_moments(x, PPCA.mean, PPCA.loadings.square().sum(1) + 0.3)
+
+
+def test_reconstruction_is_the_mean_of_the_decoder():
+    x = reconstruct(model, exact, X, num_samples=S, batch_size=16)["x"]
+    q = PPCA.posterior(X)
+    variance = (PPCA.loadings @ q.covariance_matrix @ PPCA.loadings.T).diagonal(dim1=-2, dim2=-1)
+    assert x.shape == (N, D)
+    assert ((x - decode(q.mean)).abs() < 5 * (variance / S).sqrt()).all()
+
+
+@pytest.mark.parametrize("function", [posterior_predictive, prior_predictive, reconstruct])
+def test_seeds_and_state(function):
+    rng = torch.get_rng_state()
+    first = function(model, exact, X, num_samples=3, seed=1)["x"]
+    assert torch.equal(rng, torch.get_rng_state()) and torch.is_grad_enabled()
+    assert torch.equal(first, function(model, exact, X, num_samples=3, seed=1)["x"])
+    assert not torch.equal(first, function(model, exact, X, num_samples=3, seed=2)["x"])
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        function(model, exact, X, num_samples=0)
+
+
+def conditional(x, c):
+    """Two observations, a covariate, a factor, and a deterministic site."""
+    with pyro.plate("data", len(c)):
+        z = pyro.sample("z", prior())
+        loc = pyro.deterministic("loc", decode(z) + 100 * c.unsqueeze(-1))
+        pyro.factor("nothing", torch.zeros(len(c), dtype=torch.float64))
+        pyro.sample("x", noise(loc), obs=x)
+        pyro.sample("size", dist.Poisson((z[..., 0] / 4).exp()), obs=x[:, 0].abs().floor())
+
+
+def conditional_guide(x, c):
+    exact(x - 100 * c.unsqueeze(-1))
+
+
+def test_covariates_and_several_observations():
+    c = torch.arange(N, dtype=torch.float64)
+    data = (X + 100 * c.unsqueeze(-1), c)
+    for function in (posterior_predictive, prior_predictive):
+        drawn = function(conditional, conditional_guide, data, 50, batch_size=16)
+        assert drawn.keys() == {"x", "size"}
+        assert drawn["size"].shape == (50, N) and (drawn["size"] == drawn["size"].floor()).all()
+        assert ((drawn["x"].mean(0) - data[0]).abs() < 20).all(), "each row has its own covariate"
+    assert reconstruct(conditional, conditional_guide, data)["size"].shape == (N,)
+
+
+@pytest.mark.parametrize("size", [16, 39])
+def test_program_that_draws_its_own_rows(size):
+    def rows(x, guide):
+        with pyro.plate("data", N, subsample_size=size) as index:
+            if guide:
+                pyro.sample("z", PPCA.posterior(x[index]))
+            else:
+                pyro.sample("x", noise(decode(pyro.sample("z", prior()))), obs=x[index])
+
+    x = posterior_predictive(lambda x: rows(x, False), lambda x: rows(x, True), X, S)["x"]
+    q = PPCA.posterior(X)
+    variance = (PPCA.loadings @ q.covariance_matrix @ PPCA.loadings.T).diagonal(dim1=-2, dim2=-1) + 0.3
+    assert_moments(x, decode(q.mean), variance)
+
+
+def test_nested_plates_put_the_data_first():
+    def planted(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", prior())
+            z = z.unsqueeze(-3) if z.dim() == 2 else z
+            with pyro.plate("features", D, dim=-2):
+                loc = (PPCA.loadings[:, None] * z).sum(-1) + PPCA.mean[:, None]
+                pyro.sample("x", dist.Normal(loc, 0.3**0.5), obs=x.T)
+
+    assert posterior_predictive(planted, exact, X, 4, batch_size=7)["x"].shape == (4, N, D)
+    torch.testing.assert_close(
+        reconstruct(planted, exact, X, num_samples=100)["x"], decode(PPCA.posterior(X).mean), rtol=0, atol=1.0
+    )
+
+
+def test_observations_without_a_mean_are_named():
+    class Nameless(dist.Normal):
+        @property
+        def mean(self):
+            raise NotImplementedError
+
+    def meanless(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", Nameless(z[..., 0], 1.0), obs=x[:, 0])
+
+    with pytest.raises(ValueError, match=r"'x' .* has no mean"):
+        reconstruct(meanless, exact, X)

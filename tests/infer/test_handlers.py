@@ -1,0 +1,227 @@
+"""KL weights, free bits, and the handlers that keep Pyro's global state out of the way."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
+from torch import nn
+
+from pyro_vaes.infer import FreeBits_ELBO, scale_latents
+from pyro_vaes.infer.handlers import local_parameters
+from pyro_vaes.infer.quiet import known_modules, quiet_elbo
+from tests.infer.pairs import D, binary, binary_vae, function_pair, hierarchical_vae, linear_vae
+
+
+def terms(vae, x, seed):
+    """Log-likelihood and KL, sampled and analytic, of the very draw that a loss with this seed makes, summed."""
+    pyro.set_rng_seed(seed)
+    q = pyro.poutine.trace(vae.guide).get_trace(x)
+    p = pyro.poutine.trace(pyro.poutine.replay(vae.model, trace=q)).get_trace(x)
+    p.compute_log_prob()
+    q.compute_log_prob()
+    sites = [n for n in q.nodes if n.startswith("z")]
+    kl = {n: q.nodes[n]["log_prob_sum"] - p.nodes[n]["log_prob_sum"] for n in sites}
+    analytic = sum(torch.distributions.kl_divergence(q.nodes[n]["fn"], p.nodes[n]["fn"]).sum() for n in sites)
+    return p.nodes["x"]["log_prob_sum"], kl, analytic
+
+
+BOUNDS = {
+    "trace": Trace_ELBO,
+    "mean field": TraceMeanField_ELBO,
+    "enum": lambda: TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("use", ["context", "wrapper"])
+def test_scale_latents(bound, use):
+    vae, x, beta = linear_vae(), torch.randn(20, D), 0.3
+    likelihood, kl, analytic = terms(vae, x, 7)
+    weighted = beta * (analytic if bound == "mean field" else kl["z"])
+    loss = BOUNDS[bound]()
+    pyro.set_rng_seed(7)
+    if use == "context":
+        with scale_latents(beta):
+            value = loss.loss(vae.model, vae.guide, x)
+    else:
+        value = loss.loss(scale_latents(beta)(vae.model), scale_latents(beta)(vae.guide), x)
+    assert value == pytest.approx((weighted - likelihood).item(), rel=1e-5)
+
+
+def test_scale_latents_by_site_and_in_an_svi_step():
+    vae, x = hierarchical_vae(top_down=True), binary()
+    likelihood, kl, _ = terms(vae, x, 3)
+    svi = SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 0.0}), Trace_ELBO())
+    pyro.set_rng_seed(3)
+    with scale_latents({"z_1": 0.5, "z_2": 2.0}):
+        value = svi.step(x)
+    assert value == pytest.approx((0.5 * kl["z_1"] + 2.0 * kl["z_2"] - likelihood).item(), rel=1e-5)
+    pyro.set_rng_seed(3)
+    with scale_latents({"z_2": 0.25}):
+        value = svi.evaluate_loss(x)
+    assert value == pytest.approx((kl["z_1"] + 0.25 * kl["z_2"] - likelihood).item(), rel=1e-5)
+
+
+def test_scale_latents_of_a_site_that_the_guide_enumerates():
+    x, beta = binary(10), 0.4
+    logits, means = torch.randn(10, 3), torch.randn(3, D)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=torch.zeros(3)))
+            pyro.sample("x", dist.Bernoulli(logits=means[y]).to_event(1), obs=x)
+
+    @pyro.infer.config_enumerate
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits))
+
+    q = dist.Categorical(logits=logits)
+    log_x = dist.Bernoulli(logits=means.unsqueeze(1)).to_event(1).log_prob(x).T  # (10, 3)
+    kl = torch.distributions.kl_divergence(q, dist.Categorical(logits=torch.zeros(3))).sum()
+    with scale_latents(beta):
+        value = TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, x)
+    assert value == pytest.approx((beta * kl - (q.probs * log_x).sum()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0, 0.0, -1.0, float("nan"), {"z": 0.0}, {"z": 1.0, "y": -0.1}])
+def test_scale_latents_needs_positive_weights(beta):
+    with pytest.raises(ValueError, match=r"must be positive.*start a warm-up at"):
+        scale_latents(beta)
+
+
+def gradient(loss, vae, x, seed=2):
+    pyro.set_rng_seed(seed)
+    vae.zero_grad()
+    value = loss.differentiable_loss(vae.model, vae.guide, x)
+    value.backward()
+    return value.detach(), {
+        n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in vae.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("vae", [binary_vae, lambda: hierarchical_vae(top_down=False)])
+def test_free_bits_of_zero_nats_are_the_plain_bound(vae):
+    vae, x = vae(), binary()
+    for per_unit in (False, True):
+        value, gradients = gradient(FreeBits_ELBO(0.0, per_unit=per_unit), vae, x)
+        wanted, others = gradient(Trace_ELBO(), vae, x)
+        assert value.item() == pytest.approx(wanted.item(), rel=1e-6)
+        assert all(torch.allclose(gradients[n], others[n], atol=1e-4) for n in others)
+
+
+def test_below_the_floor_the_kl_has_no_gradient():
+    vae, x = linear_vae(), torch.randn(30, D)
+    likelihood, _, _ = terms(vae, x, 2)
+    value, gradients = gradient(FreeBits_ELBO(50.0), vae, x)
+    assert value.item() == pytest.approx((30 * 50.0 - likelihood).item(), rel=1e-5)
+    pyro.set_rng_seed(2)
+    vae.zero_grad()
+    (-vae.likelihood(vae.decoder(vae.guide(x))).log_prob(x).sum()).backward()
+    assert all(torch.allclose(p.grad, gradients[n], atol=1e-3) for n, p in vae.named_parameters() if p.grad is not None)
+
+
+def test_free_bits_per_unit_and_per_level():
+    # a floor that only some groups are under: the value is that of the formula, group by group
+    vae, x = hierarchical_vae(top_down=True), binary()
+    pyro.set_rng_seed(2)
+    q = pyro.poutine.trace(vae.guide).get_trace(x)
+    p = pyro.poutine.trace(pyro.poutine.replay(vae.model, trace=q)).get_trace(x)
+    units, sites = [], []
+    for name in ("z_1", "z_2"):
+        value = q.nodes[name]["value"]
+        ratio = q.nodes[name]["fn"].base_dist.log_prob(value) - p.nodes[name]["fn"].base_dist.log_prob(value)
+        units += list(ratio.mean(0))
+        sites.append(ratio.sum(-1).mean())
+    likelihood = p.nodes["x"]["fn"].log_prob(x).sum()
+    for per_unit, tensors in ((True, units), (False, sites)):
+        groups = [g.item() for g in tensors]
+        floor = (min(groups) + max(groups)) / 2
+        wanted = len(x) * sum(max(floor, g) for g in groups) - likelihood
+        value, _ = gradient(FreeBits_ELBO(floor, per_unit=per_unit), vae, x)
+        assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_floor_of_free_bits_is_per_datum_under_subsampling_and_weights():
+    """A subsampled plate multiplies the whole bound; the floor is in nats per datum all the same."""
+    x = torch.randn(20, D)
+    vae = linear_vae()
+
+    def sized(program, size):
+        def run(x):
+            with pyro.poutine.scale(scale=size / len(x)):
+                return program(x)
+
+        return run
+
+    loss = FreeBits_ELBO(3.0)
+    pyro.set_rng_seed(1)
+    plain = loss.loss(vae.model, vae.guide, x)
+    pyro.set_rng_seed(1)
+    assert loss.loss(sized(vae.model, 500), sized(vae.guide, 500), x) == pytest.approx(25 * plain, rel=1e-5)
+    pyro.set_rng_seed(1)
+    mask = torch.arange(20) < 10
+    masked = loss.loss(*(pyro.poutine.mask(p, mask=mask) for p in (vae.model, vae.guide)), x)
+    x[~mask] += 100.0  # rows that are masked do not count, whatever they hold
+    pyro.set_rng_seed(1)
+    assert loss.loss(*(pyro.poutine.mask(p, mask=mask) for p in (vae.model, vae.guide)), x) == pytest.approx(masked)
+    assert 0.2 * plain < masked < 0.8 * plain
+
+
+def test_free_bits_that_cannot_be():
+    with pytest.raises(ValueError, match="cannot be negative"):
+        FreeBits_ELBO(-0.1)
+    x = torch.randn(5, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+
+    with pytest.raises(ValueError, match=r"factorised distributions at the site 'z'.*per_unit=False"):
+        FreeBits_ELBO(0.1, per_unit=True).loss(model, model, x)
+
+
+def test_quiet_elbo_restores_pyro():
+    item, warn = trace_elbo.torch_item, trace_elbo.warn_if_nan
+    with pytest.raises(KeyError), quiet_elbo():
+        assert trace_elbo.torch_item is not item
+        vae = binary_vae()
+        assert isinstance(Trace_ELBO().loss(vae.model, vae.guide, binary()), torch.Tensor)
+        raise KeyError
+    assert trace_elbo.torch_item is item and trace_elbo.warn_if_nan is warn
+    assert isinstance(Trace_ELBO().loss(vae.model, vae.guide, binary()), float)
+
+
+def test_known_modules_leave_lifted_parameters_alone():
+    """Within the training loop a lifted network is still a random one."""
+    net, statement = nn.Linear(2, 1), pyro.module
+
+    def model():
+        return pyro.module("net", net, update_module_params=False)
+
+    lifted = pyro.poutine.lift(model, prior={"weight": dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2)})
+    with known_modules():
+        assert not pyro.poutine.trace(model).get_trace().param_nodes
+        trace = pyro.poutine.trace(lifted).get_trace()
+    assert trace.nodes["net$$$weight"]["type"] == "sample"
+    assert pyro.module is statement
+    assert len(pyro.poutine.trace(model).get_trace().param_nodes) == 2
+
+
+def test_local_parameters_hide_and_restore_the_store():
+    x = binary(5)
+    model, guide, _ = function_pair(seed=0)
+    SVI(model, guide, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO()).step(x)
+    store = pyro.get_param_store()
+    outside = dict(store.items())
+    other, _, networks = function_pair(seed=1)
+    with local_parameters():
+        assert not store.keys()
+        trace = pyro.poutine.trace(other).get_trace(x)
+        assert all(
+            trace.nodes[n]["value"] is p for n, p in zip(trace.param_nodes, networks[1].parameters(), strict=True)
+        )
+        pyro.param("made inside", torch.ones(1))
+    assert set(store.keys()) == {*outside, "made inside"}
+    assert all(store[n] is v for n, v in outside.items())
