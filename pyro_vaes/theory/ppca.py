@@ -57,7 +57,7 @@ class ProbabilisticPCA:
                 f"loadings have shape (D, k) and mean has shape (D,), but got {tuple(self.loadings.shape)} "
                 f"and {tuple(self.mean.shape)}; transpose the loadings?"
             )
-        noise_var = torch.as_tensor(self.noise_var)
+        noise_var = torch.as_tensor(self.noise_var, dtype=self.mean.dtype)
         if noise_var.dim() or not noise_var > 0:
             raise ValueError(
                 f"noise_var is one positive variance for all features, but got {self.noise_var}; pass the "
@@ -92,7 +92,7 @@ class ProbabilisticPCA:
         Returns:
             Tensor with shape ``(...)``.
         """
-        noise = torch.as_tensor(self.noise_var).to(self.mean).expand_as(self.mean)
+        noise = torch.as_tensor(self.noise_var, dtype=self.mean.dtype).to(self.mean).expand_as(self.mean)
         return LowRankMultivariateNormal(self.mean, self.loadings, noise).log_prob(self._checked(x))
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
