@@ -80,9 +80,7 @@ def test_importing_prints_nothing() -> None:
 
 
 def test_version_is_the_changelogs_newest() -> None:
-    newest = re.search(
-        r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
+    newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert newest is not None
     assert newest.group(1) == pyro_vaes.__version__
 

@@ -9,9 +9,7 @@ from torch import Tensor
 __all__ = ["as_images", "as_labels"]
 
 
-def as_images(
-    array: Tensor | np.ndarray, name: str, image_shape: tuple[int, int, int] | None = None
-) -> Tensor:
+def as_images(array: Tensor | np.ndarray, name: str, image_shape: tuple[int, int, int] | None = None) -> Tensor:
     """Brings an array of images or vectors to shape `(N, C, H, W)`.
 
     Arguments:
@@ -65,9 +63,7 @@ def _as_tensor(array: Tensor | np.ndarray, name: str) -> Tensor:
             "to one size first, or put them in a folder and give load(folder, resize=...)."
         )
     if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{name} has dtype {array.dtype}, but images are arrays of integers, floats or bools."
-        )
+        raise TypeError(f"{name} has dtype {array.dtype}, but images are arrays of integers, floats or bools.")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     # torch wants the machine's byte order and memory that it may write to

@@ -22,9 +22,7 @@ _PART_NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test
 _GREY_MODES = ("1", "L", "LA")
 
 
-def read_pictures(
-    paths: Sequence[Path], resize: int | tuple[int, int] | None = None, grey: bool = False
-) -> Tensor:
+def read_pictures(paths: Sequence[Path], resize: int | tuple[int, int] | None = None, grey: bool = False) -> Tensor:
     """Reads image files in parallel.
 
     Arguments:
@@ -99,9 +97,7 @@ def read_folder(path: Path, resize: int | tuple[int, int] | None = None, grey: b
         folders = {_PART_NAMES[top]: path / top for top in sorted(tops)}
     else:
         folders = {"train": path}
-    by_part = {
-        part: [file for file in files if file.is_relative_to(folder)] for part, folder in folders.items()
-    }
+    by_part = {part: [file for file in files if file.is_relative_to(folder)] for part, folder in folders.items()}
     # read in one go, so that one grey part does not get fewer channels than the others
     images = read_pictures([file for part in by_part.values() for file in part], resize, grey)
     class_names = _class_names([(file, folders[part]) for part in by_part for file in by_part[part]])

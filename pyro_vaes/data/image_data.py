@@ -163,9 +163,7 @@ class ImageData:
         """
         for name, count in (("train", train), ("valid", valid), ("test", test)):
             if count is not None and count < 1:
-                raise ValueError(
-                    f"{name} is {count}, but at least one row has to be kept: give a count >= 1."
-                )
+                raise ValueError(f"{name} is {count}, but at least one row has to be kept: give a count >= 1.")
         return replace(
             self,
             train=self.train.take(train),
@@ -250,9 +248,7 @@ class ImageData:
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in self.parts.items())
         shape = " x ".join(map(str, self.image_shape))
         classes = "no labels" if self.num_classes is None else f"{self.num_classes} classes"
-        batch = ", ".join(
-            str(("B", *part.shape[1:])).replace("'", "") for part in self.train.batch(slice(0, 1))
-        )
+        batch = ", ".join(str(("B", *part.shape[1:])).replace("'", "") for part in self.train.batch(slice(0, 1)))
         return (
             f"ImageData {self.name!r}: {sizes} images of {shape} (C x H x W), {classes}\n"
             f"  batches: {batch}, pixels in [{self.info.low:.4g}, {self.info.high:.4g}]\n"

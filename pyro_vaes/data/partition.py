@@ -28,11 +28,7 @@ class Partition:
     official: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        drawn = [
-            name
-            for name in ("valid", "test")
-            if name not in self.official and getattr(self, name) is not None
-        ]
+        drawn = [name for name in ("valid", "test") if name not in self.official and getattr(self, name) is not None]
         words = [f"official {' and '.join(self.official)}"] if self.official else []
         if drawn:
             words.append(f"{' and '.join(drawn)} drawn at random from train (seed {self.seed})")
@@ -79,9 +75,7 @@ def partition(
 def _count(size: float | int, num_rows: int, name: str) -> int:
     """A fraction or a count as a count."""
     if isinstance(size, bool) or not isinstance(size, int | float):
-        raise TypeError(
-            f"split: the {name} part is {size!r}, but a fraction (float) or a count (int) is wanted."
-        )
+        raise TypeError(f"split: the {name} part is {size!r}, but a fraction (float) or a count (int) is wanted.")
     if isinstance(size, int):
         valid = size >= 0
     else:

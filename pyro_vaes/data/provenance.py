@@ -25,6 +25,4 @@ class Provenance:
         hashes = "".join(f"{path} has the SHA-256 {digest[:12]}..." for path, digest in self.sha256.items())
         if len(self.sha256) > 1:
             hashes = f"SHA-256 of {len(self.sha256)} files on record"
-        return ". ".join(
-            part for part in (self.source, f"Licence: {self.licence}", self.remark, hashes) if part
-        )
+        return ". ".join(part for part in (self.source, f"Licence: {self.licence}", self.remark, hashes) if part)

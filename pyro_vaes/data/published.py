@@ -82,8 +82,7 @@ def read_caltech101_silhouettes(library: Library) -> RawImages:
             relative,
             "Caltech-101 Silhouettes 28 x 28",
             "not stated",
-            "The split is ours, not the published split 1 (4,100 / 2,264 / 2,307): numbers are not "
-            "comparable",
+            "The split is ours, not the published split 1 (4,100 / 2,264 / 2,307): numbers are not comparable",
         ),
         value_range=(0, 1),
         class_names=tuple(str(name.item()) for name in z["classnames"].reshape(-1)),
@@ -203,8 +202,7 @@ def read_svhn_subset(library: Library) -> RawImages:
             relative,
             "SVHN cropped digits, lossless subset",
             "non-commercial use (SVHN authors)",
-            "SUBSET (1,083 of 73,257 training digits; the test part is cut from them as well): no "
-            "benchmark numbers",
+            "SUBSET (1,083 of 73,257 training digits; the test part is cut from them as well): no benchmark numbers",
         ),
         test=_part(z["x_test"], z["y_test"], "svhn_subset (test)"),
         value_range=(0, 255),
@@ -233,8 +231,7 @@ def read_lfw64(library: Library) -> RawImages:
             relative,
             "Labeled Faces in the Wild, cropped, grey, 64 x 64",
             "Apache-2.0 (source repository)",
-            "RE-ENCODED SUBSET (10,000 pictures through JPEG): not the LFW benchmark; no person is in both "
-            "parts",
+            "RE-ENCODED SUBSET (10,000 pictures through JPEG): not the LFW benchmark; no person is in both parts",
         ),
         test=_part(z["x_test"], labels[num_train:], "lfw64 (test)"),
         value_range=(0, 255),

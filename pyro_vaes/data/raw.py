@@ -100,9 +100,7 @@ def _alike(raw: RawImages) -> RawImages:
     def cast(part: Part | None) -> Part | None:
         return None if part is None else replace(part, images=part.images.to(dtype))
 
-    return replace(
-        raw, train=replace(raw.train, images=train.to(dtype)), valid=cast(raw.valid), test=cast(raw.test)
-    )
+    return replace(raw, train=replace(raw.train, images=train.to(dtype)), valid=cast(raw.valid), test=cast(raw.test))
 
 
 def _kind(x: Tensor) -> str:

@@ -48,9 +48,7 @@ def read_digits(library: Library) -> RawImages:
     )
 
 
-def _read_idx(
-    library: Library, name: str, dataset: type[torchvision.datasets.MNIST], licence: str
-) -> RawImages:
+def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MNIST], licence: str) -> RawImages:
     """A data set in MNIST's format; its files are compared with their known hashes before they are read."""
     files = [file for file in SHA256 if file.startswith(f"{dataset.__name__}/")]
     for file in files:
@@ -108,9 +106,7 @@ def read_omniglot(library: Library) -> RawImages:
         parts, offset = [], 0
         for background in (True, False):
             data = torchvision.datasets.Omniglot(root, background=background, download=download)
-            paths = [
-                Path(data.target_folder, data._characters[y], file) for file, y in data._flat_character_images
-            ]
+            paths = [Path(data.target_folder, data._characters[y], file) for file, y in data._flat_character_images]
             # torchvision's pictures have dark ink, and number the characters within each part
             ink = (255 - read_pictures(paths, grey=True)) // 255
             labels = [offset + y for _, y in data._flat_character_images]
@@ -153,9 +149,7 @@ def read_cifar10(library: Library) -> RawImages:
     """
 
     def read(root: str, download: bool) -> RawImages:
-        train, test = (
-            torchvision.datasets.CIFAR10(root, train=train, download=download) for train in (True, False)
-        )
+        train, test = (torchvision.datasets.CIFAR10(root, train=train, download=download) for train in (True, False))
         return RawImages(
             "cifar10",
             _part(train.data, train.targets, "cifar10"),
@@ -168,9 +162,7 @@ def read_cifar10(library: Library) -> RawImages:
     return library.obtain("cifar10", "cifar-10-batches-py", read)
 
 
-def read_celeba(
-    library: Library, resize: int | tuple[int, int] | None = None, grey: bool = False
-) -> RawImages:
+def read_celeba(library: Library, resize: int | tuple[int, int] | None = None, grey: bool = False) -> RawImages:
     """CelebA, aligned: 202,599 faces in three official parts; the label is a row of 40 attributes.
 
     References:
@@ -190,9 +182,7 @@ def read_celeba(
             folder = Path(root, data.base_folder, "img_align_celeba")
             images = read_pictures([folder / file for file in data.filename], resize, grey)
             parts.append(_part(images, data.attr, f"celeba ({part})"))
-        provenance = Provenance(
-            "CelebA, aligned, through torchvision", "non-commercial research (CelebA authors)"
-        )
+        provenance = Provenance("CelebA, aligned, through torchvision", "non-commercial research (CelebA authors)")
         return RawImages("celeba", parts[0], provenance, parts[1], parts[2], value_range=(0, 255))
 
     return library.obtain("celeba", "celeba/img_align_celeba", read)
@@ -210,9 +200,7 @@ def read_lfw(library: Library, grey: bool = False) -> RawImages:
     """
 
     def read(root: str, download: bool) -> RawImages:
-        people = sklearn.datasets.fetch_lfw_people(
-            data_home=root, color=not grey, download_if_missing=download
-        )
+        people = sklearn.datasets.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
         return RawImages(
             "lfw",
             # scikit-learn returns floats, 255ths in [0, 1]

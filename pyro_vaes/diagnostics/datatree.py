@@ -112,15 +112,17 @@ def to_datatree(
     return DataTree.from_dict(tree)
 
 
-def to_inference_data(model: Program, guide: Program, data: object, draws: int = 200, **options: object) -> object:
-    """The same as an ``InferenceData``, for ArviZ 0.23 and earlier; options as for :func:`to_datatree`.
+def to_inference_data(tree: DataTree) -> object:
+    """The groups of a tree as an ``InferenceData``, which the functions of ArviZ 0.23 and earlier take.
+
+    Arguments:
+        tree: From :func:`to_datatree`.
 
     Raises:
         ImportError: ArviZ 1 and later know only ``DataTree``.
     """
     if int(az.__version__.split(".")[0]) >= 1:
-        raise ImportError(f"ArviZ {az.__version__} has no InferenceData: use to_datatree.")
-    tree = to_datatree(model, guide, data, draws, **options)  # type: ignore[arg-type]
+        raise ImportError(f"ArviZ {az.__version__} has no InferenceData: its functions take the tree itself.")
     return az.InferenceData(**{name: node.to_dataset() for name, node in tree.children.items()})  # type: ignore[arg-type]
 
 

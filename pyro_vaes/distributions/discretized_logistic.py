@@ -79,9 +79,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     def expand(
         self, batch_shape: torch.Size, _instance: "DiscretizedLogisticMixture | None" = None
     ) -> "DiscretizedLogisticMixture":
-        new = cast(
-            DiscretizedLogisticMixture, self._get_checked_instance(DiscretizedLogisticMixture, _instance)
-        )
+        new = cast(DiscretizedLogisticMixture, self._get_checked_instance(DiscretizedLogisticMixture, _instance))
         shape = torch.Size(batch_shape) + self.logits.shape[-1:]
         new.logits, new.loc, new.scale = (t.expand(shape) for t in (self.logits, self.loc, self.scale))
         new.num_levels = self.num_levels
@@ -115,9 +113,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         shape = torch.Size(sample_shape) + self.logits.shape
         steps = self.num_levels - 1
         with torch.no_grad():
-            component = (
-                Categorical(logits=self.logits, validate_args=False).sample(sample_shape).unsqueeze(-1)
-            )
+            component = Categorical(logits=self.logits, validate_args=False).sample(sample_shape).unsqueeze(-1)
             loc, scale = (t.expand(shape).gather(-1, component).squeeze(-1) for t in (self.loc, self.scale))
             uniform = torch.rand_like(loc).clamp(min=torch.finfo(loc.dtype).tiny)  # logit(0) is infinite
             # rounding a logistic draw to the nearest level, ends included, is exactly the binning of log_prob

@@ -200,7 +200,7 @@ def _shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
                     f"At {name!r} the {label} has batch shape {tuple(batch_shape)}, whose dimension {dim} of size "
                     f"{size} "
                     "no plate declares. If it belongs to one datum, call "
-                    f".to_event({-dim if frames else len(batch_shape)}) "
+                    f".to_event({len(batch_shape) - len(frames)}) "
                     "on the distribution; else open a plate for it."
                 )
                 break

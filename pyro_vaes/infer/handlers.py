@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import pyro
 from pyro.params.param_store import ParamStoreDict, StateDict
@@ -10,7 +11,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
-__all__ = ["ModuleParameters", "is_latent", "local_parameters", "scale_latents", "untouched_store"]
+__all__ = ["ModuleParameters", "ParameterRecorder", "is_latent", "local_parameters", "scale_latents", "untouched_store"]
 
 
 def is_latent(message: Message) -> bool:
@@ -61,6 +62,17 @@ class ModuleParameters(Messenger):
         args = msg["args"]
         if len(args) > 1 and isinstance(args[1], nn.Parameter):
             msg["value"] = args[1]
+
+
+class ParameterRecorder(Messenger):
+    """Note the name and value of every param statement, also of several under one name, which a trace would merge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, object]] = []
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        self.found.append((cast(str, msg["name"]), msg["value"]))
 
 
 def _free_standing(state: StateDict) -> StateDict:

@@ -10,7 +10,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyro_vaes.infer.handlers import local_parameters, untouched_store
+from pyro_vaes.infer.handlers import ParameterRecorder, local_parameters, untouched_store
 from pyro_vaes.infer.programs import Program, modules_of, num_positional
 
 __all__ = ["Pair", "Program", "preserve_rng"]
@@ -111,15 +111,15 @@ class Pair:
 
     def materialise(self, args: tuple[object, ...]) -> None:
         """Run both programs once, so that lazily made modules and free-standing param statements exist."""
-        with self.aside(keep_params=True), torch.no_grad(), poutine.trace(param_only=True) as capture:
+        with self.aside(keep_params=True), torch.no_grad(), ParameterRecorder() as recorder:
             guide_trace = poutine.trace(self.guide).get_trace(*args)
             poutine.replay(self.model, trace=guide_trace)(*args)
-        self._note_params(capture.trace)
+        self._note_params(recorder)
 
-    def _note_params(self, trace: poutine.Trace) -> dict[int, tuple[str, Tensor]]:
-        """The leaves of a trace's param statements by identity, with names; remembers the free-standing ones."""
+    def _note_params(self, recorder: ParameterRecorder) -> dict[int, tuple[str, Tensor]]:
+        """The leaves of all param statements by identity, with names; remembers the free-standing ones."""
         names = {id(p): f"{label}.{n}" for label, m in self.modules.items() for n, p in m.named_parameters()}
-        leaves = [(name, _leaf(site["value"])) for name, site in trace.nodes.items() if site["type"] == "param"]
+        leaves = [(name, _leaf(value)) for name, value in recorder.found]
         self.free = {f"param.{name}": leaf for name, leaf in leaves if id(leaf) not in names}
         return {id(leaf): (names.get(id(leaf), f"param.{name}"), leaf) for name, leaf in leaves}
 
@@ -133,9 +133,9 @@ class Pair:
             The loss, detached, or None where the bound has no differentiable loss.
         """
         with self.aside(keep_params=True):
-            with poutine.trace(param_only=True) as capture:
+            with ParameterRecorder() as recorder:
                 value = _dry_loss(loss, self.model, self.guide, args)
-            traced = self._note_params(capture.trace)
+            traced = self._note_params(recorder)
             own = {
                 id(p): (f"{label}.{n}", p)
                 for label in ("model", "guide")

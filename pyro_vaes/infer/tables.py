@@ -18,13 +18,19 @@ def random_sites(trace: Trace) -> dict[str, Message]:
 
 
 def said(error: Exception) -> str:
-    """What an exception says, with its kind unless it is a ValueError."""
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    """What an exception says, with its kind unless it is a ValueError, and the cure of Pyro's commonest one."""
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    if "Shape mismatch inside plate" in text:
+        text = (
+            f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on the "
+            "distribution (once for each of them); and the plate's size follows the batch, len(x)."
+        )
+    return text
 
 
 def trace_table(guide_trace: Trace, model_trace: Trace | None) -> str:
     """The sites of both traces with distributions, shapes and plates."""
-    lines = [f"{'site':<24}{'distribution':<28}{'batch shape':<16}{'event shape':<16}plates"]
+    lines = [f"{'site':<24}{'distribution':<40}{'batch shape':<16}{'event shape':<16}plates"]
     for label, trace in (("guide", guide_trace), ("model", model_trace)):
         if trace is None:
             continue
@@ -36,7 +42,7 @@ def trace_table(guide_trace: Trace, model_trace: Trace | None) -> str:
                 inner = inner.base_dist
             kind = type(inner).__name__ + (" (observed)" if site["is_observed"] else "")
             shapes = f"{tuple(fn.batch_shape)!s:<16}{tuple(fn.event_shape)!s:<16}"
-            lines.append(f"  {name:<22}{kind:<28}{shapes}{', '.join(frames)}")
+            lines.append(f"  {name:<22}{kind:<40}{shapes}{', '.join(frames)}")
     return "\n".join(lines)
 
 

@@ -58,9 +58,7 @@ def kl_bars(
     ax.bar(places, kl[order], color=np.where(active, BLUE, GREY), width=0.8)
     if not active.all():  # too small to be seen as bars
         ax.axvspan(active.sum() - 0.5, len(kl) - 0.5, color=GREY, alpha=0.2, linewidth=0, label="inactive")
-    ax.axhline(
-        threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=f"threshold {threshold:g} nats"
-    )
+    ax.axhline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=f"threshold {threshold:g} nats")
     if len(kl) <= 40:
         called = [str(unit) for unit in order] if names is None else [names[unit] for unit in order]
         turned = 90 if max(map(len, called)) > 3 else 0
@@ -113,13 +111,9 @@ def collapse_curve(
             "(C, E), one fraction for each epsilon."
         )
     if not (np.diff(across) > 0).all():
-        raise ValueError(
-            "epsilon does not ascend, so its curve would run backwards. Sort it, and fraction with it."
-        )
+        raise ValueError("epsilon does not ascend, so its curve would run backwards. Sort it, and fraction with it.")
     if not ((curves >= 0) & (curves <= 1)).all():
-        raise ValueError(
-            f"fraction runs from {curves.min():g} to {curves.max():g}; wanted [0, 1]. Is it a percentage?"
-        )
+        raise ValueError(f"fraction runs from {curves.min():g} to {curves.max():g}; wanted [0, 1]. Is it a percentage?")
     if labels is not None and len(labels) != len(curves):
         raise ValueError(f"labels holds {len(labels)} names but fraction has {len(curves)} curves.")
     ax = quiet(axes_or_new(ax), title, "epsilon (nats)", "fraction of units collapsed")

@@ -76,9 +76,7 @@ def ppc_panels(
     else:
         panels = np.asarray(axes, dtype=object).reshape(-1)
     if len(panels) != 1 + len(named):
-        raise ValueError(
-            f"axes holds {len(panels)} axes; wanted {1 + len(named)}: the densities and {list(named)}."
-        )
+        raise ValueError(f"axes holds {len(panels)} axes; wanted {1 + len(named)}: the densities and {list(named)}.")
     _densities(data, replicates, panels[0])
     for panel, (name, statistic) in zip(panels[1:], named.items(), strict=True):
         _statistic(data, replicates, name, statistic, panel)
@@ -98,6 +96,9 @@ def _densities(data: np.ndarray, replicates: np.ndarray, ax: Axes) -> None:
         low, high = np.quantile(pooled, [0.001, 0.999])
         bins = int(np.clip(np.sqrt(data.size), 10, 60))  # fewer values make a rougher histogram
         edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+        if np.array_equal(kinds, np.round(kinds)):  # counts: bins of equally many whole numbers, or they show teeth
+            step = int(max(1, np.ceil((high - low + 1) / bins)))
+            edges = np.arange(np.floor(low), high + step + 1, step) - 0.5
         middles = (edges[1:] + edges[:-1]) / 2
         heights = [np.histogram(values, edges)[0] / values.size / np.diff(edges) for values in (data, *some)]
         marker, unit = None, "density"
@@ -173,9 +174,7 @@ def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> A
     ):
         if chosen.any():
             count = f"{chosen.sum()}" + (f" ({infinite} not finite)" if chosen is bad and infinite else "")
-            ax.scatter(
-                places[chosen], shapes[chosen], s=10, color=colour, linewidths=0, label=f"{called}: {count}"
-            )
+            ax.scatter(places[chosen], shapes[chosen], s=10, color=colour, linewidths=0, label=f"{called}: {count}")
     for threshold in (0.5, 0.7):
         ax.axhline(threshold, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
     legend(ax, loc="upper left", bbox_to_anchor=(0.0, -0.16), ncols=3, handletextpad=0.2, columnspacing=1.0)
@@ -230,9 +229,7 @@ def rank_hist(
         raise ValueError(
             f"bins={bins}, but {num_draws} draws have {num_draws + 1} possible ranks; wanted 1 to that many."
         )
-    edges = np.round(
-        np.linspace(0, num_draws + 1, bins + 1)
-    )  # whole ranks, hence bins that may differ by one
+    edges = np.round(np.linspace(0, num_draws + 1, bins + 1))  # whole ranks, hence bins that may differ by one
     shares = np.diff(edges) / (num_draws + 1)
     expected = shares * len(found)
     heights = np.histogram(found, edges - 0.5)[0] / expected
@@ -242,9 +239,7 @@ def rank_hist(
     ax.stairs(high, edges, baseline=low, fill=True, color=GREY, alpha=0.5, label=f"{level * 100:g} % band")
     outside = (heights < low) | (heights > high)
     colours = np.where(outside, RED, BLUE)
-    ax.bar(
-        edges[:-1], heights, width=np.diff(edges), align="edge", color=colours, alpha=0.6, edgecolor="white"
-    )
+    ax.bar(edges[:-1], heights, width=np.diff(edges), align="edge", color=colours, alpha=0.6, edgecolor="white")
     ax.axhline(1.0, color=INK, linewidth=0.9)
     ax.set_ylim(0, 1.25 * max(heights.max(), high.max()))  # room for the legend
     legend(ax, loc="upper right")

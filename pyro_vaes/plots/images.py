@@ -218,9 +218,7 @@ def reconstructions(
     tiles = pairs.reshape(-1, height, width, channels)
     shown = np.nan_to_num(to_unit(tiles, value_range), nan=1.0)
     gap = max(1, height // 14)
-    ax = image_grid(
-        shown.transpose(0, 3, 1, 2), columns=columns, value_range=(0.0, 1.0), gap=gap, title=title, ax=ax
-    )
+    ax = image_grid(shown.transpose(0, 3, 1, 2), columns=columns, value_range=(0.0, 1.0), gap=gap, title=title, ax=ax)
     ax.set_yticks(centres(2 * rows, height, gap), ["data", "model"] * rows)
     return ax
 
@@ -254,6 +252,4 @@ def samples(
         >>> samples(np.random.rand(16, 3, 32, 32)).images[0].get_array().shape
         (134, 134, 3)
     """
-    return image_grid(
-        images, image_shape=image_shape, columns=columns, value_range=value_range, title=title, ax=ax
-    )
+    return image_grid(images, image_shape=image_shape, columns=columns, value_range=value_range, title=title, ax=ax)

@@ -54,18 +54,16 @@ def traversals(
         ['z[0]', 'z[1]', 'z[2]', 'z[3]']
     """
     if z.ndim not in (1, 2) or (z.ndim == 2 and len(z) != 1):
-        raise ValueError(
-            f"z has shape {tuple(z.shape)}; wanted one point, (K,) or (1, K). Pick a datum first: z[0]."
-        )
+        raise ValueError(f"z has shape {tuple(z.shape)}; wanted one point, (K,) or (1, K). Pick a datum first: z[0].")
     if steps < 2:
         raise ValueError(f"steps={steps}, but a walk needs at least 2 pictures.")
     point = z.reshape(-1)
     rows = list(range(min(len(point), 16))) if units is None else list(units)
     if not rows or not all(0 <= unit < len(point) for unit in rows):
-        raise ValueError(
-            f"units={rows}, but z has the units 0 to {len(point) - 1}; name at least one of these."
-        )
-    values = torch.linspace(-span, span, steps, dtype=z.dtype, device=z.device)
+        raise ValueError(f"units={rows}, but z has the units 0 to {len(point) - 1}; name at least one of these.")
+    values = (
+        torch.linspace(-1, 1, steps, dtype=torch.float64).round(decimals=12).to(z) * span
+    )  # exactly 0 in the middle
     latents = point.repeat(len(rows), steps, 1)  # (units, steps, K)
     for row, unit in enumerate(rows):
         latents[row, :, unit] = values
@@ -179,9 +177,7 @@ def latent_scatter(
     """
     points = to_numpy(z, "z")
     if points.ndim != 2 or points.shape[1] < 2:
-        raise ValueError(
-            f"z has shape {points.shape}; wanted (N, K) with K at least 2. For one unit draw a histogram."
-        )
+        raise ValueError(f"z has shape {points.shape}; wanted (N, K) with K at least 2. For one unit draw a histogram.")
     if not all(0 <= unit < points.shape[1] for unit in units):
         raise ValueError(f"units={units}, but z has the units 0 to {points.shape[1] - 1}.")
     across, up = points[:, units[0]], points[:, units[1]]
@@ -192,18 +188,14 @@ def latent_scatter(
         return ax
     kinds = to_numpy(labels, "labels")
     if kinds.shape != (len(points),):
-        raise ValueError(
-            f"labels has shape {kinds.shape} but z holds {len(points)} data; wanted one label for each."
-        )
+        raise ValueError(f"labels has shape {kinds.shape} but z holds {len(points)} data; wanted one label for each.")
     classes = np.unique(kinds)
     if np.issubdtype(kinds.dtype, np.floating) or len(classes) > 20:
         drawn = ax.scatter(across, up, s=size, c=kinds, cmap="viridis", linewidths=0)
         ax.figure.colorbar(drawn, ax=ax, label="label").outline.set_visible(False)
         return ax
     if names is not None and len(names) != len(classes):
-        raise ValueError(
-            f"names holds {len(names)} names but labels has {len(classes)} classes: {classes.tolist()}."
-        )
+        raise ValueError(f"names holds {len(names)} names but labels has {len(classes)} classes: {classes.tolist()}.")
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for index, kind in enumerate(classes):
         called = str(kind) if names is None else names[index]
@@ -265,9 +257,7 @@ def posterior_against_prior(
     posterior, prior = posterior.reshape(-1, size), prior.reshape(-1, size)
     rows = list(range(min(size, 16))) if units is None else list(units)
     if not rows or not all(0 <= unit < size for unit in rows):
-        raise ValueError(
-            f"units={rows}, but the draws have the units 0 to {size - 1}; name at least one of these."
-        )
+        raise ValueError(f"units={rows}, but the draws have the units 0 to {size - 1}; name at least one of these.")
     ax = quiet(axes_or_new(ax, 5.6, 0.9 + 0.42 * len(rows)), title, "value of the latent")
     ax.grid(False)
     pooled = np.concatenate((posterior, prior))[:, rows]
@@ -277,9 +267,7 @@ def posterior_against_prior(
     for row, unit in enumerate(rows):
         floor = float(len(rows) - 1 - row)
         heights = [np.histogram(draws[:, unit], edges)[0] / len(draws) for draws in (posterior, prior)]
-        scale = 0.9 / max(
-            heights[0].max(), heights[1].max(), 1e-12
-        )  # one scale per unit: areas stay comparable
+        scale = 0.9 / max(heights[0].max(), heights[1].max(), 1e-12)  # one scale per unit: areas stay comparable
         first = row == 0
         ax.fill_between(
             middles,

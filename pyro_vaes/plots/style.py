@@ -43,8 +43,7 @@ def to_numpy(values: Array, name: str) -> np.ndarray:
     found = np.asarray(values)
     if found.size == 0:
         raise ValueError(
-            f"{name} has shape {found.shape}: there is nothing to plot. "
-            "An empty selection upstream is the usual cause."
+            f"{name} has shape {found.shape}: there is nothing to plot. An empty selection upstream is the usual cause."
         )
     return found.astype(np.float64) if np.issubdtype(found.dtype, np.floating) else found
 

@@ -59,9 +59,7 @@ def loss_curves(
     valid = np.asarray(list(history.valid), dtype=np.float64)
     across = np.asarray(list(history.epochs))
     if not np.isfinite(train).any():
-        raise ValueError(
-            "history.train holds no finite loss, so there is no curve. Has at least one epoch run?"
-        )
+        raise ValueError("history.train holds no finite loss, so there is no curve. Has at least one epoch run?")
     if len(across) != len(train) or len(valid) not in (0, len(train)):
         raise ValueError(
             f"history has {len(train)} training losses, {len(valid)} held-out losses and "

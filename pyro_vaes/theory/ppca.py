@@ -76,8 +76,7 @@ class ProbabilisticPCA:
         """
         if self.spectrum is None:
             raise ValueError(
-                "This ProbabilisticPCA was built from weights, so it has no training data; use "
-                "log_prob(x).mean()."
+                "This ProbabilisticPCA was built from weights, so it has no training data; use log_prob(x).mean()."
             )
         features, k = self.loadings.shape
         log_det = self.spectrum[:k].log().sum() + (features - k) * math.log(self.noise_var)
@@ -179,8 +178,7 @@ def probabilistic_pca(x: Tensor, latent_dim: int) -> ProbabilisticPCA:
     """
     if x.dim() != 2 or len(x) < 2:
         raise ValueError(
-            f"x must have shape (N, D) with N >= 2, but has shape {tuple(x.shape)}; flatten images with "
-            "x.flatten(1)?"
+            f"x must have shape (N, D) with N >= 2, but has shape {tuple(x.shape)}; flatten images with x.flatten(1)?"
         )
     if not isinstance(latent_dim, int) or not 1 <= latent_dim < x.shape[1]:
         raise ValueError(
@@ -190,8 +188,7 @@ def probabilistic_pca(x: Tensor, latent_dim: int) -> ProbabilisticPCA:
     x = x.to(torch.float64)
     if not x.isfinite().all():
         raise ValueError(
-            f"x holds {(~x.isfinite()).sum().item()} values that are NaN or infinite; drop or impute them "
-            "first."
+            f"x holds {(~x.isfinite()).sum().item()} values that are NaN or infinite; drop or impute them first."
         )
     mean = x.mean(0)
     centred = x - mean

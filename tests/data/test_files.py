@@ -46,9 +46,7 @@ def test_npy(tmp_path):
 
 
 def test_official_parts_in_a_file(tmp_path):
-    np.savez(
-        tmp_path / "s.npz", x_train=X[:20], y_train=Y[:20], x_val=X[20:24], y_val=Y[20:24], x_test=X[24:]
-    )
+    np.savez(tmp_path / "s.npz", x_train=X[:20], y_train=Y[:20], x_val=X[20:24], y_val=Y[20:24], x_test=X[24:])
     data = load(tmp_path / "s.npz")
     assert [len(part) for part in data.parts.values()] == [20, 4, 6]
     assert torch.equal(data.valid.labels, torch.tensor(Y[20:24])) and data.test.labels is None

@@ -55,9 +55,7 @@ def test_mnist_labels_and_looks(data_root):
     assert pixels.mean().item() == pytest.approx(0.1307, abs=1e-4)
     assert pixels.std().item() == pytest.approx(0.3081, abs=1e-4)
     # the first training image is a five
-    assert data.train.labels[0] == 5 and data.train.images[0, 0].float().mean() == pytest.approx(
-        35.1, abs=0.1
-    )
+    assert data.train.labels[0] == 5 and data.train.images[0, 0].float().mean() == pytest.approx(35.1, abs=0.1)
 
 
 def test_binarized_mnist_are_upright_digits(data_root):

@@ -124,9 +124,7 @@ def test_binarize_has_the_grey_values_as_means():
 
 
 def test_threshold_cuts():
-    data = from_tensors(
-        images(high=16), value_range=(0, 16), image_shape=SHAPE, preprocess=[ToUnit(), Threshold(0.4)]
-    )
+    data = from_tensors(images(high=16), value_range=(0, 16), image_shape=SHAPE, preprocess=[ToUnit(), Threshold(0.4)])
     assert torch.equal(data.train.x, (data.train.images.flatten(1) > 6).float())
 
 

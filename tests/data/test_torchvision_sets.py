@@ -107,9 +107,7 @@ def test_failed_download(monkeypatch, tmp_path):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(torchvision.datasets, "SVHN", offline)
-    with pytest.raises(
-        FileNotFoundError, match=rf"download to {tmp_path} failed .*unreachable.*load\('digits'\)"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"download to {tmp_path} failed .*unreachable.*load\('digits'\)"):
         load("svhn", root=tmp_path)
     # a damaged file is downloaded anew if that is allowed, and named if not
     (tmp_path / "train_32x32.mat").write_bytes(b"half")

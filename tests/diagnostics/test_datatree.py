@@ -239,7 +239,7 @@ def test_bad_options(options, message):
 @old_line
 @pytest.mark.filterwarnings("ignore")  # ArviZ's own opinions on the numbers
 def test_arviz_0_23():
-    data = to_inference_data(model, wide, X, 60)
+    data = to_inference_data(to_datatree(model, wide, X, 60))
     assert isinstance(data, az.InferenceData)
     assert len(az.summary(data, kind="stats")) == 2 * N
     assert np.isfinite(az.loo(data).elpd_loo) and np.isfinite(az.waic(data).elpd_waic)
@@ -247,7 +247,7 @@ def test_arviz_0_23():
     az.plot_posterior(data, coords={"data": [0]})
     az.plot_khat(az.loo(data, pointwise=True))
     assert az.extract(data, num_samples=4).sizes["sample"] == 4
-    pointwise = to_inference_data(model, wide, X, 60, pointwise=True)
+    pointwise = to_inference_data(to_datatree(model, wide, X, 60, pointwise=True))
     az.plot_loo_pit(pointwise, y="x")
 
 
@@ -267,4 +267,4 @@ def test_arviz_1():
 @new_line
 def test_arviz_1_has_no_inference_data():
     with pytest.raises(ImportError, match="use to_datatree"):
-        to_inference_data(model, wide, X)
+        to_inference_data(to_datatree(model, wide, X))

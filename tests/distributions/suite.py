@@ -325,19 +325,14 @@ def check_reparameterised_gradients(row: Row) -> None:
         return
     args = {name: arg.requires_grad_() for name, arg in row.args(()).items()}
     d = row.make(**args)
-    wide = {
-        name: arg.detach().expand(NUM_SAMPLES, *arg.shape).clone().requires_grad_()
-        for name, arg in args.items()
-    }
+    wide = {name: arg.detach().expand(NUM_SAMPLES, *arg.shape).clone().requires_grad_() for name, arg in args.items()}
     x = row.make(**wide).rsample()
     mean = d.mean.detach()
     for draws, moment in [(x, d.mean), ((x - mean).square(), d.variance)]:
         per_sample = torch.autograd.grad(draws.sum(), list(wide.values()), retain_graph=True)
         truths = torch.autograd.grad(moment.sum(), list(args.values()), retain_graph=True, allow_unused=True)
         for name, estimates, truth in zip(args, per_sample, truths, strict=True):
-            assert_within(
-                estimates, torch.zeros_like(estimates[0]) if truth is None else truth, f"gradient of {name}"
-            )
+            assert_within(estimates, torch.zeros_like(estimates[0]) if truth is None else truth, f"gradient of {name}")
 
 
 def check_mask(row: Row) -> None:

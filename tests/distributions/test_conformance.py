@@ -21,7 +21,5 @@ def test_conformance(row: Row, check: Callable[[Row], None]):
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(batch_shape=shapes, sample_shape=shapes)
-def test_log_prob_shape_for_random_shapes(
-    row: Row, batch_shape: tuple[int, ...], sample_shape: tuple[int, ...]
-):
+def test_log_prob_shape_for_random_shapes(row: Row, batch_shape: tuple[int, ...], sample_shape: tuple[int, ...]):
     check_log_prob_shape(row, batch_shape, sample_shape)

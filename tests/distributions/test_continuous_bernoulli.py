@@ -26,9 +26,7 @@ def exact(logit: float) -> dict[str, mpmath.mpf]:
 
 # float32: 1 / a^2 cancels to about 1e-6 in the variance, and log p is a difference of numbers as large as the
 # logit
-@pytest.mark.parametrize(
-    ("dtype", "rtol", "atol"), [(torch.float64, 1e-11, 1e-11), (torch.float32, 3e-6, 2e-6)]
-)
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-11, 1e-11), (torch.float32, 3e-6, 2e-6)])
 @pytest.mark.parametrize("logit", SIGNED)
 def test_closed_forms(logit: float, dtype: torch.dtype, rtol: float, atol: float):
     d = ContinuousBernoulli(logits=torch.tensor(logit, dtype=dtype))
@@ -82,9 +80,7 @@ def test_gradients_are_finite_and_continuous_for_every_logit(dtype: torch.dtype)
     assert gradient.isfinite().all()
     # the gradient of the log normaliser is the mean, on both sides of each threshold
     (gradient,) = torch.autograd.grad(-d.log_prob(torch.zeros((), dtype=dtype)).sum(), logits)
-    torch.testing.assert_close(
-        gradient, d.mean.detach(), rtol=0, atol=1e-9 if dtype == torch.float64 else 3e-6
-    )
+    torch.testing.assert_close(gradient, d.mean.detach(), rtol=0, atol=1e-9 if dtype == torch.float64 else 3e-6)
 
 
 def test_probs_and_logits_agree():
@@ -99,7 +95,5 @@ def test_kl_divergence():
     q = ContinuousBernoulli(logits=torch.tensor([1.0, 0.5, 20.0], dtype=torch.float64))
     x = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     x = x[:, None]
-    brute = (p.log_prob(x).exp() * (p.log_prob(x) - q.log_prob(x))).mean(
-        0
-    )  # the midpoint rule, error O(1e-9)
+    brute = (p.log_prob(x).exp() * (p.log_prob(x) - q.log_prob(x))).mean(0)  # the midpoint rule, error O(1e-9)
     torch.testing.assert_close(kl_divergence(p, q), brute, rtol=1e-6, atol=1e-6)

@@ -121,6 +121,23 @@ def test_function_pairs_with_the_same_names_both_train():
     assert all(pyro.param(n) is v for n, v in store.items())
 
 
+def test_networks_of_one_name_in_one_pair_both_train():
+    model, guide, networks = function_pair()
+
+    def renamed(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(x.new_zeros(2), 1.0).to_event(1))
+            logits = pyro.module("encoder", decoder)(z)
+            pyro.sample("x", pyro.distributions.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    quick(model, guide, binary())
+    wanted = weights(networks)
+    _, guide, other = function_pair()
+    decoder = other[1]
+    quick(renamed, guide, binary())
+    assert same(weights(other), wanted)
+
+
 def test_param_statements_live_in_the_store_afterwards():
     model, guide = param_pair()
     x = torch.randn(64, D)
@@ -361,7 +378,8 @@ def test_without_a_differentiable_loss_the_same_parameters_train():
     ends = []
     for loss in (Trace_ELBO(), TraceGraph_ELBO()):
         vae = linear_vae()
-        quick(vae.model, vae.guide, torch.randn(64, D, generator=torch.Generator().manual_seed(0)), loss=loss)
+        x = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
+        quick(vae.model, vae.guide, x, loss=loss, optim=functools.partial(torch.optim.SGD, lr=0.05))
         ends.append(weights(vae))
     assert all(torch.allclose(ends[0][n], ends[1][n], atol=1e-5) for n in ends[0])
 

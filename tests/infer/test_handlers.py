@@ -155,11 +155,12 @@ def test_the_floor_of_free_bits_is_per_datum_under_subsampling_and_weights():
 
         return run
 
-    loss = FreeBits_ELBO(3.0)
-    pyro.set_rng_seed(1)
-    plain = loss.loss(vae.model, vae.guide, x)
-    pyro.set_rng_seed(1)
-    assert loss.loss(sized(vae.model, 500), sized(vae.guide, 500), x) == pytest.approx(25 * plain, rel=1e-5)
+    for floor in (0.0, 0.01, 3.0, 50.0):  # the last is above the KL, the others below
+        loss = FreeBits_ELBO(floor)
+        pyro.set_rng_seed(1)
+        plain = loss.loss(vae.model, vae.guide, x)
+        pyro.set_rng_seed(1)
+        assert loss.loss(sized(vae.model, 500), sized(vae.guide, 500), x) == pytest.approx(25 * plain, rel=1e-5)
     pyro.set_rng_seed(1)
     mask = torch.arange(20) < 10
     masked = loss.loss(*(pyro.poutine.mask(p, mask=mask) for p in (vae.model, vae.guide)), x)

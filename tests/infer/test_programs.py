@@ -7,13 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from tests.infer.pairs import D, binary, binary_vae, function_pair, same, weights
 from torch import nn
 
 from pyro_vaes.infer import FreeBits_ELBO, evaluate, fit, scale_latents
 from pyro_vaes.infer.pair import Pair
 from pyro_vaes.infer.programs import modules_of, num_positional
 from pyro_vaes.nn import MLP, Chain, NormalHead
+from tests.infer.pairs import D, binary, binary_vae, function_pair, same, weights
 
 GLOBAL = nn.BatchNorm1d(D)
 

@@ -163,9 +163,7 @@ def test_soft_clamp():
     torch.testing.assert_close(soft_clamp(x, -15.0, 15.0), x, rtol=0, atol=2e-4)
     far = torch.tensor([-1e3, 1e3], dtype=torch.float64, requires_grad=True)
     y = soft_clamp(far, -15.0, 15.0)
-    torch.testing.assert_close(
-        y.detach(), torch.tensor([-15.0, 15.0], dtype=torch.float64), rtol=0, atol=1e-3
-    )
+    torch.testing.assert_close(y.detach(), torch.tensor([-15.0, 15.0], dtype=torch.float64), rtol=0, atol=1e-3)
     z = torch.tensor([-30.0, 30.0], dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(soft_clamp(z, -15.0, 15.0).sum(), z)
     assert (gradient > 0).all()
@@ -191,9 +189,7 @@ def test_poisson_and_negative_binomial_moments():
 
 
 def test_wrong_widths_are_refused():
-    with pytest.raises(
-        ValueError, match=r"784 features cannot be shared out.*takes 30 numbers per observed value"
-    ):
+    with pytest.raises(ValueError, match=r"784 features cannot be shared out.*takes 30 numbers per observed value"):
         DiscretizedLogisticMixtureLikelihood(10)(torch.zeros(5, 784))
     with pytest.raises(ValueError, match="3 channels cannot be shared out"):
         GaussianLikelihood(amortize_scale=True, event_dim=3)(torch.zeros(5, 3, 8, 8))

@@ -73,15 +73,11 @@ def test_ppc_densities_integrate_to_one() -> None:
     lines = [line for line in axes[0].lines if len(line.get_xdata())]
     assert len(lines) == 41  # at most forty replicates and the data
     x, density = lines[-1].get_data()
-    assert density.sum() * (x[1] - x[0]) == pytest.approx(
-        1.0, abs=0.01
-    )  # 0.2 % lie beyond the quantiles shown
+    assert density.sum() * (x[1] - x[0]) == pytest.approx(1.0, abs=0.01)  # 0.2 % lie beyond the quantiles shown
 
 
 def test_ppc_of_counts_has_one_point_for_each_count() -> None:
-    axes = plots.ppc_panels(
-        torch.tensor([[0, 1], [1, 2]]), torch.tensor([[[0, 1], [1, 1]]]), {"largest": torch.max}
-    )
+    axes = plots.ppc_panels(torch.tensor([[0, 1], [1, 2]]), torch.tensor([[[0, 1], [1, 1]]]), {"largest": torch.max})
     np.testing.assert_allclose(axes[0].lines[-1].get_ydata(), [0.25, 0.5, 0.25])
 
 
@@ -118,9 +114,7 @@ CALLS = {
     "traversals": lambda ax: plots.traversals(lambda z: z.new_zeros(len(z), 16), torch.zeros(2), ax=ax),
     "manifold": lambda ax: plots.manifold(lambda z: z.new_zeros(len(z), 16), steps=3, ax=ax),
     "latent_scatter": lambda ax: plots.latent_scatter(torch.rand(30, 2), torch.arange(30) % 15, ax=ax),
-    "posterior_against_prior": lambda ax: plots.posterior_against_prior(
-        torch.rand(9, 2), torch.rand(9, 2), ax=ax
-    ),
+    "posterior_against_prior": lambda ax: plots.posterior_against_prior(torch.rand(9, 2), torch.rand(9, 2), ax=ax),
     "kl_bars": lambda ax: plots.kl_bars(VECTOR, ax=ax),
     "collapse_curve": lambda ax: plots.collapse_curve(VECTOR, VECTOR / 2, ax=ax),
     "loss_curves": lambda ax: plots.loss_curves(

@@ -76,9 +76,7 @@ def test_each_reconstruction_stands_below_its_datum() -> None:
 
 
 def test_8_bit_data_stand_above_unit_reconstructions() -> None:
-    picture = shown(
-        plots.reconstructions(torch.full((1, 16), 51, dtype=torch.uint8), torch.full((1, 16), 0.6))
-    )
+    picture = shown(plots.reconstructions(torch.full((1, 16), 51, dtype=torch.uint8), torch.full((1, 16), 0.6)))
     assert picture[0, 0] == pytest.approx(0.2)
     assert picture[-1, 0] == pytest.approx(0.6)
 

@@ -78,9 +78,7 @@ def test_scatter_without_labels_has_one_colour() -> None:
 
 def test_posterior_and_prior_share_bins_and_scale() -> None:
     prior = torch.linspace(-1, 1, 4001)[:, None].repeat(1, 2)
-    posterior = torch.stack((prior[:, 0], prior[:, 1] / 2), dim=-1).reshape(
-        1, 4001, 2
-    )  # the second twice as tall
+    posterior = torch.stack((prior[:, 0], prior[:, 1] / 2), dim=-1).reshape(1, 4001, 2)  # the second twice as tall
     ax = plots.posterior_against_prior(posterior, prior, bins=20)
     assert len(ax.collections) == len(ax.lines) == 2
     for row, ratio in enumerate([1.0, 2.0]):

@@ -29,9 +29,7 @@ def test_digits(k: int, noise_var: float, log_likelihood: float):
 
 def idx_images(path: Path) -> torch.Tensor:
     """MNIST's file format: 16 bytes of header, then the pixels."""
-    return torch.as_tensor(
-        np.fromfile(path, dtype=np.uint8, offset=16).reshape(-1, 784).astype(np.float64) / 255
-    )
+    return torch.as_tensor(np.fromfile(path, dtype=np.uint8, offset=16).reshape(-1, 784).astype(np.float64) / 255)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +102,7 @@ def test_takes_the_weights_of_a_linear_decoder():
 
 
 def test_prints_itself():
-    assert "D=64, k=2, noise variance 0.054117, log-likelihood 0.006 nats" in repr(
-        probabilistic_pca(DIGITS, 2)
-    )
+    assert "D=64, k=2, noise variance 0.054117, log-likelihood 0.006 nats" in repr(probabilistic_pca(DIGITS, 2))
 
 
 def test_plot():

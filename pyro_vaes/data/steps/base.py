@@ -41,9 +41,7 @@ class Step:
         """The result in words."""
         return repr(self)
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         """Applies the step.
 
         Arguments:
@@ -180,9 +178,7 @@ def want_unit(step: Step, info: PixelInfo) -> None:
         )
 
 
-def uniform(
-    x: Tensor, generator: torch.Generator | None, rows: Tensor | None, seed: int, stream: int
-) -> Tensor:
+def uniform(x: Tensor, generator: torch.Generator | None, rows: Tensor | None, seed: int, stream: int) -> Tensor:
     """Noise in [0, 1) like x: fresh from the generator, or that which belongs to the rows."""
     if generator is not None:
         return torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)

@@ -39,9 +39,7 @@ class Binarize(Step):
     def space(self) -> str:
         return "binarised at random (probabilities of bits)"
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         return (uniform(x, generator, rows, self.seed, stream=0) < x).to(x.dtype)
 
     def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
@@ -68,17 +66,14 @@ class Threshold(Step):
     def __post_init__(self) -> None:
         if not 0 <= self.at < 1:
             raise ValueError(
-                f"at is {self.at:g}, but pixels in [0, 1] are cut at a threshold in [0, 1): divide by 255 "
-                "first?"
+                f"at is {self.at:g}, but pixels in [0, 1] are cut at a threshold in [0, 1): divide by 255 first?"
             )
 
     @property
     def space(self) -> str:
         return f"binarised at {self.at:g} (probabilities of bits)"
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         return (x > self.at).to(floating(x.dtype))
 
     def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:

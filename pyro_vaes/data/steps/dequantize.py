@@ -50,9 +50,7 @@ class Dequantize(Step):
     def _levels(self) -> int:
         return 256 if self.levels is None else self.levels
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         u = uniform(x, generator, rows, self.seed, stream=1)
         return ((self._levels - 1) * x + u) / self._levels
 

@@ -29,8 +29,7 @@ class Resize(Step):
     def __post_init__(self) -> None:
         if min(self.height_width) < 1:
             raise ValueError(
-                f"size is {self.size}, but images have at least one pixel: give resize=(height, width) or "
-                "one number."
+                f"size is {self.size}, but images have at least one pixel: give resize=(height, width) or one number."
             )
 
     @property
@@ -42,9 +41,7 @@ class Resize(Step):
     def space(self) -> str:
         return "resized to {} x {}".format(*self.height_width)
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         if tuple(x.shape[-2:]) == self.height_width:
             return x
         y = F.interpolate(x.to(floating(x.dtype)), self.height_width, mode="bilinear", antialias=True)
@@ -73,9 +70,7 @@ class Grey(Step):
     def space(self) -> str:
         return "made grey"
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         if x.shape[-3] == 1:
             return x
         # a fourth channel would be transparency, which luminance leaves out

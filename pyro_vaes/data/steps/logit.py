@@ -47,9 +47,7 @@ class Logit(Step):
     def space(self) -> str:
         return f"logit-transformed (lam = {self.lam:g})"
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         return torch.logit(self.lam + (1 - 2 * self.lam) * x)
 
     def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:

@@ -38,9 +38,7 @@ class ToUnit(Step):
     def _bounds(self) -> tuple[float, float]:
         return (0.0 if self.low is None else self.low, 255.0 if self.high is None else self.high)
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         low, high = self._bounds
         x = x.to(floating(x.dtype))
         return (x - low if low else x) / (high - low)
@@ -96,9 +94,7 @@ class MeanCentre(Step):
             )
         return self.mean
 
-    def __call__(
-        self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
         return x - self._fitted
 
     def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
