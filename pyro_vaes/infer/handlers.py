@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Self, cast
 
 import pyro
 from pyro.params.param_store import ParamStoreDict, StateDict
@@ -35,7 +35,7 @@ class scale_latents(Messenger):
         beta: A positive weight for all latent sites, or a mapping from site names to weights.
 
     Raises:
-        ValueError: A weight is not positive. Start a warm-up at, say, 1e-4.
+        ValueError: A weight is not positive (start a warm-up at, say, 1e-4), or a named site does not occur.
 
     References:
         | beta-VAE (Higgins et al., 2017)
@@ -48,10 +48,30 @@ class scale_latents(Messenger):
         if not all(w > 0 for w in weights):
             raise ValueError(f"A KL weight must be positive, but got {beta}; start a warm-up at, say, 1e-4.")
         self.beta = beta
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._seen = set()
+        return super().__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool | None:
+        if kind is None and isinstance(self.beta, Mapping) and self._seen:
+            unknown = sorted(self.beta.keys() - self._seen)
+            if unknown:
+                raise ValueError(f"scale_latents weighs {unknown}, but the latent sites are {sorted(self._seen)}.")
+        return super().__exit__(kind, *rest)  # type: ignore[arg-type]
 
     def _pyro_sample(self, msg: Message) -> None:
         if is_latent(msg):
-            beta = self.beta.get(msg["name"], 1.0) if isinstance(self.beta, Mapping) else self.beta
+            name = cast(str, msg["name"])
+            beta = self.beta.get(name, 1.0) if isinstance(self.beta, Mapping) else self.beta
+            if isinstance(self.beta, Mapping):
+                self._seen.add(name)
+                if msg["infer"].get("is_auxiliary"):
+                    raise ValueError(
+                        "Weights for single sites need a guide that samples each site by itself, but this one draws "
+                        f"all of them from {name!r}; use one weight for all, or AmortizedNormal."
+                    )
             msg["scale"] = beta * msg["scale"]
 
 

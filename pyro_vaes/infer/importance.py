@@ -157,13 +157,14 @@ class ImportanceWeighted_ELBO(Bound):
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         super().__init__(num_particles=num_particles)
-        self._plate: DataPlate | None = None
+        self._known: tuple[Program, Program, DataPlate] | None = None
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, differentiable through reparameterised sites."""
-        if self._plate is None:
-            self._plate = find_data_plate(model, guide, args)
-        log_weights, _, _ = per_datum_log_weights(model, guide, args, self.num_particles, self._plate)  # (K, B)
+        if self._known is None or self._known[:2] != (model, guide):  # plates are read off once for each pair
+            self._known = model, guide, find_data_plate(model, guide, args)
+        plate = self._known[2]
+        log_weights, _, _ = per_datum_log_weights(model, guide, args, self.num_particles, plate)  # (K, B)
         bound = log_weights.logsumexp(0) - math.log(self.num_particles)
-        scale = 1.0 if self._plate.full_size is None else self._plate.full_size / len(bound)
+        scale = 1.0 if plate.full_size is None else plate.full_size / len(bound)
         return -scale * bound.sum()

@@ -22,7 +22,8 @@ def said(error: Exception) -> str:
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     if "Shape mismatch inside plate" in text:
         text = (
-            f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on the "
+            f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on "
+            "the "
             "distribution (once for each of them); and the plate's size follows the batch, len(x)."
         )
     return text

@@ -7,9 +7,11 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
 from torch import nn
 
+from pyro_vaes.guides import AmortizedMultivariateNormal
 from pyro_vaes.infer import FreeBits_ELBO, scale_latents
-from pyro_vaes.infer.handlers import local_parameters
+from pyro_vaes.infer.handlers import ParameterRecorder, local_parameters
 from pyro_vaes.infer.quiet import known_modules, quiet_elbo
+from pyro_vaes.nn import MultivariateNormalHead
 from tests.infer.pairs import D, binary, binary_vae, function_pair, hierarchical_vae, linear_vae
 
 
@@ -226,3 +228,29 @@ def test_local_parameters_hide_and_restore_the_store():
         pyro.param("made inside", torch.ones(1))
     assert set(store.keys()) == {*outside, "made inside"}
     assert all(store[n] is v for n, v in outside.items())
+
+
+def test_networks_of_one_name_keep_their_own_parameters():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    with local_parameters(), ParameterRecorder() as recorder:
+        for net in (first, second):
+            pyro.module("net", net)
+    wanted = [*first.parameters(), *second.parameters()]
+    assert all(value is p for (_, value), p in zip(recorder.found, wanted, strict=True))
+
+
+def test_scale_latents_names_sites_that_do_not_occur():
+    vae, x = binary_vae(), binary(5)
+    with pytest.raises(ValueError, match=r"weighs \['zz'\], but the latent sites are \['z'\]"):
+        with scale_latents({"zz": 0.5}):
+            Trace_ELBO().loss(vae.model, vae.guide, x)
+    guide = AmortizedMultivariateNormal(two_sites, MultivariateNormalHead(x.shape[1], 2))
+    with pytest.raises(ValueError, match="one weight for all"), scale_latents({"a": 0.5}):
+        guide(x)
+
+
+def two_sites(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("x", dist.Normal(b.unsqueeze(-1), 1.0).expand([len(x), x.shape[1]]).to_event(1), obs=x)

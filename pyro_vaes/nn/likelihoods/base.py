@@ -87,6 +87,8 @@ class Likelihood(nn.Module, abc.ABC):
                 f"{type(self).__name__} takes {self.num_params} numbers per observed value; give the decoder "
                 f"{self.num_params} times as many outputs as the data have {axis}."
             )
+        if self.num_params == 1:
+            return (params,)
         parts = params.unflatten(-self.event_dim, (self.num_params, -1)).movedim(-self.event_dim - 1, -1)
         return tuple(
             part.squeeze(-1) if size == 1 else part
