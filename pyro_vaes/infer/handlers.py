@@ -55,11 +55,12 @@ class scale_latents(Messenger):
         return super().__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool | None:
+        result = super().__exit__(kind, *rest)  # type: ignore[arg-type]
         if kind is None and isinstance(self.beta, Mapping) and self._seen:
             unknown = sorted(self.beta.keys() - self._seen)
             if unknown:
                 raise ValueError(f"scale_latents weighs {unknown}, but the latent sites are {sorted(self._seen)}.")
-        return super().__exit__(kind, *rest)  # type: ignore[arg-type]
+        return result
 
     def _pyro_sample(self, msg: Message) -> None:
         if is_latent(msg):

@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
 from pyro_vaes.guides import AmortizedMultivariateNormal
@@ -247,6 +248,7 @@ def test_scale_latents_names_sites_that_do_not_occur():
     guide = AmortizedMultivariateNormal(two_sites, MultivariateNormalHead(x.shape[1], 2))
     with pytest.raises(ValueError, match="one weight for all"), scale_latents({"a": 0.5}):
         guide(x)
+    assert not _PYRO_STACK, "no handler stays behind"
 
 
 def two_sites(x):
