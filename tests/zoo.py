@@ -12,8 +12,8 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO
+from pyro_vaes.guides import AmortizedLaplace, AmortizedMixture, AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, RecursiveMixture_ELBO, StratifiedMixture_ELBO
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import (
     MLP,
@@ -25,6 +25,7 @@ from pyro_vaes.nn import (
     MultivariateNormalHead,
     NormalHead,
     OneHot,
+    WeightHead,
 )
 
 B, D = 6, 16
@@ -139,12 +140,21 @@ MODELS: dict[str, Callable[[], Built]] = {
     "user_constrained": user_constrained,
 }
 
+
+def mixture(b: Built) -> AmortizedMixture:
+    """A diagonal and a full-covariance component."""
+    components = [Chain(b.trunk(), head(8, b.latent_numel)) for head in (NormalHead, MultivariateNormalHead)]
+    return AmortizedMixture(b.model, components, [Chain(b.trunk(), WeightHead(8))])
+
+
 GUIDES: dict[str, Callable[[Built], Callable | None]] = {
     "own": lambda b: b.guide,
     "normal": lambda b: AmortizedNormal(b.model, Chain(b.trunk(), NormalHead(8, b.latent_numel))),
     "multivariate_normal": lambda b: AmortizedMultivariateNormal(
         b.model, Chain(b.trunk(), MultivariateNormalHead(8, b.latent_numel))
     ),
+    "laplace": lambda b: AmortizedLaplace(b.model, start=Chain(b.trunk(), nn.Linear(8, b.latent_numel)), steps=2),
+    "mixture": mixture,
 }
 
 BOUNDS: dict[str, Callable] = {
@@ -154,12 +164,25 @@ BOUNDS: dict[str, Callable] = {
     "enum": lambda: TraceEnum_ELBO(strict_enumeration_warning=False),
     "importance_weighted": lambda: ImportanceWeighted_ELBO(3),
     "free_bits": lambda: FreeBits_ELBO(0.05),
+    "stratified_mixture": StratifiedMixture_ELBO,
+    "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
 }
+OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
+REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits"}
 
 
 def undefined(model: str, guide: str, bound: str) -> bool:
-    """Combinations that must be refused: analytic KLs with a guide that runs against the model's order."""
-    return bound == "mean_field" and guide == "own" and model.endswith("bottom_up")
+    """Combinations that must be refused.
+
+    Analytic KLs with a guide that runs against the model's order, or whose density is meant to cancel
+    draw by draw; bounds without score functions with a guide that is
+    not reparameterised; the bounds of mixtures with other guides.
+    """
+    if guide == "mixture":
+        return bound in REPARAMETERISED
+    if bound in OF_MIXTURES:
+        return True
+    return bound == "mean_field" and (guide == "laplace" or (guide == "own" and model.endswith("bottom_up")))
 
 
 CASES = [(m, g, b) for m in MODELS for g in GUIDES for b in BOUNDS if not (g == "own" and m.startswith("user_"))]

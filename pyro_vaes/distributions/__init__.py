@@ -4,5 +4,15 @@ from pyro_vaes.distributions.constraints import grid
 from pyro_vaes.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vaes.distributions.integer_categorical import IntegerCategorical
+from pyro_vaes.distributions.precision_normal import PrecisionNormal
+from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weights
 
-__all__ = ["ContinuousBernoulli", "DiscretizedLogisticMixture", "IntegerCategorical", "grid"]
+__all__ = [
+    "ContinuousBernoulli",
+    "DiscretizedLogisticMixture",
+    "IntegerCategorical",
+    "PrecisionNormal",
+    "RecursiveMixture",
+    "grid",
+    "log_weights",
+]

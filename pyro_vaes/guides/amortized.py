@@ -52,10 +52,8 @@ class AmortizedGuide(Program):
 
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
-        latents, total = self.latents(*args, **kwargs), batch_rows(args)
-        if rows is not None and total is not None and len(rows) != total:  # a plate that subsamples the full data
-            args = tuple(a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == total else a for a in args)
-        q = as_posterior(self.encoder(*args))
+        latents = self.latents(*args, **kwargs)
+        q = as_posterior(self.encoder(*taken_rows(args, rows)))
         if q.event_shape != (latents.numel,):
             raise ValueError(
                 f"The encoder returns vectors of shape {tuple(q.event_shape)}, but the model's latent sites need "
@@ -75,6 +73,14 @@ class AmortizedGuide(Program):
         """Sample every latent site of the model from q."""
         assert self._latents is not None
         return self._latents.sample_flat(q)
+
+
+def taken_rows(args: tuple[object, ...], rows: Tensor | None) -> tuple[object, ...]:
+    """The rows that a plate drew of all arguments with as many rows as the first, unless it drew them all."""
+    total = batch_rows(args)
+    if rows is None or total is None or len(rows) == total:
+        return args
+    return tuple(a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == total else a for a in args)
 
 
 class AmortizedNormal(AmortizedGuide):

@@ -83,16 +83,21 @@ class Latents:
         subsample = self.subsample_size if rows == self.full_size else rows
         return pyro.plate(self.plate, self.full_size, subsample_size=subsample, dim=self.dim)
 
-    def sample_flat(self, posterior: TorchDistribution) -> dict[str, Tensor]:
+    def sample_flat(self, posterior: TorchDistribution, *, analytic_kl: bool = True) -> dict[str, Tensor]:
         """Sample all sites from one distribution over the unconstrained vector.
 
         A single real vector site is sampled directly; otherwise one auxiliary site holds the vector and each latent
         site is a :class:`~pyro.distributions.Delta` whose density carries the inverse log-determinant.
+
+        Arguments:
+            posterior: The distribution, with event shape ``(numel,)``.
+            analytic_kl: Whether bounds may take the expectation of log q - log p; False marks the site for ``check``.
         """
-        first = self.sites[0]
+        first, infer = self.sites[0], {} if analytic_kl else {"analytic_kl": False}
         if len(self.sites) == 1 and first.is_real and first.event_shape == posterior.event_shape:
-            return {first.name: pyro.sample(first.name, posterior)}
-        flat = pyro.sample("_" + "_".join(s.name for s in self.sites), posterior, infer={"is_auxiliary": True})
+            return {first.name: pyro.sample(first.name, posterior, infer=infer)}
+        name = "_" + "_".join(s.name for s in self.sites)
+        flat = pyro.sample(name, posterior, infer={"is_auxiliary": True, **infer})
         values = {}
         for site, part in zip(self.sites, self.split(flat), strict=True):
             value, log_det = site.constrain(part)

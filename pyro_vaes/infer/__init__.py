@@ -20,6 +20,8 @@ from pyro_vaes.infer.handlers import local_parameters, scale_latents
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.nonfinite import NonFiniteError
+from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
+from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
 
 __all__ = [
     "Bound",
@@ -34,8 +36,10 @@ __all__ = [
     "LearningRate",
     "NonFiniteError",
     "Problem",
+    "RecursiveMixture_ELBO",
     "Run",
     "SoftFreeBits",
+    "StratifiedMixture_ELBO",
     "TensorBoard",
     "check",
     "evaluate",

@@ -21,6 +21,10 @@ class Bound(ELBO):
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The negative bound in nats, summed over the data, with gradients for model and guide."""
 
+    def sub_losses(self, model: Program, guide: Program, *args: object) -> list[Callable[[], Tensor]]:
+        """The losses of one training step, to be computed, differentiated and stepped one after the other."""
+        return [lambda: self.differentiable_loss(model, guide, *args)]
+
     def loss(self, model: Program, guide: Program, *args: object) -> float:
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args).item()
@@ -30,6 +34,18 @@ class Bound(ELBO):
         if loss.requires_grad:
             loss.backward()
         return loss.item()
+
+    def _refuse_score_function(self, guide_trace: Trace) -> None:
+        """Raise where a site of the guide is drawn without reparameterisation: the gradient would be biased."""
+        if not torch.is_grad_enabled():
+            return
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample" and not site["is_observed"] and not getattr(site["fn"], "has_rsample", True):
+                raise ValueError(
+                    f"{type(self).__name__} needs reparameterised draws, but the guide's site {name!r} "
+                    f"({type(site['fn']).__name__}) has none, so gradients would be wrong. Use Trace_ELBO, which adds "
+                    "the score function, or for a mixture StratifiedMixture_ELBO."
+                )
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[object, ...], kwargs: dict[str, object]

@@ -117,7 +117,7 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
         ]
         if not any(p.fatal for p in problems):
             if isinstance(bound, TraceMeanField_ELBO):
-                problems += _mean_field_problems(pair, args)
+                problems += [*_mean_field_problems(pair, args), *_density_problems(guide_trace)]
             problems += _gradient_problems(pair, bound, args)
     return CheckReport(table, tuple(sorted(problems, key=lambda p: not p.fatal)))
 
@@ -279,6 +279,23 @@ def _mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Probl
             "depends on "
             f"a latent that the guide draws after and from {name!r}. Use Trace_ELBO, or a top-down guide."
         )
+
+
+def _density_problems(guide_trace: Trace) -> Iterator[Problem]:
+    """Guides whose densities do not suit analytic KLs."""
+    for name, site in random_sites(guide_trace).items():
+        if site["infer"].get("analytic_kl") is False:
+            yield Problem(
+                f"TraceMeanField_ELBO does not suit the site {name!r} of this guide: log q(z) - log p(x, z) cancels at "
+                "each draw of z, and an expected KL beside a sampled likelihood does not, so the bound's variance "
+                "would be large even with the exact posterior. Use Trace_ELBO."
+            )
+        if not site["is_observed"] and not site["fn"].has_rsample:
+            yield Problem(
+                f"TraceMeanField_ELBO is wrong for this pair: the guide draws {name!r} ({type(site['fn']).__name__}) "
+                "without reparameterisation, and its score function would be left out. Use Trace_ELBO, or for a "
+                "mixture StratifiedMixture_ELBO."
+            )
 
 
 def _gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Iterator[Problem]:

@@ -44,6 +44,7 @@ class FreeBits_ELBO(Bound):
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The negative bound, summed over the batch."""
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
+        self._refuse_score_function(guide_trace)
         guide_sites = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
         model_sites = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
         loss: Tensor | float = 0.0

@@ -28,6 +28,7 @@ __all__ = [
     "guide_and_model_traces",
     "per_datum_log_prob",
     "per_datum_log_weights",
+    "per_datum_terms",
 ]
 
 
@@ -97,22 +98,29 @@ def find_data_plate(model: Program, guide: Program, args: tuple[object, ...]) ->
     return DataPlate(frame.name, frame.dim, depth, frame.size, frame.full_size if subsamples else None)
 
 
-def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
-    """The unscaled, masked log-density of a trace with shape ``(K, B)`` (``(B,)`` without particles).
+def per_datum_terms(trace: Trace, dim: int, *, particles: bool, scaled: bool = False) -> list[Tensor]:
+    """The masked log-densities of a trace's sites, each with shape ``(K, B)`` (``(B,)`` without particles).
 
     Arguments:
         trace: A trace whose sample sites all lie in the data plate.
         dim: The data plate's batch dimension, negative; the particles, if any, are the outermost one.
         particles: Whether there is a dimension of particles.
+        scaled: Whether the sites' scales enter, as in an objective.
     """
-    total: Tensor | float = 0.0
+    terms = []
     for site in _random_sites(trace):
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        scale = site["scale"] if scaled else 1.0
+        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
         keep = {log_prob.dim() + dim} | ({0} if particles else set())
         others = [d for d in range(log_prob.dim()) if d not in keep]
-        total = total + (log_prob.sum(others) if others else log_prob)
-    assert isinstance(total, Tensor)
-    return total
+        terms.append(log_prob.sum(others) if others else log_prob)
+    return terms
+
+
+def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
+    """The unscaled sum of :func:`per_datum_terms`."""
+    first, *rest = per_datum_terms(trace, dim, particles=particles)
+    return sum(rest, start=first)
 
 
 def per_datum_log_weights(
@@ -164,7 +172,8 @@ class ImportanceWeighted_ELBO(Bound):
         if self._known is None or self._known[:2] != (model, guide):  # plates are read off once for each pair
             self._known = model, guide, find_data_plate(model, guide, args)
         plate = self._known[2]
-        log_weights, _, _ = per_datum_log_weights(model, guide, args, self.num_particles, plate)  # (K, B)
-        bound = log_weights.logsumexp(0) - math.log(self.num_particles)
+        log_weights, guide_trace, _ = per_datum_log_weights(model, guide, args, self.num_particles, plate)
+        self._refuse_score_function(guide_trace)
+        bound = log_weights.logsumexp(0) - math.log(self.num_particles)  # (B,)
         scale = 1.0 if plate.full_size is None else plate.full_size / len(bound)
         return -scale * bound.sum()

@@ -10,6 +10,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_vaes.infer.bound import Bound
 from pyro_vaes.infer.callbacks import Callback, Run
 from pyro_vaes.infer.nonfinite import num_rows
 from pyro_vaes.infer.pair import Pair
@@ -58,12 +59,12 @@ class Step:
                 handler = callback.handler(run)
                 if handler is not None:
                     stack.enter_context(handler)
-            value = self._backward(args, self.full_size or num_rows(args))
+            value = self._backward(run, args, self.full_size or num_rows(args))
         for callback in self.callbacks:
             callback.gradients(run, self.parameters)
         return value
 
-    def _backward(self, args: tuple[object, ...], num_data: int) -> Tensor:
+    def _backward(self, run: Run, args: tuple[object, ...], num_data: int) -> Tensor:
         pair = self.pair
         if self.module is not None:
             assert self.fabric is not None
@@ -71,6 +72,8 @@ class Step:
             self.fabric.backward(value)
             # all processes must agree on whether the step is good, and on what the history says
             return cast(Tensor, self.fabric.all_reduce(value.detach(), reduce_op="mean"))
+        if isinstance(self.loss, Bound):
+            return self._sub_steps(run, self.loss.sub_losses(pair.model, pair.guide, *args), num_data)
         if hasattr(self.loss, "differentiable_loss"):
             value = self.loss.differentiable_loss(pair.model, pair.guide, *args) / num_data
             value.backward()
@@ -79,6 +82,23 @@ class Step:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= num_data
+        return value.detach()
+
+    def _sub_steps(self, run: Run, losses: Sequence[Callable[[], Tensor]], num_data: int) -> Tensor:
+        """The losses of one step in turn; all but the last are stepped here, up to one that is not finite."""
+        *earlier, last = losses
+        for loss in earlier:
+            value = loss() / num_data
+            value.backward()
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            if not torch.isfinite(value.detach() + torch.nn.utils.get_total_norm(gradients)):
+                return value.detach()  # the guard sees to it
+            for callback in self.callbacks:
+                callback.gradients(run, self.parameters)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        value = last() / num_data
+        value.backward()
         return value.detach()
 
 
@@ -100,6 +120,8 @@ def _loss_module(pair: Pair, loss: ELBO, fabric: "Fabric") -> _LossModule:
         raise ValueError(
             f"Fabric needs a bound with a differentiable loss, but {type(loss).__name__} has none; use Trace_ELBO?"
         )
+    if getattr(loss, "schedule", None) == "sequential":
+        raise ValueError("Fabric takes one step per batch; use schedule='simultaneous' with several processes.")
     if getattr(fabric.strategy.precision, "scaler", None) is not None:
         raise ValueError(
             "Fabric's precision '16-mixed' scales the loss, which clipping and the NaN policy would have to undo. Use "

@@ -1,7 +1,7 @@
 """Networks; a head's forward returns a distribution."""
 
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
-from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead
+from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, WeightHead
 from pyro_vaes.nn.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -34,5 +34,6 @@ __all__ = [
     "Program",
     "ResidualBlock",
     "StandardNormal",
+    "WeightHead",
     "as_posterior",
 ]

@@ -7,7 +7,7 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["MultivariateNormalHead", "NormalHead", "bounded_scale"]
+__all__ = ["MultivariateNormalHead", "NormalHead", "WeightHead", "bounded_scale"]
 
 MIN_SCALE, MAX_SCALE = 1e-3, 1e2
 
@@ -119,3 +119,23 @@ class MultivariateNormalHead(nn.Module):
             scale_tril = scale_tril.clone()
             scale_tril[..., row, column] = self.lower(features)
         return MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class WeightHead(nn.Linear):
+    """One number per datum, linear in the features and 0 at the start whatever they are: the logit of a mixture weight.
+
+    Arguments:
+        in_features: Number of features F.
+
+    Example:
+        >>> WeightHead(32)(torch.randn(5, 32))
+        tensor([0., 0., 0., 0., 0.], grad_fn=<SqueezeBackward1>)
+    """
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features).squeeze(-1)

@@ -8,7 +8,13 @@ import torch
 from scipy import special, stats
 from torch import Tensor
 
-from pyro_vaes.distributions import ContinuousBernoulli, DiscretizedLogisticMixture, IntegerCategorical
+from pyro_vaes.distributions import (
+    ContinuousBernoulli,
+    DiscretizedLogisticMixture,
+    IntegerCategorical,
+    PrecisionNormal,
+    RecursiveMixture,
+)
 from tests.distributions.suite import Args, NumpyArgs, Row, independent
 
 Shape = tuple[int, ...]
@@ -62,6 +68,38 @@ def continuous_bernoulli(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
     return stats.truncexpon.logpdf(1 - x if eta > 0 else x, b=abs(eta), scale=1 / abs(eta))
 
 
+PRECISION_NORMAL = Row(
+    "PrecisionNormal",
+    PrecisionNormal,
+    lambda b: {"loc": (a := multivariate_args(b))["loc"], "chol_precision": a["scale_tril"]},
+    lambda a, x: stats.multivariate_normal.logpdf(
+        x, a["loc"], np.linalg.inv(a["chol_precision"] @ a["chol_precision"].T)
+    ),
+    breaks=lambda a: list(np.linspace(-15, 15, 5)),
+    bad_args=(("chol_precision", -1.0), ("loc", math.nan)),
+    event_shape=(2,),
+    cls=PrecisionNormal,
+)
+
+
+def recursive_mixture(
+    loc: Tensor, scale: Tensor, eps_logits: Tensor, validate_args: bool | None = None
+) -> RecursiveMixture:
+    """Diagonal normals, one for each row of loc and scale ``(..., M + 1, 2)``."""
+    parts = zip(loc.unbind(-2), scale.unbind(-2), strict=True)
+    components = [dist.Normal(*part, validate_args=validate_args).to_event(1) for part in parts]
+    return RecursiveMixture(components, eps_logits, validate_args=validate_args)
+
+
+def recursive_mixture_density(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+    """The recursion itself, in plain numbers."""
+    density = np.zeros(len(x))
+    for m, (loc, scale) in enumerate(zip(a["loc"], a["scale"], strict=True)):
+        eps = special.expit(a["eps_logits"][m - 1]) if m else 1.0
+        density = (1 - eps) * density + eps * stats.norm.pdf(x, loc, scale).prod(-1)
+    return np.log(density)
+
+
 NORMAL = Row(
     "Normal",
     dist.Normal,
@@ -80,6 +118,15 @@ MULTIVARIATE_NORMAL = Row(
     bad_args=(("scale_tril", -1.0),),
     event_shape=(2,),
     cls=dist.MultivariateNormal,
+)
+RECURSIVE_MIXTURE = Row(
+    "RecursiveMixture",
+    recursive_mixture,
+    lambda b: {"loc": real(*b, 3, 2), "scale": between(0.5, 1.2, *b, 3, 2), "eps_logits": real(*b, 2)},
+    recursive_mixture_density,
+    breaks=lambda a: [-12.0, -4.0, 0.0, 4.0, 12.0],
+    bad_args=(("scale", -1.0), ("loc", math.nan), ("eps_logits", math.nan)),
+    event_shape=(2,),
 )
 LAPLACE = Row(
     "Laplace",
@@ -161,4 +208,10 @@ UNIVARIATE = [
     NEGATIVE_BINOMIAL,
     DISCRETIZED_LOGISTIC_MIXTURE,
 ]
-ROWS = [*UNIVARIATE, MULTIVARIATE_NORMAL, *(independent(row) for row in UNIVARIATE)]
+ROWS = [
+    *UNIVARIATE,
+    MULTIVARIATE_NORMAL,
+    PRECISION_NORMAL,
+    RECURSIVE_MIXTURE,
+    *(independent(row) for row in UNIVARIATE),
+]

@@ -1,0 +1,192 @@
+"""The joint density of a program as a function of one unconstrained latent vector per datum.
+
+    log p(x, z) = sum over sites of log p(site | parents) + log |det d value / d z|
+
+found by conditioning the program on all its latents and tracing it, so nothing is known here about its networks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.runtime import _PYRO_STACK, Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions.distribution import Distribution
+
+from pyro_vaes.guides.latents import Latents, LatentSite
+
+__all__ = ["Joint", "JointSite", "refuse_dependence"]
+
+
+@dataclass(frozen=True)
+class JointSite:
+    """One site of the conditioned program.
+
+    Attributes:
+        name: Its name.
+        fn: Its distribution, given its parents.
+        value: Its value, observed or drawn from the vector.
+        scale: Its scale, relative to that of the latent sites: a subsampling plate cancels, a KL weight of beta makes
+            this 1 / beta at the observations.
+        mask: Its mask, if any.
+        latent: What is known of a latent site; None for an observation.
+        log_det: The log |det| of the map onto a latent's support, with the batch's shape.
+    """
+
+    name: str
+    fn: Distribution
+    value: Tensor
+    scale: float | Tensor
+    mask: bool | Tensor | None
+    latent: LatentSite | None
+    log_det: Tensor | None
+
+
+class Joint:
+    """log p(x, z) of one batch.
+
+    Arguments:
+        model: The program.
+        latents: Its latent sites and their plate.
+        args, kwargs: Its arguments.
+        rows: The rows that a subsampling plate holds; None where the plate does not draw any.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        latents: Latents,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        rows: Tensor | None = None,
+    ) -> None:
+        self.model, self.latents, self.args, self.kwargs, self.rows = model, latents, args, kwargs, rows
+
+    def sites(self, z: Tensor) -> list[JointSite]:
+        """The program's sites with their latents set by ``z``, which has shape ``(B, numel)``."""
+        data: dict[str, Tensor] = {} if self.rows is None else {self.latents.plate: self.rows}
+        log_dets = {}
+        inner = (1,) * (-self.latents.dim - 1)  # batch dimensions to the right of the data plate
+        for site, part in zip(self.latents.sites, self.latents.split(z), strict=True):
+            value, log_det = site.constrain(part.reshape(part.shape[:1] + inner + part.shape[1:]))
+            data[site.name], log_dets[site.name] = value, log_det
+        # parameters stay visible: the training loop and SVI find them, and a handler keeps them with their modules
+        with poutine.block(hide_types=["sample", "observe"]):
+            trace = poutine.trace(poutine.condition(self.model, data=data)).get_trace(*self.args, **self.kwargs)
+        messages = [
+            m
+            for m in trace.nodes.values()
+            if m["type"] == "sample" and not site_is_subsample(m) and not m["infer"].get("_deterministic")
+        ]
+        known = {site.name: site for site in self.latents.sites}
+        self._refuse(messages, known)
+        scales = {m["name"]: _ambient_scale(m, observed=m["name"] not in known) for m in messages}
+        weight = _common([scales[name] for name in known])
+        return [
+            JointSite(
+                name=m["name"],
+                fn=m["fn"],
+                value=m["value"],
+                scale=1.0 if m["name"] in known else scales[m["name"]] / weight,
+                mask=m["mask"],
+                latent=known.get(m["name"]),
+                log_det=log_dets.get(m["name"]),
+            )
+            for m in messages
+        ]
+
+    def _refuse(self, messages: list[Message], known: Mapping[str, LatentSite]) -> None:
+        for m in messages:
+            name = m["name"]
+            if not any(f.name == self.latents.plate for f in m["cond_indep_stack"]):
+                raise ValueError(
+                    f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its density cannot be shared "
+                    "out among the data. Put it into the plate."
+                )
+            if not m["is_observed"]:
+                raise ValueError(
+                    f"The site {name!r} was not there when the program first ran (sites {list(known)}); a program "
+                    "whose latent sites change from run to run has no Laplace posterior."
+                )
+
+    def log_prob(self, sites: list[JointSite], size: int) -> Tensor:
+        """log p of the given sites, in the unconstrained space, per datum: shape ``(B,)``."""
+        total: Tensor | float = 0.0
+        for site in sites:
+            log_prob = site.fn.log_prob(site.value)
+            if site.log_det is not None:
+                log_prob = log_prob + site.log_det
+            log_prob = scale_and_mask(log_prob, site.scale, site.mask)
+            total = total + self.rows_first(log_prob).reshape(size, -1).sum(1)
+        assert isinstance(total, Tensor) and total.shape == (size,)
+        return total
+
+    def rows_first(self, batch: Tensor, *, right: int = 0, left: int = 0) -> Tensor:
+        """Move the data dimension behind the ``left`` leading ones, given ``right`` dimensions behind the batch's."""
+        return batch.movedim(batch.dim() - right + self.latents.dim, left)
+
+
+def _ambient_scale(message: Message, *, observed: bool) -> float | Tensor:
+    """The scale of a site, with that of the handlers around the guide, which the block hides from the program.
+
+    A KL weight may be a handler around the whole step. A probe is sent through the handlers up to the next block; it is
+    marked as done, so that handlers which draw or replay leave it alone, and is never recorded.
+    """
+    probe = Message(
+        type="sample",
+        name=message["name"],
+        fn=message["fn"],
+        is_observed=observed,
+        args=(),
+        kwargs={},
+        value=message["value"],
+        infer={},
+        scale=message["scale"],
+        mask=None,
+        cond_indep_stack=(),
+        done=True,
+        stop=False,
+        continuation=None,
+    )
+    for frame in reversed(_PYRO_STACK):
+        frame._process_message(probe)
+        if probe["stop"]:
+            break
+    return probe["scale"]
+
+
+def _common(scales: list[float | Tensor]) -> float | Tensor:
+    first, *rest = scales
+    if any(not torch.equal(torch.as_tensor(first), torch.as_tensor(s)) for s in rest):
+        raise ValueError(
+            f"The latent sites have different scales ({scales}), so no Gaussian around one mode is the optimum of the "
+            "bound. Use the same KL weight for all of them."
+        )
+    return first
+
+
+@contextmanager
+def refuse_dependence() -> Iterator[None]:
+    """Inside, a batch norm that uses the batch's statistics, or a dropout that is active, raises when it is called."""
+
+    def look(module: nn.Module, _: object) -> None:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"The model uses {module} in training mode, which ties the data of a batch together, while the Laplace "
+                "posterior needs them independent given their latents. Use GroupNorm or LayerNorm, or call .eval()?"
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise ValueError(
+                f"The model uses {module} in training mode, so that its density changes from one evaluation to the "
+                "next and has no mode to climb to. Leave the dropout out, or call .eval() on it?"
+            )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,239 @@
+r"""The amortised Laplace guide: start at an encoder's mean, climb to the mode, take the curvature there.
+
+    mu <- mu + a_t P(mu)⁻¹ d log p(x, mu) / d mu,    t = 0, .., T-1;    q(z | x) = N(mu_T, P(mu_T)⁻¹)
+
+with P the Gauss-Newton matrix of -log p(x, z). Score and curvature come from the program itself, so any model whose
+latents are continuous will do; the guide has no parameters but those of the network that it starts from.
+
+References:
+    | Variational Laplace Autoencoders (Park, Kim & Kim, 2019)
+    | https://proceedings.mlr.press/v97/park19a.html
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from pyro.distributions import Bernoulli
+from torch import Tensor, nn
+
+from pyro_vaes.distributions import PrecisionNormal
+from pyro_vaes.guides.amortized import AmortizedGuide, taken_rows
+from pyro_vaes.guides.fisher import clipped_bernoulli
+from pyro_vaes.guides.joint import Joint, refuse_dependence
+from pyro_vaes.guides.latents import batch_rows
+from pyro_vaes.guides.linearise import Linearised, linearise
+from pyro_vaes.guides.relu_chain import find_chain, record_chains
+from pyro_vaes.nn.module import as_posterior
+
+__all__ = ["AmortizedLaplace", "decaying"]
+
+Linearise = Callable[..., Linearised]
+
+
+def decaying(t: int, first: float = 0.5) -> float:
+    """The step size ``first / (t + 1)``, with the authors' 0.5; a full step hops between a ReLU network's regions.
+
+    Example:
+        >>> [decaying(t) for t in range(4)]
+        [0.5, 0.25, 0.16666666666666666, 0.125]
+    """
+    return first / (t + 1)
+
+
+class AmortizedLaplace(AmortizedGuide):
+    """A full-covariance Gaussian around the mode of p(z | x), for any Pyro program with continuous latents in a data
+    plate.
+
+    All latent sites are one unconstrained vector. Train it with :class:`~pyro.infer.Trace_ELBO` or
+    ``ImportanceWeighted_ELBO``: log q cancels against log p draw by draw, which an analytic KL would spoil. Handlers
+    around the guide are seen: a KL weight of beta (``scale_latents``) sharpens or flattens the posterior as
+    the scaled bound wants; give the guide the model without that weight.
+
+    Arguments:
+        model: The program, such as ``vae.model``.
+        start: Network called with the model's arguments, for the mean that the steps start from: it returns a tensor
+            with shape ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or
+            another amortised guide.
+        steps: Number T of updates, 0 or more.
+        schedule: Step size a_t for t = 0, .., T-1.
+        path: ``"generic"`` pushes tangents through the program; ``"fast"`` uses the closed form for chains of Linear
+            and ReLU layers with Gaussian noise; ``"auto"`` uses that where it applies and agrees with the generic one
+            at first use.
+        chunk_size: Latent directions pushed through the program at once on the generic path, to bound memory.
+        s_jitter: For Bernoulli observations, p is clipped to [s_jitter, 1 - s_jitter] in p (1 - p) + s_jitter, as in
+            the authors' code (1e-5); 0 is exact.
+        detach_updates: Whether gradients pass over the updates as if they were constants: less time and memory, and a
+            start that is trained as the mean itself.
+        reuse_precision: Whether the covariance is that of the last step rather than of the mode: one Jacobian less.
+        fallback: ``"hessian"`` for observations without an entry in the Fisher registry; None refuses them.
+
+    Raises:
+        ValueError: An argument is out of its range; or, at the first call, the program has discrete latents, latents
+            outside the data plate, batch norm in training mode or dropout.
+        NotImplementedError: An observation's family is not registered.
+
+    Example:
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, GaussianLikelihood
+        >>> vae = VAE(MLP(64, [32], 8), MLP(4, [32], 64), GaussianLikelihood(0.3), latent_dim=4)
+        >>> guide = AmortizedLaplace(vae.model, start=MLP(64, [32], 4), steps=2)
+        >>> guide.posterior(torch.randn(5, 64)).covariance_matrix.shape
+        torch.Size([5, 4, 4])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        start: nn.Module,
+        steps: int = 4,
+        *,
+        schedule: Callable[[int], float] = decaying,
+        path: Literal["auto", "generic", "fast"] = "auto",
+        chunk_size: int | None = None,
+        s_jitter: float = 0.0,
+        detach_updates: bool = False,
+        reuse_precision: bool = False,
+        fallback: Literal["hessian"] | None = None,
+    ) -> None:
+        super().__init__(model, start)
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps is the number of updates, 0 or more, but got {steps!r}.")
+        if path not in ("auto", "generic", "fast"):
+            raise ValueError(f"path must be 'auto', 'generic' or 'fast', but got {path!r}.")
+        if fallback not in (None, "hessian"):
+            raise ValueError(f"fallback must be None or 'hessian', but got {fallback!r}.")
+        if not 0 <= s_jitter < 0.5:
+            raise ValueError(f"s_jitter clips a probability and lies in [0, 0.5), but got {s_jitter!r}; 1e-5?")
+        if not callable(schedule):
+            raise ValueError(f"schedule maps t to a step size, but got {schedule!r}; lambda t: {schedule!r}?")
+        self.steps, self.schedule, self.path, self.chunk_size = steps, schedule, path, chunk_size
+        self.detach_updates, self.reuse_precision, self.fallback = detach_updates, reuse_precision, fallback
+        self.s_jitter = s_jitter
+        self._independent = False  # whether a first call has found the data independent
+        self._verdicts: dict[int, bool] = {}  # chains that were compared with the generic path, by identity
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        latents = self.latents(*args, **kwargs)
+        plate = latents.data_plate(batch_rows(args))
+        # the program runs before its plate is entered, which it enters itself
+        q = self.encode(*args, rows=plate.indices if latents.subsample_size is not None else None, **kwargs)
+        inner = (1,) * (-latents.dim - 1)  # batch dimensions to the right of the data plate
+        q = PrecisionNormal(
+            q.loc.reshape(q.batch_shape + inner + q.event_shape),
+            q.chol_precision.reshape(q.batch_shape + inner + q.event_shape * 2),
+        )
+        with plate:
+            return latents.sample_flat(q, analytic_kl=False)
+
+    def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
+        """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
+        return self.encode(*args, rows=rows, **kwargs)
+
+    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
+        """The Laplace posterior of these rows of the arguments; must be called outside the data plate."""
+        latents, total = self.latents(*args, **kwargs), batch_rows(args)
+        if latents.subsample_size is not None and rows is None and total is not None:
+            if total == latents.full_size:
+                raise ValueError(
+                    f"The model draws {latents.subsample_size} of its {total} rows itself, so a posterior needs to "
+                    "know which: pass rows=torch.arange(...) with that many indices, or call the guide."
+                )
+            rows = torch.arange(total)
+        mu = self.mean_at_start(*args, rows=rows, **kwargs)
+        joint = Joint(self._model[0], latents, args, kwargs, rows)
+        with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
+            return self._refine(mu.to(torch.promote_types(mu.dtype, torch.float32)), joint)
+
+    def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
+        """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""
+        start, numel = self.encoder, self.latents(*args, **kwargs).numel
+        if isinstance(start, AmortizedGuide):
+            mean = start.encode(*args, rows=rows, **kwargs).mean
+        else:
+            output = start(*taken_rows(args, rows))
+            mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
+        if mean.dim() != 2 or mean.shape[-1] != numel:
+            raise ValueError(
+                f"The network to start from returns means of shape {tuple(mean.shape)}, but the model's latent sites "
+                f"need {numel} numbers per datum: {self.latents().describe()}. Give its last layer that many outputs?"
+            )
+        return mean
+
+    def _refine(self, start: Tensor, joint: Joint) -> PrecisionNormal:
+        linearise_at = self._linearisation(start, joint)
+        mu, factor = start, None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_updates):
+            for t in range(self.steps):
+                local = linearise_at(mu)
+                assert local.score is not None
+                factor = _cholesky(local.precision)
+                step = torch.cholesky_solve(local.score.unsqueeze(-1), factor).squeeze(-1)
+                mu = mu + self.schedule(t) * step
+        if self.detach_updates:
+            mu = start + (mu - start).detach()
+        if factor is None or not self.reuse_precision:
+            factor = _cholesky(linearise_at(mu, score=False).precision)
+        return PrecisionNormal(mu, factor)
+
+    def _linearisation(self, mu: Tensor, joint: Joint) -> Linearise:
+        """The function that linearises this batch's log joint: by hand if the program allows it, else generic."""
+        overrides = {Bernoulli: clipped_bernoulli(self.s_jitter)} if self.s_jitter else None
+        generic = partial(linearise, joint, fallback=self.fallback, overrides=overrides, chunk_size=self.chunk_size)
+        with refuse_dependence(), record_chains() as calls:
+            sites = joint.sites(mu)
+        self._check_independence(mu, joint)
+        if self.path == "generic":
+            return generic
+        chain = find_chain(calls, sites, mu)
+        if isinstance(chain, str):
+            if self.path == "fast":
+                raise ValueError(
+                    f"path='fast' is for chains of Linear and ReLU layers with Gaussian noise, but of this program "
+                    f"{chain}. Use path='auto'."
+                )
+            return generic
+        fast = chain.prepare()
+        if id(chain.module) not in self._verdicts:
+            with torch.no_grad():
+                self._verdicts[id(chain.module)] = agree = _agree(fast(mu), generic(mu))
+            if not agree:
+                warnings.warn(
+                    "The closed form for ReLU networks disagrees with the generic curvature of this program, which is "
+                    "used instead. Does a layer compute something else than its type says?",
+                    stacklevel=2,
+                )
+        return fast if self._verdicts[id(chain.module)] else generic
+
+    def _check_independence(self, mu: Tensor, joint: Joint) -> None:
+        """At the first call: moving the first datum's latents must leave the densities of the others alone."""
+        if self._independent or len(mu) < 2:
+            return
+        with torch.no_grad():
+            moved = torch.cat([mu[:1] + 0.1, mu[1:]])
+            before, after = (joint.log_prob(joint.sites(z), len(mu))[1:] for z in (mu, moved))
+        if not torch.allclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True):
+            raise ValueError(
+                "The density of a datum changes with the latents of its batch mates, or from one evaluation to the "
+                "next; the Laplace posterior needs data that are independent given their latents. Is there a dropout, "
+                "a normalisation over the batch, or a sample outside Pyro in the model?"
+            )
+        self._independent = True
+
+
+def _cholesky(precision: Tensor) -> Tensor:
+    try:
+        return torch.linalg.cholesky(precision)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "The curvature of log p(x, z) is singular or not finite at some datum: its prior is flat where the data "
+            "say nothing, or a value is NaN. Give every latent a proper prior, look for NaN in the data, use float64?"
+        ) from error
+
+
+def _agree(one: Linearised, two: Linearised) -> bool:
+    assert one.score is not None and two.score is not None
+    close = (one.precision - two.precision).norm() <= 1e-4 * two.precision.norm()
+    return bool(close) and torch.allclose(one.score, two.score, rtol=1e-3, atol=1e-3 * float(two.precision.abs().max()))

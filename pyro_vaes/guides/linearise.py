@@ -1,0 +1,279 @@
+r"""Score and curvature of any program's log joint density, per datum.
+
+    score(z) = d log p(x, z) / dz,    P(z) = sum over sites of J_iᵀ I_i(eta_i) J_i  +  (H)₊
+
+with eta_i(z) the parameters of site i, J_i their Jacobian and I_i their Fisher information. Latent sites count through
+their residuals; those without an entry in the registry (a gamma prior, say) through the Hessian H of minus their
+log-density in the unconstrained space, whose negative eigenvalues are raised to zero.
+
+The Jacobians are forward-mode tangents, one per latent direction, all at once under ``vmap`` with the batch explicit,
+so that each linear layer sees one matrix of ``numel · B`` rows.
+
+References:
+    | Variational Laplace Autoencoders (Park, Kim & Kim, 2019)
+    | https://proceedings.mlr.press/v97/park19a.html
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import pyro
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor
+from torch.distributions import Independent
+from torch.distributions.distribution import Distribution
+from torch.func import grad, jvp, vmap
+
+from pyro_vaes.guides.fisher import Fisher, find_fisher
+from pyro_vaes.guides.joint import Joint, JointSite
+
+__all__ = ["Linearised", "floor_eigenvalues", "linearise"]
+
+Derivatives = TypeVar("Derivatives", Tensor, tuple[tuple[Tensor, ...], ...])
+Overrides = Mapping[type[Distribution], Fisher]
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """What a Newton step needs at one point per datum.
+
+    Attributes:
+        score: Gradient of log p(x, z), shape ``(B, d)``; None where it was not asked for.
+        precision: The curvature P, symmetric and positive semi-definite, shape ``(B, d, d)``.
+        sites: The program's sites at this point.
+    """
+
+    score: Tensor | None
+    precision: Tensor
+    sites: list[JointSite]
+
+
+def linearise(
+    joint: Joint,
+    z: Tensor,
+    *,
+    score: bool = True,
+    curvature: bool = True,
+    fallback: str | None = None,
+    overrides: Overrides | None = None,
+    chunk_size: int | None = None,
+) -> Linearised:
+    """Linearise a program around the vectors ``z`` with shape ``(B, d)``, with gradients where they are enabled.
+
+    Arguments:
+        joint: The program and its batch.
+        z: Where.
+        score, curvature: Whether to compute them.
+        fallback: ``"hessian"`` for the Hessian of observed sites without an entry in the registry; None refuses them.
+        overrides: Entries that take precedence over the registry's.
+        chunk_size: How many latent directions to push through the program at once; None for all.
+
+    Raises:
+        NotImplementedError: An observed site has no entry in the registry, and there is no fallback.
+    """
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not (recording and z.requires_grad):
+            z = z.detach().requires_grad_()
+        sites = joint.sites(z)
+        plans = [_plan(site, z, fallback, overrides) for site in sites]
+        gradient = None
+        if score:
+            log_prob = joint.log_prob(sites, len(z))
+            (gradient,) = torch.autograd.grad(log_prob.sum(), z, create_graph=recording, retain_graph=True)
+    if not recording:
+        z = z.detach()
+    if not curvature:
+        return Linearised(gradient, z.new_zeros(()), sites)
+    with pyro.validation_enabled(False):  # checks of values cannot run under vmap
+        precision = _gauss_newton(joint, z, plans, chunk_size)
+        by_hessian = [plan.name for plan in plans if plan.entry is None]
+        if by_hessian:
+            precision = precision + _floored_hessian(joint, z, by_hessian, chunk_size)
+    return Linearised(gradient, 0.5 * (precision + precision.mT), sites)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one site enters the curvature."""
+
+    name: str
+    base: Distribution  # without its wrappers, expanded over everything that broadcasts
+    event_dims: int  # how many of its batch dimensions are events of the site
+    weight: Tensor | float  # scale and masks, broadcasting against its batch
+    entry: Fisher | None  # None for the Hessian
+    dependent: tuple[bool, ...]  # which of its parameters depend on z
+
+
+def _unwrap(site: JointSite) -> tuple[Distribution, int, list[tuple[Tensor | bool, int]]]:
+    """The base distribution, how many batch dimensions of it are events, and the masks with the depth they lie at."""
+    fn, depth, masks = site.fn, 0, []
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, depth))
+        elif isinstance(fn, Independent):
+            depth += fn.reinterpreted_batch_ndims
+        fn = fn.base_dist
+    observed = site.value.shape[: site.value.dim() - len(fn.event_shape)]
+    full = torch.Size(broadcast_shape(site.fn.batch_shape + site.fn.event_shape[:depth], observed))
+    return fn if fn.batch_shape == full else fn.expand(full), depth, masks
+
+
+def _plan(site: JointSite, z: Tensor, fallback: str | None, overrides: Overrides | None) -> _Plan:
+    base, event_dims, masks = _unwrap(site)
+    entry = find_fisher(base, overrides)
+    if site.latent is not None and not site.latent.is_real:
+        entry = None
+    name = type(base).__name__
+    if entry is not None and any(_depends(t, z) for t in entry.constants(base)):
+        entry, name = None, f"{name} of which a parameter that the registry takes as constant depends on the latents"
+    if entry is None and site.latent is None and fallback is None:
+        raise NotImplementedError(
+            f"No Fisher information is registered for the observed site {site.name!r}, a {name}. Register one with "
+            "pyro_vaes.guides.register_fisher, or pass fallback='hessian' to use the Hessian of its log-density with "
+            "negative eigenvalues raised to zero."
+        )
+    dependent = tuple(_depends(t, z) for t in entry.parameters(base, site.value)) if entry is not None else ()
+    weight = _right(site.scale, event_dims)
+    for mask, depth in [(site.mask, 0), *masks]:
+        if mask is not None and mask is not True:
+            weight = weight * _right(torch.as_tensor(mask, device=z.device).to(z.dtype), event_dims - depth)
+    return _Plan(site.name, base, event_dims, weight, entry, dependent)
+
+
+def _right(t: Tensor | float, dims: int) -> Tensor | float:
+    """A tensor with singleton dimensions on the right; numbers stay numbers."""
+    return t.reshape(t.shape + (1,) * dims) if isinstance(t, Tensor) else t
+
+
+def _depends(t: Tensor, z: Tensor) -> bool:
+    """Whether z lies upstream of t in the graph of gradients."""
+    if t is z:
+        return True
+    todo, seen = [t.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node is z.grad_fn or getattr(node, "variable", None) is z:
+            return True
+        seen.add(node)
+        todo += [parent for parent, _ in node.next_functions]
+    return False
+
+
+def _along_directions(column: Callable[[Tensor], Derivatives], z: Tensor, chunk_size: int | None) -> Derivatives:
+    """``column`` of every latent direction at once; the results have one dimension more on the left, of size d."""
+    directions = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    with warnings.catch_warnings():  # torch announces at the first use of forward mode that it scripts a few formulae
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        return cast(Derivatives, vmap(column, chunk_size=chunk_size)(directions))
+
+
+def _gauss_newton(joint: Joint, z: Tensor, plans: list[_Plan], chunk_size: int | None) -> Tensor:
+    plans = [plan for plan in plans if plan.entry is not None and any(plan.dependent)]
+    total = z.new_zeros(z.shape + z.shape[-1:])
+    if not plans:
+        return total
+
+    def eta(z: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        sites = {site.name: site for site in joint.sites(z)}
+        return tuple(_parameters(plan, sites[plan.name]) for plan in plans)
+
+    def column(direction: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        return cast(tuple[tuple[Tensor, ...], ...], jvp(eta, (z,), (direction.expand_as(z),))[1])
+
+    jacobians = _along_directions(column, z, chunk_size)
+    for plan, tangents in zip(plans, jacobians, strict=True):
+        total = total + _quadratic(joint, plan, tangents)
+    return total
+
+
+def _parameters(plan: _Plan, site: JointSite) -> tuple[Tensor, ...]:
+    """The parameters of a site that depend on z."""
+    assert plan.entry is not None
+    parameters = plan.entry.parameters(_unwrap(site)[0], site.value)
+    return tuple(t for t, keep in zip(parameters, plan.dependent, strict=True) if keep)
+
+
+def _quadratic(joint: Joint, plan: _Plan, tangents: tuple[Tensor, ...]) -> Tensor:
+    """J I Jᵀ per datum, from tangents with shape ``(d, *batch of the base, ...)``."""
+    assert plan.entry is not None
+    given = iter(tangents)
+    every = tuple(next(given) if keep else tangents[0].new_zeros(()) for keep in plan.dependent)
+    products = plan.entry.product(plan.base, every)
+    total: Tensor | float = 0.0
+    for tangent, product, keep in zip(every, products, plan.dependent, strict=True):
+        if keep:
+            trailing = tangent.dim() - 1 - len(plan.base.batch_shape)
+            weighted = product * _right(plan.weight, trailing)
+            right = trailing + plan.event_dims
+            left, weighted = (
+                moved.reshape(*moved.shape[:2], -1)  # (d, B, n)
+                for moved in (joint.rows_first(t, right=right, left=1) for t in (tangent, weighted))
+            )
+            total = total + left.transpose(0, 1) @ weighted.permute(1, 2, 0)  # (B, d, n) @ (B, n, d)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _floored_hessian(joint: Joint, z: Tensor, names: list[str], chunk_size: int | None) -> Tensor:
+    def energy(z: Tensor) -> Tensor:
+        sites = [site for site in joint.sites(z) if site.name in names]
+        return -joint.log_prob(sites, len(z)).sum()
+
+    def column(direction: Tensor) -> Tensor:
+        return cast(Tensor, jvp(grad(energy), (z,), (direction.expand_as(z),))[1])
+
+    hessian = _along_directions(column, z, chunk_size).movedim(0, -1)
+    floored, lowest, highest = floor_eigenvalues(0.5 * (hessian + hessian.mT))
+    if bool((lowest < -1e-4 * highest.abs().clamp(min=1e-3)).any()):
+        warnings.warn(
+            f"The log-density of the sites {names} is not concave at the mode of some data; negative eigenvalues of "
+            "its Hessian count as zero in the Laplace posterior.",
+            stacklevel=2,
+        )
+    return floored
+
+
+class _FloorEigenvalues(torch.autograd.Function):
+    """V max(l, 0) Vᵀ of symmetric matrices V l Vᵀ, with the derivative of Daleckii and Krein.
+
+    Autograd through ``eigh`` divides by differences of eigenvalues, which vanish where several sites have none.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        ctx.save_for_backward(values, vectors)
+        ctx.mark_non_differentiable(values)
+        return (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT, values
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor) -> Tensor:
+        values, vectors = ctx.saved_tensors  # type: ignore[attr-defined]
+        floored = values.clamp(min=0)
+        gap = values.unsqueeze(-1) - values.unsqueeze(-2)
+        same = gap == 0
+        ratio = (floored.unsqueeze(-1) - floored.unsqueeze(-2)) / torch.where(same, torch.ones_like(gap), gap)
+        ratio = torch.where(same, (values > 0).to(gap.dtype).unsqueeze(-1).expand_as(gap), ratio)
+        return vectors @ (ratio * (vectors.mT @ gradient @ vectors)) @ vectors.mT
+
+
+def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest positive semi-definite matrices to symmetric ones, and their lowest and highest eigenvalues.
+
+    Arguments:
+        matrix: Symmetric, with shape ``(..., d, d)``.
+
+    Example:
+        >>> floor_eigenvalues(torch.diag(torch.tensor([2.0, -1.0])))[0].diagonal()
+        tensor([2., 0.])
+    """
+    floored, values = _FloorEigenvalues.apply(matrix)
+    return floored, values[..., 0], values[..., -1]

@@ -1,0 +1,807 @@
+"""The amortised Laplace guide: identities V1 to V15 of the variational Laplace autoencoder, and any program at all.
+
+On a linear decoder everything is exact, so most of these hold to rounding in float64.
+"""
+
+import functools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_vaes.data import load
+from pyro_vaes.diagnostics import log_likelihood, to_datatree
+from pyro_vaes.distributions import DiscretizedLogisticMixture, PrecisionNormal
+from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher
+from pyro_vaes.guides.fisher import find_fisher
+from pyro_vaes.guides.joint import Joint
+from pyro_vaes.guides.linearise import floor_eigenvalues, linearise
+from pyro_vaes.guides.relu_chain import find_chain, record_chains
+from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, scale_latents
+from pyro_vaes.models import VAE
+from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead
+from pyro_vaes.theory import ProbabilisticPCA, probabilistic_pca
+
+D, K, N = 7, 3, 6
+full_step = functools.partial(decaying, first=1.0)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+
+
+def gaussian_vae(hidden=(8, 9), scale=0.4, **kwargs):
+    return VAE(NormalHead(D, K), MLP(K, list(hidden), D), GaussianLikelihood(scale, **kwargs), K)
+
+
+def bernoulli_vae(hidden=(8, 9)):
+    return VAE(NormalHead(D, K), MLP(K, list(hidden), D), BernoulliLikelihood(), K)
+
+
+def linear_vae(scale=0.4):
+    vae = gaussian_vae((), scale)
+    layer = vae.decoder[0]
+    return vae, ProbabilisticPCA(layer.bias.detach(), layer.weight.detach(), torch.tensor(scale**2))
+
+
+def real(n=N):
+    return torch.randn(n, D)
+
+
+def binary(n=N):
+    return torch.bernoulli(torch.full((n, D), 0.4))
+
+
+def joint_of(guide, *args):
+    return Joint(guide._model[0], guide.latents(*args), args, {})
+
+
+def jacobian(net, z):
+    return torch.func.vmap(torch.func.jacrev(net))(z)
+
+
+def prepared(vae, x, z, **kwargs):
+    """The hand-written path at z."""
+    joint = joint_of(AmortizedLaplace(vae.model, vae.encoder), x)
+    with record_chains() as calls:
+        sites = joint.sites(z)
+    chain = find_chain(calls, sites, z)
+    assert not isinstance(chain, str), chain
+    return type(chain)(**{**vars(chain), **kwargs}).prepare()
+
+
+def elbo(vae, guide, x):
+    """A single-sample ELBO per datum."""
+    trace = poutine.trace(guide).get_trace(x)
+    model = poutine.trace(poutine.replay(vae.model, trace=trace)).get_trace(x)
+    for t in (trace, model):
+        t.compute_log_prob()
+    q = sum(s["log_prob"] for s in trace.nodes.values() if s["type"] == "sample")
+    return sum(s["log_prob"] for s in model.nodes.values() if s["type"] == "sample") - q
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 9)])
+def test_V1_three_ways_to_the_jacobian_agree(hidden):
+    vae, x, z = gaussian_vae(hidden), real(), torch.randn(N, K)
+    w = jacobian(vae.decoder, z)  # (N, D, K)
+    wanted = w.mT @ w / 0.4**2 + torch.eye(K)
+    generic = linearise(joint_of(AmortizedLaplace(vae.model, vae.encoder), x), z)
+    by_hand = prepared(vae, x, z)(z)
+    score = (w.mT @ (x - vae.decoder(z)).unsqueeze(-1)).squeeze(-1) / 0.4**2 - z
+    for local in (generic, by_hand):
+        assert torch.allclose(local.precision, wanted, rtol=0, atol=1e-12)
+        assert torch.allclose(local.score, score, rtol=0, atol=1e-12)
+    shift = 1e-7 * torch.randn(N, K)  # within the region the network is linear
+    linear = (w @ (z + shift).unsqueeze(-1)).squeeze(-1) + vae.decoder(z) - (w @ z.unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(vae.decoder(z + shift), linear, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["fast", "generic"])
+def test_V2_a_full_step_is_exact_on_a_linear_decoder(path):
+    vae, ppca = linear_vae()
+    x = real()
+    guide = AmortizedLaplace(vae.model, nn.Linear(D, K), steps=1, schedule=full_step, path=path)
+    exact, q = ppca.posterior(x), guide.posterior(x)
+    assert torch.allclose(q.mean, exact.mean, rtol=0, atol=1e-12)
+    assert torch.allclose(q.covariance_matrix, exact.covariance_matrix, rtol=0, atol=1e-12)
+    for _ in range(5):
+        assert torch.allclose(elbo(vae, guide, x), ppca.log_prob(x), rtol=0, atol=1e-11)
+    assert torch.allclose(log_likelihood(vae.model, guide, x, 1).log_likelihood, ppca.log_prob(x), atol=1e-10)
+
+
+@pytest.mark.parametrize(("first", "factors"), [(0.5, [1, 0.5, 0.375, 0.2734375, 0.19638061]), (1.0, [1, 0, 0, 0, 0])])
+def test_V3_the_distance_to_the_mode_shrinks_by_known_factors(first, factors):
+    vae, ppca = linear_vae()
+    x, start = real(), nn.Linear(D, K)
+    mode, schedule = ppca.posterior(x).mean, functools.partial(decaying, first=first)
+    for steps, factor in zip([0, 1, 2, 4, 8], factors, strict=True):
+        mean = AmortizedLaplace(vae.model, start, steps, schedule=schedule).posterior(x).mean
+        assert torch.allclose(mean - mode, factor * (start(x) - mode), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_V4_the_gap_is_the_mahalanobis_distance_to_the_mode(steps):
+    vae, ppca = linear_vae()
+    x, start = real(), nn.Linear(D, K)
+    q, exact = AmortizedLaplace(vae.model, start, steps).posterior(x), ppca.posterior(x)
+    precision = exact.precision_matrix
+    delta = (q.mean - exact.mean).unsqueeze(-1)
+    gap = 0.5 * (delta.mT @ precision @ delta).flatten()
+    decoder, noise = vae.decoder[0], 0.4**2
+    spread = (decoder.weight @ q.covariance_matrix @ decoder.weight.T).diagonal(dim1=-2, dim2=-1).sum(-1)
+    error = (x - vae.decoder(q.mean)).square().sum(-1) + spread
+    expected = -0.5 * (D * math.log(2 * math.pi * noise) + error / noise)
+    expected = expected - kl_divergence(q, dist.Normal(torch.zeros(N, K), 1.0).to_event(1))
+    assert torch.allclose(ppca.log_prob(x) - expected, gap, rtol=0, atol=1e-11)
+    if steps == 4:
+        initial = (start(x) - exact.mean).unsqueeze(-1)
+        first = 0.5 * (initial.mT @ precision @ initial).flatten()
+        assert torch.allclose(gap / first, torch.full((N,), 0.0748), atol=1e-4)
+
+
+@pytest.mark.parametrize(("jitter", "tolerance"), [(0.0, 1e-10), (1e-5, 1e-3)])
+def test_V5_bernoulli_curvature_is_the_hessian_and_the_step_is_newtons(jitter, tolerance):
+    vae, x = bernoulli_vae(), binary()
+    start = nn.Linear(D, K)
+    z = start(x).detach()
+
+    def energy(z, x):
+        logits = vae.decoder(z)
+        return nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum") + 0.5 * z.square().sum()
+
+    hessian = torch.func.vmap(torch.func.hessian(energy))(z, x)
+    gradient = torch.func.vmap(torch.func.grad(energy))(z, x)
+    at_start = AmortizedLaplace(vae.model, start, 0, s_jitter=jitter).posterior(x)
+    difference = (at_start.precision_matrix - hessian).abs().max()
+    w = jacobian(vae.decoder, z)
+    assert difference <= (jitter * (w.mT @ w).abs().max() + 3e-6 * jitter if jitter else tolerance)
+    assert jitter == 0 or difference > 0
+    stepped = AmortizedLaplace(vae.model, start, 1, schedule=full_step, s_jitter=jitter).posterior(x).mean
+    newton = z - torch.linalg.solve(hessian, gradient.unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(stepped, newton, rtol=0, atol=tolerance)
+
+
+def test_V6_a_mode_stays_where_it_is():
+    vae, x = bernoulli_vae(), binary()
+    with torch.no_grad():
+        mode = (
+            AmortizedLaplace(vae.model, nn.Linear(D, K), 40, schedule=lambda t: 0.5 if t < 30 else 1.0)
+            .posterior(x)
+            .mean
+        )
+
+    class Mode(nn.Module):
+        def forward(self, x):
+            return mode
+
+    guide = AmortizedLaplace(vae.model, Mode(), 3)
+    assert linearise(joint_of(guide, x), mode).score.abs().max() < 1e-9
+    assert torch.allclose(guide.posterior(x).mean, mode, rtol=0, atol=1e-9)
+
+
+def test_V7_without_steps_the_mean_is_the_encoders():
+    vae, x = gaussian_vae(), real()
+    q = AmortizedLaplace(vae.model, vae.encoder, steps=0).posterior(x)
+    assert torch.equal(q.mean, vae.encoder(x).mean)
+    w = jacobian(vae.decoder, q.mean.detach())
+    assert torch.allclose(q.precision_matrix, w.mT @ w / 0.4**2 + torch.eye(K), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
+def test_V8_the_posterior_is_no_wider_than_the_prior(make):
+    vae, x = make(), binary()
+    q = AmortizedLaplace(vae.model, vae.encoder).posterior(x)
+    assert torch.linalg.eigvalsh(q.precision_matrix).min() >= 1 - 1e-12
+    assert (kl_divergence(q, dist.Normal(torch.zeros(N, K), 1.0).to_event(1)) >= 0).all()
+
+
+def test_V8_without_information_the_start_shrinks_and_the_covariance_is_the_priors():
+    vae, x = gaussian_vae(scale=1e8), real()
+    start = nn.Linear(D, K)
+    q = AmortizedLaplace(vae.model, start, 4).posterior(x)
+    assert torch.allclose(q.mean, 0.2734375 * start(x), atol=1e-10)
+    assert torch.allclose(q.covariance_matrix, torch.eye(K).expand(N, K, K), atol=1e-10)
+    prior = AmortizedLaplace(vae.model, start, 1, schedule=full_step).posterior(x)
+    assert torch.allclose(prior.mean, torch.zeros(N, K), atol=1e-10)
+
+
+@pytest.mark.parametrize("path", ["fast", "generic"])
+def test_V9_gradients_agree_with_finite_differences(path):
+    vae = gaussian_vae((5,), learn_scale=True)
+    x, start = real(3), NormalHead(D, K)
+    guide = AmortizedLaplace(vae.model, start, steps=2, path=path)
+
+    def loss(q=None):
+        pyro.set_rng_seed(5)
+        return Trace_ELBO().differentiable_loss(vae.model, q or guide, x)
+
+    leaves = {
+        "first weights": vae.decoder[0].weight,
+        "last weights": vae.decoder[2].weight,
+        "noise": vae.likelihood._scale.raw,
+        "start": start.loc.weight,
+    }
+    gradients = torch.autograd.grad(loss(), list(leaves.values()))
+    detached = AmortizedLaplace(vae.model, start, steps=2, path=path, detach_updates=True)
+    partial = torch.autograd.grad(loss(detached), list(leaves.values()))
+    for (name, leaf), gradient, other in zip(leaves.items(), gradients, partial, strict=True):
+        direction, eps = torch.randn_like(leaf), 1e-6
+        with torch.no_grad():
+            leaf += eps * direction
+            above = loss()
+            leaf -= 2 * eps * direction
+            below = loss()
+            leaf += eps * direction
+        wanted = (above - below) / (2 * eps)
+        assert torch.isclose((gradient * direction).sum(), wanted, rtol=1e-6), name
+        assert not torch.isclose((other * direction).sum(), wanted, rtol=1e-3), f"{name} sees the updates"
+    loss().backward()
+    assert start.loc.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in start.raw_scale.parameters()), "only the encoder's mean is used"
+
+
+def test_V10_a_rotation_of_the_latent_space_changes_nothing():
+    """ELBO and log-likelihood keep their law: q rotates along, so a rotated draw has the same weight."""
+    vae, x, start = gaussian_vae(), real(), nn.Linear(D, K)
+    rotation = torch.linalg.qr(torch.randn(K, K))[0]
+    one = AmortizedLaplace(vae.model, start).posterior(x)
+    z = one.sample()
+
+    def weight(z, q):
+        return joint_of(guide, x).log_prob(joint_of(guide, x).sites(z), N) - q.log_prob(z)
+
+    guide = AmortizedLaplace(vae.model, start)
+    before = weight(z, one)
+    with torch.no_grad():
+        vae.decoder[0].weight.copy_(vae.decoder[0].weight @ rotation)
+        start.weight.copy_(rotation.T @ start.weight)
+        start.bias.copy_(rotation.T @ start.bias)
+    two = AmortizedLaplace(vae.model, start).posterior(x)
+    assert torch.allclose(two.mean, one.mean @ rotation, rtol=0, atol=1e-10)
+    after = weight(z @ rotation, two)
+    assert torch.allclose(before, after, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
+def test_V11_a_datum_does_not_see_its_batch_mates(make):
+    vae, x = make(), binary()
+    guide = AmortizedLaplace(vae.model, vae.encoder)
+    together = guide.posterior(x)
+    for i in range(N):
+        alone = guide.posterior(x[i : i + 1])
+        assert torch.allclose(alone.mean[0], together.mean[i], rtol=0, atol=1e-12)
+        assert torch.allclose(alone.chol_precision[0], together.chol_precision[i], rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_V12_a_linear_decoder_reaches_the_optimum_of_probabilistic_pca():
+    """Digits, k = 10: with the exact posterior the ELBO is log p(x), and training it ends at 17.452 nats."""
+    x = load("digits", split=(0, 0)).train[:].double()
+    vae = VAE(NormalHead(64, 10), MLP(10, [], 64), GaussianLikelihood(0.3, learn_scale=True), 10)
+    guide = AmortizedLaplace(vae.model, nn.Linear(64, 10), steps=1, schedule=full_step)
+    parameters = [*vae.decoder.parameters(), *vae.likelihood.parameters()]
+    optimizer = torch.optim.LBFGS(parameters, lr=1, max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = Trace_ELBO().differentiable_loss(vae.model, guide, x) / len(x)
+        loss.backward()
+        return loss
+
+    with pyro.validation_enabled(False):
+        optimizer.step(closure)
+    reached, optimum = -closure().item(), probabilistic_pca(x, 10).log_likelihood
+    assert reached <= optimum + 1e-9 and abs(reached - 17.452) < 0.01
+
+
+def test_V13_gram_form_and_explicit_form_agree():
+    torch.set_default_dtype(torch.float32)
+    vae, x, z = gaussian_vae((20, 30)), real(), torch.randn(N, K)
+    gram, explicit = (prepared(vae, x, z, gram=g)(z) for g in (True, False))
+    assert (gram.precision - explicit.precision).norm() <= 1e-6 * explicit.precision.norm()
+    assert (gram.score - explicit.score).norm() <= 1e-6 * explicit.precision.norm()
+
+
+def test_V13_draws_have_the_claimed_covariance():
+    """n = 40,000 draws: a covariance has a standard error below 2 sqrt(s_ii s_jj / n), of which 5 are allowed."""
+    vae, x = gaussian_vae(), real(2)
+    q = AmortizedLaplace(vae.model, vae.encoder).posterior(x)
+    for draws in (q.sample((200, 200)).flatten(0, 1), q.expand(torch.Size([100, 2])).sample((400,)).flatten(0, 1)):
+        centred = draws - q.mean
+        covariance = torch.einsum("nbi,nbj->bij", centred, centred) / len(draws)
+        spread = q.stddev.unsqueeze(-1) * q.stddev.unsqueeze(-2)
+        assert ((covariance - q.covariance_matrix).abs() < 5 * 2 * spread / len(draws) ** 0.5).all()
+
+
+def test_V14_the_estimate_grows_with_the_number_of_samples_and_stays_below_the_evidence():
+    """The guide is inexact (no steps): 400 repetitions, differences of means against 4 of their standard errors."""
+    vae, ppca = linear_vae()
+    x = real(4)
+    q = AmortizedLaplace(vae.model, nn.Linear(D, K), steps=0).posterior(x)
+    z = q.sample((400, 16)).detach()
+    joint = dist.Normal(vae.decoder(z), 0.4).to_event(1).log_prob(x) + dist.Normal(0.0, 1.0).expand([K]).to_event(
+        1
+    ).log_prob(z)
+    weights = (joint - q.log_prob(z)).detach()  # (400, 16, 4)
+    means = [(weights[:, :k].logsumexp(1) - math.log(k)).mean(1) for k in (1, 4, 16)]
+    for low, high in zip(means, [*means[1:], ppca.log_prob(x).mean().expand(400)], strict=True):
+        difference = high - low
+        assert difference.mean() > -4 * difference.std() / 20
+    assert (means[2] - means[0]).mean() > 0
+
+
+def trained_vae():
+    """Digits as black and white pixels, 4 epochs, float32."""
+    torch.set_default_dtype(torch.float32)
+    x = (load("digits", split=(0, 0)).train[:] > 0.5).float()
+    vae = VAE(
+        Chain(MLP(64, [32], 32, activate_output=True), NormalHead(32, 4)), MLP(4, [32], 64), BernoulliLikelihood(), 4
+    )
+    fit(vae.model, vae.guide, x, epochs=4, seed=0, progress=False, optim=functools.partial(torch.optim.Adam, lr=3e-3))
+    return vae, x[:100]
+
+
+def test_V15_refinement_of_a_trained_model_closes_its_gap():
+    """As a drop-in at test time: the decoder stays, q becomes better, log p(x) is the same."""
+    vae, x = trained_vae()
+    before = [p.clone() for p in vae.parameters()]
+    plain = log_likelihood(vae.model, vae.guide, x, 100, seed=0)
+    refined = log_likelihood(vae.model, AmortizedLaplace(vae.model, start=vae.encoder), x, 100, seed=0)
+    gap, better = ((r.log_likelihood - r.elbo).mean() for r in (plain, refined))
+    assert better < 0.7 * gap
+    assert refined.elbo.mean() > plain.elbo.mean()
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+
+
+# any program
+
+
+def two_level(x, scale=0.5):
+    """A linear-Gaussian hierarchy: exact joint posterior by algebra."""
+    with pyro.plate("data", len(x)):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        a = pyro.sample("a", dist.Normal(b @ LEVEL.T, 0.7).to_event(1))
+        pyro.sample("x", dist.Normal(a @ OUT.T, scale).to_event(1), obs=x)
+
+
+LEVEL = torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.2, 0.1]], dtype=torch.float64)
+OUT = torch.linspace(-1, 1, D * 3, dtype=torch.float64).reshape(D, 3).sin()
+
+
+def test_a_hierarchy_has_its_exact_joint_posterior():
+    x = real()
+    guide = AmortizedLaplace(two_level, nn.Linear(D, 5), steps=1, schedule=full_step)
+    q = guide.posterior(x)
+    exact = torch.zeros(5, 5)
+    exact[:2, :2] = torch.eye(2) + LEVEL.T @ LEVEL / 0.49
+    exact[:2, 2:] = -LEVEL.T / 0.49
+    exact[2:, :2] = exact[:2, 2:].T
+    exact[2:, 2:] = torch.eye(3) / 0.49 + OUT.T @ OUT / 0.25
+    assert torch.allclose(q.precision_matrix, exact.expand(N, 5, 5), rtol=0, atol=1e-12)
+    evidence = dist.MultivariateNormal(
+        torch.zeros(D), 0.25 * torch.eye(D) + OUT @ (0.49 * torch.eye(3) + LEVEL @ LEVEL.T) @ OUT.T
+    ).log_prob(x)
+    for _ in range(3):
+        assert abs(Trace_ELBO().loss(two_level, guide, x) + evidence.sum().item()) < 1e-9
+    assert torch.allclose(log_likelihood(two_level, guide, x, 1).log_likelihood, evidence, atol=1e-9)
+
+
+FAMILIES = {
+    "normal_scale": lambda e: dist.Normal(e, (0.3 * e).exp()),
+    "normal_expanded": lambda e: dist.Normal(e[..., :1], 0.5).expand(e.shape),
+    "laplace": lambda e: dist.Laplace(e, 0.5),
+    "student_t": lambda e: dist.StudentT(4.0, e, 0.5),
+    "bernoulli": lambda e: dist.Bernoulli(logits=e),
+    "bernoulli_probs": lambda e: dist.Bernoulli(torch.sigmoid(e)),
+    "continuous_bernoulli": lambda e: dist.ContinuousBernoulli(logits=e),
+    "poisson": lambda e: dist.Poisson(e.exp()),
+    "binomial": lambda e: dist.Binomial(5, logits=e),
+    "negative_binomial": lambda e: dist.NegativeBinomial(2.5, logits=e),
+    "categorical": lambda e: dist.Categorical(logits=e.reshape(*e.shape[:-1], 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "one_hot", "multivariate_normal"])
+def test_the_fisher_information_is_the_covariance_of_the_score(name):
+    """E[s sᵀ] of 40,000 data drawn given z, 6 standard errors; the prior N(0, I) adds the identity."""
+    torch.manual_seed(1)
+    weight, n, width = 0.5 * torch.randn(6, 2), 40_000, 6
+    family = {
+        **{k: lambda e, f=f: f(e).to_event(1) for k, f in FAMILIES.items()},
+        "one_hot": lambda e: dist.OneHotCategorical(logits=e),
+        "multivariate_normal": lambda e: dist.MultivariateNormal(e, torch.eye(6) + 0.3),
+    }[name]
+    z = torch.tensor([0.4, -0.7])
+    x = family((z @ weight.T).expand(n, width)).sample()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", family(z @ weight.T), obs=x)
+
+    class Start(nn.Module):
+        def forward(self, x):
+            return z.expand(len(x), 2)
+
+    joint = joint_of(AmortizedLaplace(model, Start()), x)
+    local = linearise(joint, z.expand(n, 2))
+    score = local.score + z  # without the prior's
+    products = score.unsqueeze(-1) * score.unsqueeze(-2)
+    error = products.std(0) / n**0.5
+    assert ((products.mean(0) - (local.precision[0] - torch.eye(2))).abs() < 6 * error + 1e-9).all()
+    assert (score.mean(0).abs() < 6 * score.std(0) / n**0.5 + 1e-9).all()
+
+
+def observed(make):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", make(z), obs=x)
+
+    return model
+
+
+def test_unknown_families_are_refused_registered_or_given_their_hessian():
+    def mixture(z):
+        shape = (*z.shape[:-1], D, 2)
+        loc = (z @ OUT[:, :2].T).unsqueeze(-1) + torch.tensor([0.2, 0.7])
+        return DiscretizedLogisticMixture(torch.zeros(shape), loc.expand(shape), torch.full(shape, 0.2), 16).to_event(1)
+
+    x = torch.randint(0, 16, (N, D)) / 15.0
+    model = observed(mixture)
+    with pytest.raises(
+        NotImplementedError, match=r"'x', a DiscretizedLogisticMixture.*register_fisher.*fallback='hessian'"
+    ):
+        AmortizedLaplace(model, nn.Linear(D, 2)).posterior(x)
+    guide = AmortizedLaplace(model, nn.Linear(D, 2), steps=0, fallback="hessian")
+    z = guide.mean_at_start(x).detach()
+
+    def energy(z, x):
+        return -mixture(z).log_prob(x) + 0.5 * z.square().sum()
+
+    with pyro.validation_enabled(False):
+        hessian = torch.func.vmap(torch.func.hessian(energy))(z, x)
+    concave = torch.linalg.eigvalsh(hessian).min(-1)[0] >= 1
+    assert concave.any()
+    with pytest.warns(UserWarning, match="not concave") if not concave.all() else pyro.validation_enabled(True):
+        q = guide.posterior(x)
+    assert torch.allclose(q.precision_matrix[concave], hessian[concave], atol=1e-10)
+    assert torch.linalg.eigvalsh(q.precision_matrix).min() >= 1 - 1e-10
+
+
+def test_users_register_families():
+    class HalfGaussian(dist.HalfNormal):
+        """A family of this test's own, so that it stays out of other tests."""
+
+    def scaled(z):
+        return HalfGaussian((z @ OUT[:, :2].T).exp()).to_event(1)
+
+    guide = AmortizedLaplace(observed(scaled), nn.Linear(D, 2), steps=0)
+    x = torch.rand(N, D)
+    assert find_fisher(HalfGaussian(1.0)) is None
+    with pytest.raises(NotImplementedError, match="HalfGaussian"):
+        guide.posterior(x)
+    register_fisher(HalfGaussian, lambda fn, value: (fn.scale.log(),), lambda fn, tangents: (2 * tangents[0],))
+    assert torch.allclose(guide.posterior(x).precision_matrix[0], torch.eye(2) + 2 * OUT[:, :2].T @ OUT[:, :2])
+    with pytest.raises(ValueError, match="class of distributions"):
+        register_fisher("HalfGaussian", None, None)
+
+
+def test_a_parameter_taken_as_constant_must_be_constant():
+    def heavy(z):
+        return dist.NegativeBinomial(z[..., :1].exp().expand(*z.shape[:-1], D), logits=torch.zeros(D)).to_event(1)
+
+    with pytest.raises(NotImplementedError, match="takes as constant"):
+        AmortizedLaplace(observed(heavy), nn.Linear(D, 2)).posterior(torch.ones(N, D))
+
+
+def gamma_poisson(x):
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(3.0, 1.0))
+        pyro.sample("x", dist.Poisson(rate.unsqueeze(-1)).to_event(1), obs=x)
+
+
+def test_a_constrained_latent_gets_the_mode_in_its_unconstrained_space():
+    """Gamma(3, 1) and a Poisson count: log rate has mode log((3 + x) / 2) and curvature 3 + x there."""
+    x = torch.tensor([[0.0], [2.0], [9.0]])
+    guide = AmortizedLaplace(gamma_poisson, nn.Linear(1, 1), steps=12, schedule=lambda t: 1.0)
+    nn.init.zeros_(guide.encoder.weight)
+    q = guide.posterior(x)
+    assert torch.allclose(q.mean, ((3 + x) / 2).log(), atol=1e-9)
+    assert torch.allclose(q.precision_matrix.flatten(), (3 + x).flatten(), atol=1e-7)
+    draws = torch.stack([guide(x)["rate"] for _ in range(3)])
+    assert (draws > 0).all() and draws.shape == (3, 3)
+    result = log_likelihood(gamma_poisson, guide, x, 2000, seed=0)
+    exact = dist.GammaPoisson(3.0, torch.tensor(1.0)).log_prob(x.flatten())
+    assert torch.allclose(result.log_likelihood, exact, atol=0.01)
+
+
+def test_a_log_density_that_is_not_concave_is_floored_with_a_warning():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Cauchy(torch.zeros(2), 0.1).to_event(1))
+            z = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    guide = AmortizedLaplace(model, nn.Linear(2, 4), steps=0)
+    with torch.no_grad():
+        guide.encoder.bias.copy_(torch.tensor([3.0, 0.0, 0.0, 0.0]))
+        guide.encoder.weight.zero_()
+    with pytest.warns(UserWarning, match="not concave"), pytest.raises(ValueError, match="singular"):
+        guide.posterior(torch.randn(3, 2))
+
+
+def test_eigenvalue_floor_has_the_right_gradient_where_eigenvalues_repeat():
+    a = torch.randn(4, 4)
+    a = (a + a.T).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: floor_eigenvalues(0.5 * (m + m.mT))[0], a)
+    zero = torch.diag(torch.tensor([2.0, 0.0, 0.0])).requires_grad_()
+    floor_eigenvalues(zero)[0].sum().backward()
+    assert zero.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("where", ["around", "wrapped", "context"])
+@pytest.mark.parametrize("path", ["fast", "generic"])
+def test_a_kl_weight_flattens_the_likelihood(where, path):
+    """The optimum of E log p(x | z) - beta KL on a linear decoder: precision I + Wᵀ W / (beta s2)."""
+    vae, _ = linear_vae()
+    x, beta = real(), 2.5
+    guide = AmortizedLaplace(vae.model, nn.Linear(D, K), steps=1, schedule=full_step, path=path)
+    handler = scale_latents(beta)
+    if where == "context":
+        with handler:
+            trace = poutine.trace(guide).get_trace(x)
+    elif where == "wrapped":
+        trace = poutine.trace(handler(guide)).get_trace(x)
+    else:
+        trace = poutine.trace(poutine.scale(handler(guide), scale=0.1)).get_trace(x)
+    w = vae.decoder[0].weight
+    wanted = torch.eye(K) + w.T @ w / (beta * 0.4**2)
+    assert torch.allclose(trace.nodes["z"]["fn"].precision_matrix[0], wanted, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        trace.nodes["z"]["scale"] * torch.ones(()), torch.tensor(beta * (0.1 if where == "around" else 1))
+    )
+
+
+def test_different_kl_weights_are_refused():
+    guide = AmortizedLaplace(two_level, nn.Linear(D, 5))
+    with pytest.raises(ValueError, match="different scales"), scale_latents({"a": 0.5}):
+        guide(real())
+
+
+def test_masks_and_missing_values_are_left_out():
+    vae, _ = linear_vae()
+    x, mask = real(), torch.rand(N, D) > 0.4
+    w, b = vae.decoder[0].weight, vae.decoder[0].bias
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ w.T + b, 0.4).mask(mask).to_event(1), obs=x)
+
+    q = AmortizedLaplace(model, nn.Linear(D, K), steps=0).posterior(x)
+    for i in range(N):
+        seen = w[mask[i]]
+        assert torch.allclose(q.precision_matrix[i], torch.eye(K) + seen.T @ seen / 0.4**2, rtol=0, atol=1e-12)
+    rows = torch.arange(N) % 2 == 0
+    guide = AmortizedLaplace(poutine.mask(two_level, mask=rows), nn.Linear(D, 5), steps=0, path="generic")
+    with pytest.raises(ValueError, match="singular"):
+        guide.posterior(x)
+
+
+def test_plates_that_subsample():
+    vae, ppca = linear_vae()
+    w, b, x = vae.decoder[0].weight, vae.decoder[0].bias, real(20)
+
+    def own_rows(x):
+        with pyro.plate("data", 20, subsample_size=5) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ w.T + b, 0.4).to_event(1), obs=x[rows])
+
+    def minibatch(x):
+        with pyro.plate("data", 20, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ w.T + b, 0.4).to_event(1), obs=x)
+
+    guide = AmortizedLaplace(own_rows, nn.Linear(D, K), steps=1, schedule=full_step)
+    trace = poutine.trace(guide).get_trace(x)
+    rows = trace.nodes["data"]["value"]
+    assert torch.allclose(trace.nodes["z"]["fn"].mean, ppca.posterior(x[rows]).mean)
+    model = poutine.trace(poutine.replay(own_rows, trace=trace)).get_trace(x)
+    assert abs((model.log_prob_sum() - trace.log_prob_sum()).item() - 4 * ppca.log_prob(x[rows]).sum().item()) < 1e-8
+    with pytest.raises(ValueError, match="which: pass rows"):
+        guide.posterior(x)
+    assert torch.allclose(guide.posterior(x, rows=torch.arange(5)).mean, ppca.posterior(x[:5]).mean)
+    guide = AmortizedLaplace(minibatch, nn.Linear(D, K), steps=1, schedule=full_step)
+    for part in (x[:5], x[5:12]):
+        assert abs(Trace_ELBO().loss(minibatch, guide, part) + 20 / len(part) * ppca.log_prob(part).sum().item()) < 1e-8
+        assert torch.allclose(guide.posterior(part).mean, ppca.posterior(part).mean)
+
+
+def test_a_plate_of_pixels_inside_the_plate_of_data():
+    vae, ppca = linear_vae()
+    w, b, x = vae.decoder[0].weight, vae.decoder[0].bias, real()
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))  # (N, 1, K)
+            with pyro.plate("pixels", D, dim=-1):
+                pyro.sample("x", dist.Normal((z @ w.T + b).squeeze(-2), 0.4), obs=x)
+
+    guide = AmortizedLaplace(model, nn.Linear(D, K), steps=1, schedule=full_step)
+    assert torch.allclose(guide.posterior(x).mean, ppca.posterior(x).mean)
+    assert guide(x)["z"].shape == (N, 1, K)
+    assert abs(Trace_ELBO().loss(model, guide, x) + ppca.log_prob(x).sum().item()) < 1e-8
+
+
+# how it is used
+
+
+@pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
+def test_gradients_on_or_off_give_the_same_posterior(make):
+    vae, x = make(), binary()
+    guide = AmortizedLaplace(vae.model, vae.encoder)
+    with torch.no_grad():
+        off = guide.posterior(x)
+        wanted = guide.posterior(x).mean
+    on = guide.posterior(x)
+    assert on.mean.requires_grad and not off.mean.requires_grad
+    assert torch.equal(on.mean.detach(), wanted) and torch.equal(on.chol_precision.detach(), off.chol_precision)
+    assert all(p.grad is None for p in vae.parameters())
+
+
+def test_chunks_change_nothing():
+    vae, x = bernoulli_vae(), binary()
+    one, two = (AmortizedLaplace(vae.model, vae.encoder, chunk_size=c).posterior(x) for c in (None, 2))
+    assert torch.allclose(one.chol_precision, two.chol_precision, rtol=0, atol=1e-12)
+
+
+def test_options_that_change_the_algorithm():
+    vae, x = bernoulli_vae(), binary()
+    exact = AmortizedLaplace(vae.model, vae.encoder)
+    straight = AmortizedLaplace(vae.model, vae.encoder, detach_updates=True)
+    reused = AmortizedLaplace(vae.model, vae.encoder, reuse_precision=True)
+    assert torch.allclose(straight.posterior(x).mean, exact.posterior(x).mean, rtol=0, atol=1e-12)
+    (gradient,) = torch.autograd.grad(straight.posterior(x).mean.sum(), vae.encoder.loc.bias)
+    assert torch.allclose(gradient, torch.full((K,), float(N))), "the mean itself"
+    previous = AmortizedLaplace(vae.model, vae.encoder, steps=3).posterior(x)
+    assert torch.allclose(reused.posterior(x).chol_precision, previous.chol_precision, rtol=0, atol=1e-12)
+    assert torch.equal(reused.posterior(x).mean, exact.posterior(x).mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_svi_fit_evaluation_and_the_datatree(dtype):
+    torch.set_default_dtype(dtype)
+    vae, x = gaussian_vae((8,), learn_scale=True), real(12)
+    guide = AmortizedLaplace(vae.model, MLP(D, [8], K), steps=2)
+    q = guide.posterior(x)
+    assert q.mean.dtype == q.chol_precision.dtype == dtype
+    svi = SVI(vae.model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    losses = [svi.step(x) for _ in range(40)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    history = fit(vae.model, guide, x, valid=x, epochs=3, batch_size=5, seed=0, progress=False)
+    assert history.skipped == 0 and math.isfinite(evaluate(vae.model, guide, x, seed=0))
+    tree = to_datatree(vae.model, guide, x, draws=5)
+    assert tree["posterior"]["z"].shape == (1, 5, 12, K)
+    for bound in (Trace_ELBO(4, vectorize_particles=True), ImportanceWeighted_ELBO(4), FreeBits_ELBO(0.1)):
+        assert math.isfinite(bound.loss(vae.model, guide, x))
+
+
+def test_analytic_kls_are_refused():
+    vae, x = gaussian_vae(), real()
+    for guide, args, model in (
+        (AmortizedLaplace(vae.model, vae.encoder), x, vae.model),
+        (AmortizedLaplace(two_level, nn.Linear(D, 5)), x, two_level),
+    ):
+        report = check(model, guide, args, loss=TraceMeanField_ELBO())
+        assert not report.ok and "Use Trace_ELBO" in str(report)
+
+
+def test_another_guide_may_be_the_start():
+    vae, x = gaussian_vae(), real()
+    first = AmortizedNormal(vae.model, vae.encoder)
+    assert torch.equal(AmortizedLaplace(vae.model, first, steps=0).posterior(x).mean, vae.encoder(x).mean)
+    twice = AmortizedLaplace(vae.model, AmortizedLaplace(vae.model, vae.encoder, steps=1), steps=0)
+    assert torch.equal(twice.posterior(x).mean, AmortizedLaplace(vae.model, vae.encoder, steps=1).posterior(x).mean)
+
+
+def test_the_fast_path_is_found_checked_and_left_where_it_is_wrong():
+    vae, x = gaussian_vae(), real()
+    guide = AmortizedLaplace(vae.model, vae.encoder)
+    generic = AmortizedLaplace(vae.model, vae.encoder, path="generic")
+    assert torch.allclose(guide.posterior(x).chol_precision, generic.posterior(x).chol_precision, rtol=0, atol=1e-11)
+    assert guide._verdicts == {id(vae.decoder): True} and generic._verdicts == {}
+    leaky = VAE(
+        NormalHead(D, K), nn.Sequential(nn.Linear(K, 8), nn.LeakyReLU(0.1), nn.Linear(8, D)), GaussianLikelihood(0.4), K
+    )
+    guide = AmortizedLaplace(leaky.model, leaky.encoder)
+    other = AmortizedLaplace(leaky.model, leaky.encoder, path="generic")
+    assert torch.allclose(guide.posterior(x).chol_precision, other.posterior(x).chol_precision, rtol=0, atol=1e-11)
+    assert guide._verdicts == {id(leaky.decoder): True}
+    tanh = VAE(NormalHead(D, K), MLP(K, [8], D, activation=nn.Tanh), GaussianLikelihood(0.4), K)
+    AmortizedLaplace(tanh.model, tanh.encoder).posterior(x)
+    for vae, reason in (
+        (tanh, "one chain of Linear and ReLU layers"),
+        (bernoulli_vae(), r"Normal\(...\).to_event\(1\)"),
+        (
+            VAE(NormalHead(D, K), MLP(K, [8], 2 * D), GaussianLikelihood(1.0, amortize_scale=True), K),
+            "not shared by all data",
+        ),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            AmortizedLaplace(vae.model, vae.encoder, path="fast").posterior(binary())
+
+
+def test_a_layer_that_lies_about_its_type_falls_back_with_a_warning():
+    vae, x = gaussian_vae((8,)), real()
+    vae.decoder[1].forward = torch.tanh  # a ReLU by type only
+    guide = AmortizedLaplace(vae.model, vae.encoder)
+    with pytest.warns(UserWarning, match="disagrees with the generic curvature"):
+        q = guide.posterior(x)
+    generic = AmortizedLaplace(vae.model, vae.encoder, path="generic").posterior(x)
+    assert torch.allclose(q.chol_precision, generic.chol_precision)
+
+
+class Noisy(nn.Module):
+    def forward(self, z):
+        return z @ OUT.T + 0.1 * torch.randn(len(z), D)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(K, 8), nn.BatchNorm1d(8), nn.Linear(8, D)), "BatchNorm1d.*GroupNorm"),
+        (lambda: nn.Sequential(nn.Linear(K, 8), nn.Dropout(0.1), nn.Linear(8, D)), "Dropout.*eval"),
+        (Noisy, "from one evaluation to the next"),
+    ],
+)
+def test_models_that_tie_data_together_or_are_random_are_refused(decoder, message):
+    vae = VAE(NormalHead(D, K), decoder(), GaussianLikelihood(0.4), K)
+    guide = AmortizedLaplace(vae.model, vae.encoder)
+    with pytest.raises(ValueError, match=message):
+        guide.posterior(real())
+    if not isinstance(vae.decoder, Noisy):
+        vae.eval()
+        assert isinstance(guide.posterior(real()), PrecisionNormal)
+
+
+def test_refusals_name_the_cure():
+    def discrete(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.ones(3)))
+
+    def outside(x):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        two_level(x)
+
+    def observed_outside(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape).to_event(2), obs=x)
+
+    for model, message in (
+        (discrete, "discrete"),
+        (outside, "outside the data plate"),
+        (observed_outside, "'x' lies outside the plate"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AmortizedLaplace(model, nn.Linear(D, 2))(real())
+    vae = gaussian_vae()
+    with pytest.raises(ValueError, match=r"need 3 numbers per datum: z \(3,\)"):
+        AmortizedLaplace(vae.model, nn.Linear(D, 2)).posterior(real())
+    for kwargs, message in (
+        ({"steps": -1}, "number of updates"),
+        ({"path": "quick"}, "'auto'"),
+        ({"fallback": True}, "'hessian'"),
+        ({"s_jitter": 0.7}, "1e-5"),
+        ({"schedule": 1.0}, "lambda t"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AmortizedLaplace(vae.model, vae.encoder, **kwargs)
