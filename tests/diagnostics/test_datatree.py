@@ -266,5 +266,5 @@ def test_arviz_1():
 
 @new_line
 def test_arviz_1_has_no_inference_data():
-    with pytest.raises(ImportError, match="use to_datatree"):
+    with pytest.raises(ImportError, match="take the tree itself"):
         to_inference_data(to_datatree(model, wide, X))
