@@ -87,7 +87,7 @@ def test_state_round_trip(model, guide, tmp_path):
     save(tmp_path / "pair", built.model, q)
     with torch.no_grad():
         for tensor in Pair(built.model, q).state().values():
-            tensor.add_(0.05)
+            tensor.add_(0.3)
     pyro.set_rng_seed(1)
     assert not torch.equal(loss(), wanted)
     load(tmp_path / "pair", built.model, q)

@@ -31,6 +31,7 @@ from pyro_vaes.nn.module import as_posterior
 __all__ = ["AmortizedLaplace", "decaying"]
 
 Linearise = Callable[..., Linearised]
+LONGEST_STEP = 2.0  # in logarithms or log-odds: a factor of 7
 
 
 def decaying(t: int, first: float = 0.5) -> float:
@@ -44,13 +45,12 @@ def decaying(t: int, first: float = 0.5) -> float:
 
 
 class AmortizedLaplace(AmortizedGuide):
-    """A full-covariance Gaussian around the mode of p(z | x), for any Pyro program with continuous latents in a data
-    plate.
+    """A full-covariance Gaussian around the mode of p(z | x), for any Pyro program with continuous latents in a plate.
 
     All latent sites are one unconstrained vector. Train it with :class:`~pyro.infer.Trace_ELBO` or
     ``ImportanceWeighted_ELBO``: log q cancels against log p draw by draw, which an analytic KL would spoil. Handlers
-    around the guide are seen: a KL weight of beta (``scale_latents``) sharpens or flattens the posterior as
-    the scaled bound wants; give the guide the model without that weight.
+    around the guide are seen: a KL weight of beta (``scale_latents``) sharpens or flattens the posterior as the scaled
+    bound wants; give the guide the model without that weight.
 
     Arguments:
         model: The program, such as ``vae.model``.
@@ -58,7 +58,8 @@ class AmortizedLaplace(AmortizedGuide):
             with shape ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or
             another amortised guide.
         steps: Number T of updates, 0 or more.
-        schedule: Step size a_t for t = 0, .., T-1.
+        schedule: Step size a_t for t = 0, .., T-1. The step of a constrained site is at most 2 long in its
+            unconstrained space before it is multiplied by a_t.
         path: ``"generic"`` pushes tangents through the program; ``"fast"`` uses the closed form for chains of Linear
             and ReLU layers with Gaussian noise; ``"auto"`` uses that where it applies and agrees with the generic one
             at first use.
@@ -171,12 +172,26 @@ class AmortizedLaplace(AmortizedGuide):
                 assert local.score is not None
                 factor = _cholesky(local.precision)
                 step = torch.cholesky_solve(local.score.unsqueeze(-1), factor).squeeze(-1)
-                mu = mu + self.schedule(t) * step
+                mu = mu + self.schedule(t) * self._bounded(step)
         if self.detach_updates:
             mu = start + (mu - start).detach()
         if factor is None or not self.reuse_precision:
             factor = _cholesky(linearise_at(mu, score=False).precision)
         return PrecisionNormal(mu, factor)
+
+    def _bounded(self, step: Tensor) -> Tensor:
+        """Shorten steps that would move a constrained site by more than LONGEST_STEP in its unconstrained space.
+
+        There, densities such as the gamma's are flat on one side and exponential on the other: Newton's step from the
+        flat side is off by orders of magnitude. Models whose sites are all real are never affected.
+        """
+        assert self._latents is not None
+        parts = zip(self._latents.sites, self._latents.split(step), strict=True)
+        lengths = [part.norm(dim=-1, keepdim=True) for site, part in parts if not site.is_real]
+        if not lengths:
+            return step
+        longest = torch.cat(lengths, -1).amax(-1, keepdim=True)
+        return step * (LONGEST_STEP / longest.clamp(min=LONGEST_STEP))
 
     def _linearisation(self, mu: Tensor, joint: Joint) -> Linearise:
         """The function that linearises this batch's log joint: by hand if the program allows it, else generic."""

@@ -523,6 +523,17 @@ def test_a_constrained_latent_gets_the_mode_in_its_unconstrained_space():
     assert torch.allclose(result.log_likelihood, exact, atol=0.01)
 
 
+def test_a_bad_start_of_a_constrained_site_cannot_throw_the_steps_off():
+    """From log rate = -12 Newton's step is 5e5 long; steps of at most 2 reach the mode."""
+    x = torch.tensor([[0.0], [2.0], [9.0]])
+    guide = AmortizedLaplace(gamma_poisson, nn.Linear(1, 1), steps=14, schedule=lambda t: 1.0)
+    nn.init.zeros_(guide.encoder.weight)
+    nn.init.constant_(guide.encoder.bias, -12.0)
+    assert torch.allclose(guide.posterior(x).mean, ((3 + x) / 2).log(), atol=1e-6)
+    once = AmortizedLaplace(gamma_poisson, guide.encoder, steps=1, schedule=full_step).posterior(x).mean
+    assert torch.allclose(once, torch.full((3, 1), -10.0))
+
+
 def test_a_log_density_that_is_not_concave_is_floored_with_a_warning():
     def model(x):
         with pyro.plate("data", len(x)):
