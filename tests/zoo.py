@@ -12,7 +12,15 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_vaes.guides import AmortizedLaplace, AmortizedMixture, AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.guides import (
+    AmortizedHouseholder,
+    AmortizedIAF,
+    AmortizedLaplace,
+    AmortizedMixture,
+    AmortizedMultivariateNormal,
+    AmortizedNormal,
+    SemiAmortized,
+)
 from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, RecursiveMixture_ELBO, StratifiedMixture_ELBO
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import (
@@ -22,6 +30,8 @@ from pyro_vaes.nn import (
     ConvDecoder,
     ConvEncoder,
     GaussianLikelihood,
+    HouseholderHead,
+    IAFHead,
     MultivariateNormalHead,
     NormalHead,
     OneHot,
@@ -155,6 +165,11 @@ GUIDES: dict[str, Callable[[Built], Callable | None]] = {
     ),
     "laplace": lambda b: AmortizedLaplace(b.model, start=Chain(b.trunk(), nn.Linear(8, b.latent_numel)), steps=2),
     "mixture": mixture,
+    "householder": lambda b: AmortizedHouseholder(b.model, Chain(b.trunk(), HouseholderHead(8, b.latent_numel))),
+    "iaf": lambda b: AmortizedIAF(b.model, Chain(b.trunk(), IAFHead(8, b.latent_numel, flows=2, hidden=[12]))),
+    "semi_amortized": lambda b: SemiAmortized(
+        AmortizedNormal(b.model, Chain(b.trunk(), NormalHead(8, b.latent_numel))), steps=2
+    ),
 }
 
 BOUNDS: dict[str, Callable] = {

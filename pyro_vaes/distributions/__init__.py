@@ -3,14 +3,18 @@
 from pyro_vaes.distributions.constraints import grid
 from pyro_vaes.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vaes.distributions.householder_normal import HouseholderNormal
 from pyro_vaes.distributions.integer_categorical import IntegerCategorical
+from pyro_vaes.distributions.inverse_autoregressive import InverseAutoregressive
 from pyro_vaes.distributions.precision_normal import PrecisionNormal
 from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weights
 
 __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
+    "HouseholderNormal",
     "IntegerCategorical",
+    "InverseAutoregressive",
     "PrecisionNormal",
     "RecursiveMixture",
     "grid",

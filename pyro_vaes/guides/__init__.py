@@ -2,15 +2,20 @@
 
 from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.guides.fisher import register_fisher
+from pyro_vaes.guides.flows import AmortizedHouseholder, AmortizedIAF
 from pyro_vaes.guides.laplace import AmortizedLaplace, decaying
 from pyro_vaes.guides.mixture import AmortizedMixture
+from pyro_vaes.guides.semi_amortized import SemiAmortized
 
 __all__ = [
     "AmortizedGuide",
+    "AmortizedHouseholder",
+    "AmortizedIAF",
     "AmortizedLaplace",
     "AmortizedMixture",
     "AmortizedMultivariateNormal",
     "AmortizedNormal",
+    "SemiAmortized",
     "decaying",
     "register_fisher",
 ]

@@ -99,14 +99,19 @@ class AmortizedNormal(AmortizedGuide):
         torch.Size([5])
     """
 
-    def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
-        assert self._latents is not None
+    def diagonal(self, q: TorchDistribution) -> Normal:
+        """The factors of the encoder's distribution."""
         base = getattr(q, "base_dist", None)
         if not isinstance(base, Normal):
             raise ValueError(
                 f"AmortizedNormal needs an encoder that returns a diagonal normal, but got {q}; use NormalHead, or "
                 "AmortizedMultivariateNormal for a full covariance."
             )
+        return base
+
+    def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
+        assert self._latents is not None
+        base = self.diagonal(q)
         sites = self._latents.sites
         parts = zip(sites, self._latents.split(base.loc), self._latents.split(base.scale), strict=True)
         return {s.name: pyro.sample(s.name, s.normal(loc, scale)) for s, loc, scale in parts}

@@ -110,7 +110,7 @@ class Joint:
             if not m["is_observed"]:
                 raise ValueError(
                     f"The site {name!r} was not there when the program first ran (sites {list(known)}); a program "
-                    "whose latent sites change from run to run has no Laplace posterior."
+                    "whose latent sites change from run to run has no posterior around one point."
                 )
 
     def log_prob(self, sites: list[JointSite], size: int) -> Tensor:

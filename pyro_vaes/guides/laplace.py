@@ -135,14 +135,8 @@ class AmortizedLaplace(AmortizedGuide):
 
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
         """The Laplace posterior of these rows of the arguments; must be called outside the data plate."""
-        latents, total = self.latents(*args, **kwargs), batch_rows(args)
-        if latents.subsample_size is not None and rows is None and total is not None:
-            if total == latents.full_size:
-                raise ValueError(
-                    f"The model draws {latents.subsample_size} of its {total} rows itself, so a posterior needs to "
-                    "know which: pass rows=torch.arange(...) with that many indices, or call the guide."
-                )
-            rows = torch.arange(total)
+        latents = self.latents(*args, **kwargs)
+        rows = latents.program_rows(rows, batch_rows(args))
         mu = self.mean_at_start(*args, rows=rows, **kwargs)
         joint = Joint(self._model[0], latents, args, kwargs, rows)
         with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4

@@ -83,6 +83,21 @@ class Latents:
         subsample = self.subsample_size if rows == self.full_size else rows
         return pyro.plate(self.plate, self.full_size, subsample_size=subsample, dim=self.dim)
 
+    def program_rows(self, rows: Tensor | None, total: int | None) -> Tensor | None:
+        """The rows that the program's own plate is to hold when a guide runs it on ``total`` rows.
+
+        Raises:
+            ValueError: The program would draw some of its rows, and it is not known which.
+        """
+        if self.subsample_size is None or rows is not None or total is None:
+            return rows
+        if total == self.full_size:
+            raise ValueError(
+                f"The model draws {self.subsample_size} of its {total} rows itself, so a posterior needs to know "
+                "which: pass rows=torch.arange(...) with that many indices, or call the guide."
+            )
+        return torch.arange(total)
+
     def sample_flat(self, posterior: TorchDistribution, *, analytic_kl: bool = True) -> dict[str, Tensor]:
         """Sample all sites from one distribution over the unconstrained vector.
 

@@ -1,6 +1,7 @@
 """Networks; a head's forward returns a distribution."""
 
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
+from pyro_vaes.nn.flow_heads import HouseholderHead, IAFHead
 from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, WeightHead
 from pyro_vaes.nn.likelihoods import (
     BernoulliLikelihood,
@@ -25,6 +26,8 @@ __all__ = [
     "ConvEncoder",
     "DiscretizedLogisticMixtureLikelihood",
     "GaussianLikelihood",
+    "HouseholderHead",
+    "IAFHead",
     "LaplaceLikelihood",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",

@@ -1,17 +1,21 @@
 """One row per distribution that a likelihood returns, and two of Pyro's own as controls of the suite."""
 
+import functools
 import math
 
 import numpy as np
 import pyro.distributions as dist
 import torch
+from pyro.nn import ConditionalAutoRegressiveNN
 from scipy import special, stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vaes.distributions import (
     ContinuousBernoulli,
     DiscretizedLogisticMixture,
+    HouseholderNormal,
     IntegerCategorical,
+    InverseAutoregressive,
     PrecisionNormal,
     RecursiveMixture,
 )
@@ -100,6 +104,54 @@ def recursive_mixture_density(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
     return np.log(density)
 
 
+def householder_density(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+    """The normal with the matrix of all reflections written out."""
+    reflections = np.eye(2)
+    for v in a["vectors"]:
+        reflections = (np.eye(2) - 2 * np.outer(v, v) / (v @ v)) @ reflections
+    covariance = reflections @ np.diag(a["scale"] ** 2) @ reflections.T
+    return stats.multivariate_normal.logpdf(x, reflections @ a["loc"], covariance)
+
+
+ORDERS = ([0, 1], [1, 0])
+
+
+@functools.cache
+def masked_networks(dtype: torch.dtype) -> list[nn.Module]:
+    """Two steps' networks with one number of context; smooth, so that quadrature is exact."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        nets = [
+            ConditionalAutoRegressiveNN(2, 1, [8], permutation=torch.tensor(o), nonlinearity=nn.Tanh()) for o in ORDERS
+        ]
+    return [net.to(dtype).requires_grad_(False) for net in nets]
+
+
+def flow(loc: Tensor, scale: Tensor, context: Tensor, validate_args: bool | None = None) -> dist.TorchDistribution:
+    base = dist.Normal(loc, scale, validate_args=validate_args).to_event(1)
+    steps = [InverseAutoregressive(n, context, o) for n, o in zip(masked_networks(loc.dtype), ORDERS, strict=True)]
+    return dist.TransformedDistribution(base, steps, validate_args=validate_args)
+
+
+def flow_density(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+    """The change of variables with nothing known of triangles: Newton's method for z_0, and the whole Jacobian."""
+    context = torch.as_tensor(a["context"])
+
+    def forward(z: Tensor) -> Tensor:
+        for net in masked_networks(torch.float64):
+            m, s = net(z, context)
+            z = torch.sigmoid(s) * z + (1 - torch.sigmoid(s)) * m
+        return z
+
+    jacobian, target = torch.func.vmap(torch.func.jacrev(forward)), torch.as_tensor(x)
+    z = target
+    for _ in range(50):
+        z = z - torch.linalg.solve(jacobian(z), forward(z) - target)
+    assert torch.allclose(forward(z), target, rtol=0, atol=1e-12)
+    base = stats.norm.logpdf(z.numpy(), a["loc"], a["scale"]).sum(-1)
+    return base - torch.linalg.slogdet(jacobian(z))[1].numpy()
+
+
 NORMAL = Row(
     "Normal",
     dist.Normal,
@@ -127,6 +179,26 @@ RECURSIVE_MIXTURE = Row(
     breaks=lambda a: [-12.0, -4.0, 0.0, 4.0, 12.0],
     bad_args=(("scale", -1.0), ("loc", math.nan), ("eps_logits", math.nan)),
     event_shape=(2,),
+)
+HOUSEHOLDER_NORMAL = Row(
+    "HouseholderNormal",
+    HouseholderNormal,
+    lambda b: {"loc": real(*b, 2), "scale": between(0.5, 1.5, *b, 2), "vectors": real(*b, 3, 2)},
+    householder_density,
+    breaks=lambda a: list(np.linspace(-18, 18, 7)),
+    bad_args=(("scale", -1.0), ("loc", math.nan), ("vectors", math.nan)),
+    event_shape=(2,),
+    cls=HouseholderNormal,
+)
+INVERSE_AUTOREGRESSIVE = Row(
+    "InverseAutoregressive",
+    flow,
+    lambda b: {"loc": real(*b, 2), "scale": between(0.5, 1.5, *b, 2), "context": real(*b, 1)},
+    flow_density,
+    breaks=lambda a: list(np.linspace(-14, 14, 7)),
+    bad_args=(("scale", -1.0), ("loc", math.nan)),
+    event_shape=(2,),
+    moments=False,
 )
 LAPLACE = Row(
     "Laplace",
@@ -213,5 +285,7 @@ ROWS = [
     MULTIVARIATE_NORMAL,
     PRECISION_NORMAL,
     RECURSIVE_MIXTURE,
+    HOUSEHOLDER_NORMAL,
+    INVERSE_AUTOREGRESSIVE,
     *(independent(row) for row in UNIVARIATE),
 ]
