@@ -1,7 +1,9 @@
 """Networks; a head's forward returns a distribution."""
 
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
-from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, WeightHead
+from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
+from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, SigmoidNormalHead, WeightHead
+from pyro_vaes.nn.ladder import LadderNetworks, mlp_ladder
 from pyro_vaes.nn.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -12,6 +14,7 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.merge import Concatenate, GatedAdd
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 
@@ -20,11 +23,14 @@ __all__ = [
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "Chain",
+    "Concatenate",
     "ContinuousBernoulliLikelihood",
     "ConvDecoder",
     "ConvEncoder",
     "DiscretizedLogisticMixtureLikelihood",
+    "GatedAdd",
     "GaussianLikelihood",
+    "LadderNetworks",
     "LaplaceLikelihood",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
@@ -33,7 +39,12 @@ __all__ = [
     "PoissonLikelihood",
     "Program",
     "ResidualBlock",
+    "SigmoidNormalHead",
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "large_ladder",
+    "medium_ladder",
+    "mlp_ladder",
+    "small_ladder",
 ]
