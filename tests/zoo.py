@@ -21,21 +21,31 @@ from pyro_vaes.guides import (
     AmortizedNormal,
     SemiAmortized,
 )
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, RecursiveMixture_ELBO, StratifiedMixture_ELBO
-from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
+from pyro_vaes.infer import (
+    MMD_ELBO,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    RecursiveMixture_ELBO,
+    StratifiedMixture_ELBO,
+)
+from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE, LadderVAE
 from pyro_vaes.nn import (
     MLP,
     BernoulliLikelihood,
     Chain,
+    Concatenate,
     ConvDecoder,
     ConvEncoder,
     GaussianLikelihood,
     HouseholderHead,
     IAFHead,
+    LaplaceLikelihood,
     MultivariateNormalHead,
     NormalHead,
     OneHot,
     WeightHead,
+    mlp_ladder,
+    small_ladder,
 )
 
 B, D = 6, 16
@@ -107,6 +117,20 @@ def _hierarchical(*, skip: bool, top_down: bool) -> Built:
     return Built(hvae.model, (_binary(),), hvae.guide, lambda: MLP(D, [8], 8), sum(dims), hvae)
 
 
+def ladder_mlp() -> Built:
+    dims = [3, 2]
+    ladder = LadderVAE(*mlp_ladder(D, dims, width=8, merge=Concatenate), LaplaceLikelihood(0.5), dims)
+    return Built(ladder.model, (torch.rand(B, D),), ladder.guide, lambda: MLP(D, [8], 8), sum(dims), ladder)
+
+
+def ladder_conv() -> Built:
+    shape, dims = (1, 5, 6), [2, 1, 2]
+    networks = small_ladder(shape, dims, channels=(2, 3), width=8, output=nn.Identity, batch_norm=False)
+    ladder = LadderVAE(*networks, BernoulliLikelihood(event_dim=3), dims)
+    x = torch.bernoulli(torch.full((B, *shape), 0.4))
+    return Built(ladder.model, (x,), ladder.guide, lambda: ConvEncoder(shape, [2], 8), sum(dims), ladder)
+
+
 def user_poisson() -> Built:
     """A user's program: counts with two latent sites, one of them a scalar, and a plain module in a closure."""
     decoder = MLP(2, [8], D)
@@ -146,6 +170,8 @@ MODELS: dict[str, Callable[[], Built]] = {
     "hierarchical_markovian_top_down": lambda: _hierarchical(skip=False, top_down=True),
     "hierarchical_skip_bottom_up": lambda: _hierarchical(skip=True, top_down=False),
     "hierarchical_skip_top_down": lambda: _hierarchical(skip=True, top_down=True),
+    "ladder_mlp": ladder_mlp,
+    "ladder_conv": ladder_conv,
     "user_poisson": user_poisson,
     "user_constrained": user_constrained,
 }
@@ -179,11 +205,12 @@ BOUNDS: dict[str, Callable] = {
     "enum": lambda: TraceEnum_ELBO(strict_enumeration_warning=False),
     "importance_weighted": lambda: ImportanceWeighted_ELBO(3),
     "free_bits": lambda: FreeBits_ELBO(0.05),
+    "mmd": lambda: MMD_ELBO(5.0),
     "stratified_mixture": StratifiedMixture_ELBO,
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
-REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits"}
+REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits", "mmd"}
 
 
 def undefined(model: str, guide: str, bound: str) -> bool:

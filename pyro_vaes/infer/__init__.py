@@ -19,6 +19,7 @@ from pyro_vaes.infer.free_bits import FreeBits_ELBO
 from pyro_vaes.infer.handlers import local_parameters, scale_latents
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
+from pyro_vaes.infer.mmd import MMD_ELBO
 from pyro_vaes.infer.nonfinite import NonFiniteError
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
@@ -34,6 +35,7 @@ __all__ = [
     "ImportanceWeighted_ELBO",
     "KLWarmup",
     "LearningRate",
+    "MMD_ELBO",
     "NonFiniteError",
     "Problem",
     "RecursiveMixture_ELBO",

@@ -1,8 +1,10 @@
 """Networks; a head's forward returns a distribution."""
 
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
+from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
 from pyro_vaes.nn.flow_heads import HouseholderHead, IAFHead
-from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, WeightHead
+from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, SigmoidNormalHead, WeightHead
+from pyro_vaes.nn.ladder import LadderNetworks, mlp_ladder
 from pyro_vaes.nn.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -13,6 +15,7 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.merge import Concatenate, GatedAdd
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 
@@ -21,13 +24,16 @@ __all__ = [
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "Chain",
+    "Concatenate",
     "ContinuousBernoulliLikelihood",
     "ConvDecoder",
     "ConvEncoder",
     "DiscretizedLogisticMixtureLikelihood",
+    "GatedAdd",
     "GaussianLikelihood",
     "HouseholderHead",
     "IAFHead",
+    "LadderNetworks",
     "LaplaceLikelihood",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
@@ -36,7 +42,12 @@ __all__ = [
     "PoissonLikelihood",
     "Program",
     "ResidualBlock",
+    "SigmoidNormalHead",
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "large_ladder",
+    "medium_ladder",
+    "mlp_ladder",
+    "small_ladder",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn.mlp import concatenate
 
-__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock"]
+__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "same_conv", "same_deconv"]
 
 ImageShape = tuple[int, int, int]
 
@@ -31,6 +31,20 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
+
+
+def same_conv(in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2) -> list[nn.Module]:
+    """A 4 × 4 convolution with TensorFlow's padding SAME: it divides an input of this (height, width), rounding up."""
+    height, width = (n % 2 if stride == 2 else 1 for n in size)  # the surplus row and column go to the end
+    return [nn.ZeroPad2d((1, 1 + width, 1, 1 + height)), nn.Conv2d(in_channels, out_channels, 4, stride=stride)]
+
+
+def same_deconv(in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2) -> list[nn.Module]:
+    """The transpose of :func:`same_conv`, with an output of this (height, width)."""
+    # an odd size was rounded up on the way down: cut the surplus row or column again
+    height, width = (n % 2 if stride == 2 else 1 for n in size)
+    layer = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=stride, padding=1)
+    return [layer, nn.ZeroPad2d((0, -width, 0, -height))]
 
 
 def _sizes(image_shape: ImageShape, num_layers: int) -> list[tuple[int, int]]:
@@ -77,9 +91,7 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         sizes, widths = _sizes(image_shape, len(channels)), [image_shape[0], *channels]
         for (height, width), i, o in zip(sizes, widths, widths[1:], strict=False):
-            # odd sizes get one more row or column, so that every layer halves, rounding up
-            layers.append(nn.ZeroPad2d((1, 1 + width % 2, 1, 1 + height % 2)))
-            layers.append(nn.Conv2d(i, o, 4, stride=2))
+            layers += same_conv(i, o, (height, width))
             layers += [ResidualBlock(o, activation=activation) for _ in range(num_residual)]
             layers.append(activation())
         self.trunk = nn.Sequential(*layers)
@@ -138,10 +150,7 @@ class ConvDecoder(nn.Module):
         widths = [*channels, image_shape[0]]
         for (height, width), i, o in zip(sizes[1:], widths, widths[1:], strict=False):
             layers += [ResidualBlock(i, activation=activation) for _ in range(num_residual)]
-            layers.append(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1))
-            # an odd size was rounded up on the way down: cut the surplus row or column again
-            layers.append(nn.ZeroPad2d((0, -(width % 2), 0, -(height % 2))))
-            layers.append(activation())
+            layers += [*same_deconv(i, o, (height, width)), activation()]
         self.trunk = nn.Sequential(*layers[:-1])
 
     def forward(self, *inputs: Tensor) -> Tensor:

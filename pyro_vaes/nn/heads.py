@@ -7,7 +7,7 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["MultivariateNormalHead", "NormalHead", "WeightHead", "bounded_scale"]
+__all__ = ["MultivariateNormalHead", "NormalHead", "SigmoidNormalHead", "WeightHead", "bounded_scale"]
 
 MIN_SCALE, MAX_SCALE = 1e-3, 1e2
 
@@ -84,6 +84,40 @@ class NormalHead(nn.Module):
             assert self.log_scale is not None
             scale = self.log_scale.exp().expand_as(loc)
         return Normal(loc, scale).to_event(1)
+
+
+class SigmoidNormalHead(nn.Module):
+    """A diagonal normal that is hardly ever wider than N(0, I): mean linear in the features, scale sigmoid(linear).
+
+    Weights start as Xavier's and biases at 0, so the scale starts near 1/2.
+
+    Arguments:
+        in_features: Number of features F.
+        out_features: Dimension d of the normal.
+        min_scale: Added to the sigmoid; scales lie between it and 1 + it.
+
+    References:
+        | Learning Hierarchical Features from Generative Models (Zhao, Song & Ermon, 2017), the authors' code
+        | https://arxiv.org/abs/1702.08396
+
+    Example:
+        >>> SigmoidNormalHead(32, 8)(torch.zeros(5, 32)).base_dist.scale.unique()
+        tensor([0.5010], grad_fn=<Unique2Backward0>)
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, min_scale: float = MIN_SCALE) -> None:
+        super().__init__()
+        if not 0 < min_scale < 1:
+            raise ValueError(f"min_scale is a small standard deviation in (0, 1), but got {min_scale}; 1e-3?")
+        self.loc, self.raw_scale = nn.Linear(in_features, out_features), nn.Linear(in_features, out_features)
+        self.min_scale = min_scale
+        for layer in (self.loc, self.raw_scale):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> TorchDistribution:
+        scale = torch.sigmoid(self.raw_scale(features)) + self.min_scale
+        return Normal(self.loc(features), scale).to_event(1)
 
 
 class MultivariateNormalHead(nn.Module):

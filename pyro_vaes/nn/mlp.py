@@ -11,12 +11,17 @@ from torch.distributions.distribution import Distribution
 __all__ = ["MLP", "Chain", "OneHot", "concatenate"]
 
 
-def concatenate(inputs: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors with shapes ``(..., F_i)`` into ``(..., sum F_i)``; their leading dimensions broadcast."""
+def concatenate(inputs: Sequence[Tensor], dim: int = -1) -> Tensor:
+    """Concatenate tensors with shapes ``(..., F_i)`` into ``(..., sum F_i)``; their leading dimensions broadcast.
+
+    Arguments:
+        inputs: The tensors.
+        dim: Where the F_i stand, negative: -3 for images ``(..., C_i, H, W)``.
+    """
     if len(inputs) == 1:
         return inputs[0]
-    batch_shape = broadcast_shape(*(i.shape[:-1] for i in inputs))
-    return torch.cat([i.expand(batch_shape + i.shape[-1:]) for i in inputs], dim=-1)
+    batch_shape = broadcast_shape(*(i.shape[:dim] for i in inputs))
+    return torch.cat([i.expand(batch_shape + i.shape[dim:]) for i in inputs], dim=dim)
 
 
 class MLP(nn.Sequential):

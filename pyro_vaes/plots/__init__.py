@@ -7,6 +7,7 @@ it returns what it drew into, keeps no state and changes no global setting.
 from pyro_vaes.plots.collapse import collapse_curve, kl_bars
 from pyro_vaes.plots.criticism import khat, ppc_panels, rank_hist
 from pyro_vaes.plots.images import image_grid, reconstructions, samples
+from pyro_vaes.plots.ladder import level_manifolds
 from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
 from pyro_vaes.plots.training import loss_curves
 
@@ -16,6 +17,7 @@ __all__ = [
     "samples",
     "traversals",
     "manifold",
+    "level_manifolds",
     "latent_scatter",
     "posterior_against_prior",
     "kl_bars",

@@ -1,0 +1,228 @@
+"""The convolutional ladders of the paper, Small, Medium and Large, each a transcription of the authors' table.
+
+"fc" is a fully connected layer with its normalisation and activation: a leaky ReLU in inference, a ReLU in generation
+unless said.
+
+References:
+    | Learning Hierarchical Features from Generative Models (Zhao, Song & Ermon, 2017), the authors' code
+    | https://arxiv.org/abs/1702.08396
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from pyro_vaes.nn.ladder import LadderNetworks, Merge
+from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.stack import Layers
+
+__all__ = ["large_ladder", "medium_ladder", "small_ladder"]
+
+ImageShape = tuple[int, int, int]
+
+
+def small_ladder(
+    image_shape: ImageShape = (1, 28, 28),
+    latent_dims: Sequence[int] = (2, 2, 2),
+    *,
+    channels: Sequence[int] = (64, 128),
+    width: int = 1024,
+    merge: Merge = GatedAdd,
+    out_channels: int | None = None,
+    output: Callable[[], nn.Module] = nn.Sigmoid,
+    batch_norm: bool = True,
+) -> LadderNetworks:
+    """The paper's networks for MNIST ("Small"): three rungs, of which the lowest is convolutional.
+
+    Arguments:
+        image_shape: (C, H, W) of x.
+        latent_dims: Dimensions of z_1, z_2, z_3.
+        channels: Of the two convolutions.
+        width: Of the fully connected layers.
+        merge: :class:`~pyro_vaes.nn.GatedAdd` as in the paper, or :class:`~pyro_vaes.nn.Concatenate`.
+        out_channels: Of the output, the image's channels times the likelihood's ``num_params``; None for one per
+            channel.
+        output: Constructor of what follows the last layer: a sigmoid for means in [0, 1], ``nn.Identity`` for logits.
+        batch_norm: Whether hidden layers are normalised over the batch, as in the paper. Guides and bounds that need
+            data that are independent given their latents (``AmortizedLaplace``) want none, or evaluation mode.
+
+    Raises:
+        ValueError: The numbers of latent dimensions or channels are not those of this setting.
+
+    Example:
+        >>> import torch
+        >>> networks = small_ladder(width=32)
+        >>> networks.rungs[0](torch.zeros(5, 1, 28, 28)).event_shape
+        torch.Size([2])
+    """
+    _count("small_ladder", latent_dims=(latent_dims, 3), channels=(channels, 2))
+    new = partial(Layers, batch_norm=batch_norm)
+    low, high = channels
+
+    def pixels() -> Layers:
+        return new(image_shape).conv(low).conv(high)
+
+    def features(width_in: int) -> Layers:
+        return new((width_in,)).fc(width).fc(width)
+
+    def generate(width_in: int) -> Layers:
+        return new((width_in,)).fc(width, nn.ReLU).fc(width, nn.ReLU).linear(width)
+
+    half = new(image_shape).conv(low).shape[1:]
+    merges = [
+        merge(new((latent_dims[0],)).fc(width).stack(), (width,)),
+        merge(new((latent_dims[1],)).fc(width, nn.ReLU).stack(), (width,)),
+    ]
+    start = new(merges[0].out_shape).feature_map(pixels().shape, nn.ReLU)
+    return LadderNetworks(
+        encoders=[pixels().linear(width).stack(), features(width).linear(width).stack()],
+        rungs=[pixels().head(latent_dims[0]), *(features(width).head(d) for d in latent_dims[1:])],
+        merges=list(merges),
+        decoders=[
+            start.deconv(low, half).image(_shown(image_shape, out_channels)).add(output()).stack(),
+            generate(merges[1].out_shape[0]).stack(),
+            generate(latent_dims[2]).stack(),
+        ],
+    )
+
+
+def medium_ladder(
+    image_shape: ImageShape = (3, 32, 32),
+    latent_dims: Sequence[int] = (5, 5, 5, 10),
+    *,
+    channels: Sequence[int] = (64, 128, 256),
+    width: int = 1024,
+    out_channels: int | None = None,
+    output: Callable[[], nn.Module] = nn.Sigmoid,
+    batch_norm: bool = True,
+) -> LadderNetworks:
+    """The paper's networks for SVHN ("Medium"): four rungs, three of them convolutional, merged by concatenation.
+
+    Arguments:
+        image_shape: (C, H, W) of x.
+        latent_dims: Dimensions of z_1 .. z_4.
+        channels: Of the three scales.
+        width, out_channels, output, batch_norm: As for :func:`small_ladder`.
+
+    Raises:
+        ValueError: The numbers of latent dimensions or channels are not those of this setting.
+
+    Example:
+        >>> import torch
+        >>> networks = medium_ladder(channels=[4, 8, 16], width=32)
+        >>> networks.encoders[1](networks.encoders[0](torch.zeros(5, 3, 32, 32))).shape
+        torch.Size([5, 8, 8, 8])
+    """
+    _count("medium_ladder", latent_dims=(latent_dims, 4), channels=(channels, 3))
+    new = partial(Layers, batch_norm=batch_norm)
+    a, b, c = channels
+    maps: list[tuple[int, ...]] = [image_shape]  # x, h_1, h_2, h_3; the decoders return the same shapes
+
+    def scale(level: int) -> Layers:
+        return new(maps[level]).conv(channels[level]).conv(channels[level], stride=1)
+
+    for level in range(3):
+        maps.append(scale(level).shape)
+    merges = [
+        Concatenate(new((latent_dims[0],)).feature_map(maps[1], nn.ReLU).stack(), maps[1]),
+        Concatenate(new((latent_dims[1],)).feature_map(maps[2], nn.ReLU).stack(), maps[2]),
+        Concatenate(nn.Identity(), (width,), injected=latent_dims[2]),
+    ]
+    full, half, quarter = (m[1:] for m in maps[:3])
+    shown = _shown(image_shape, out_channels)
+    return LadderNetworks(
+        encoders=[scale(level).stack() for level in range(3)],
+        rungs=[
+            *(scale(level).head(latent_dims[level]) for level in range(3)),
+            new(maps[3]).fc(width).fc(width).head(latent_dims[3]),
+        ],
+        merges=list(merges),
+        decoders=[
+            new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).stack(),
+            new(merges[1].out_shape).deconv(b, half).deconv(a, half).stack(),
+            new(merges[2].out_shape).feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).stack(),
+            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).fc(width, nn.ReLU).stack(),
+        ],
+    )
+
+
+def large_ladder(
+    image_shape: ImageShape = (3, 64, 64),
+    latent_dims: Sequence[int] = (10, 10, 10, 10),
+    *,
+    channels: Sequence[int] = (64, 128, 256, 512),
+    width: int = 1024,
+    out_channels: int | None = None,
+    output: Callable[[], nn.Module] = nn.Sigmoid,
+    batch_norm: bool = True,
+) -> LadderNetworks:
+    """The paper's networks for CelebA ("Large"): four rungs, three of them convolutional, merged by concatenation.
+
+    The authors' code puts a ReLU on the heads, so that no mean is negative; the heads here are linear.
+
+    Arguments:
+        image_shape: (C, H, W) of x.
+        latent_dims: Dimensions of z_1 .. z_4.
+        channels: Of the four scales.
+        output: As for :func:`small_ladder`; the paper's images lie in [-1, 1], for which this is ``nn.Tanh``.
+        width, out_channels, batch_norm: As for :func:`small_ladder`.
+
+    Raises:
+        ValueError: The numbers of latent dimensions or channels are not those of this setting.
+
+    Example:
+        >>> networks = large_ladder((1, 64, 64), channels=[2, 3, 4, 5], width=8)
+        >>> networks.decoders[0].out_shape
+        (1, 64, 64)
+    """
+    _count("large_ladder", latent_dims=(latent_dims, 4), channels=(channels, 4))
+    new = partial(Layers, batch_norm=batch_norm)
+    a, b, c, d = channels
+    blocks = [[(a, 2), (a, 1)], [(b, 2), (b, 1), (c, 2)], [(c, 1), (d, 2), (d, 1)]]
+    maps: list[tuple[int, ...]] = [image_shape]  # x, h_1, h_2, h_3; the decoders return the same shapes
+
+    def block(level: int) -> Layers:
+        layers = new(maps[level])
+        for deep, stride in blocks[level]:
+            layers.conv(deep, stride)
+        return layers
+
+    for level in range(3):
+        maps.append(block(level).shape)
+    full, half, eighth, sixteenth = (m[1:] for m in maps)
+    quarter = new(maps[1]).conv(b).shape[1:]
+    merges = [
+        Concatenate(new((dim,)).feature_map(shape, nn.ReLU).stack(), shape)
+        for dim, shape in zip(latent_dims[:3], maps[1:], strict=True)
+    ]
+    start = [new(m.out_shape) for m in merges]
+    shown = _shown(image_shape, out_channels)
+    return LadderNetworks(
+        encoders=[block(level).stack() for level in range(3)],
+        rungs=[
+            *(block(level).head(latent_dims[level]) for level in range(3)),
+            new(maps[3]).fc(width).fc(width).head(latent_dims[3]),
+        ],
+        merges=list(merges),
+        decoders=[
+            start[0].deconv(a, full).image(shown).add(output()).stack(),
+            start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).stack(),
+            start[2].deconv(d, sixteenth).deconv(c, eighth).deconv(c, eighth).stack(),
+            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).stack(),
+        ],
+    )
+
+
+def _shown(image_shape: ImageShape, out_channels: int | None) -> ImageShape:
+    channels, height, width = image_shape
+    return channels if out_channels is None else out_channels, height, width
+
+
+def _count(setting: str, **wanted: tuple[Sequence[int], int]) -> None:
+    for name, (given, number) in wanted.items():
+        if len(given) != number:
+            raise ValueError(
+                f"{setting} is a setting of the paper with {number} {name}, but got {list(given)}; for other "
+                "numbers of rungs use mlp_ladder, or pass networks of your own to LadderVAE."
+            )

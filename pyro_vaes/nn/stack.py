@@ -1,0 +1,146 @@
+"""Stacks of convolutions and fully connected layers, written as tables in papers are: layer by layer, shapes inferred.
+
+Layers((1, 28, 28)).conv(64).conv(128).fc(1024).linear(10).stack()
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vaes.nn.conv import same_conv, same_deconv
+from pyro_vaes.nn.heads import SigmoidNormalHead
+from pyro_vaes.nn.mlp import Chain
+
+__all__ = ["Layers", "Stack"]
+
+leaky_relu = partial(nn.LeakyReLU, 0.1)  # the slope of the authors of the ladder
+
+
+class Stack(nn.Sequential):
+    """Layers that take data of one shape, behind any number of leading dimensions (particles, batch).
+
+    Arguments:
+        layers: The layers, for inputs with one leading dimension.
+        in_shape: Shape of one datum, ``(F,)`` or ``(C, H, W)``.
+        out_shape: Shape of what becomes of it.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
+        super().__init__(*layers)
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        leading = x.dim() - len(self.in_shape)
+        if leading < 0 or x.shape[leading:] != self.in_shape:
+            raise ValueError(
+                f"This network takes data of shape {self.in_shape} behind the leading dimensions, but got a tensor of "
+                f"shape {tuple(x.shape)}; build it for the data's shape, or load images unflattened (flatten=False)?"
+            )
+        lead = x.shape[:leading]
+        return super().forward(x.reshape(-1, *self.in_shape)).reshape(*lead, *self.out_shape)
+
+
+class Layers:
+    """Collects layers and keeps track of the shape; each method returns the collection itself.
+
+    Hidden layers are followed by batch normalisation, if wanted, and an activation. Batch normalisation is that of
+    ``tf.contrib.layers``: a shift but no scale is learned and epsilon is 1e-3; its running averages follow with torch's
+    0.1 rather than with 0.001, which takes thousands of steps until evaluation means something. Before it weights start
+    at N(0, 0.02²); linear outputs start at Xavier's with zero biases.
+
+    Arguments:
+        shape: Of one datum, ``(F,)`` or ``(C, H, W)``.
+        batch_norm: Whether hidden layers are normalised over the batch.
+
+    Example:
+        >>> import torch
+        >>> Layers((1, 9, 9), batch_norm=False).conv(4).fc(8).linear(2).stack()(torch.zeros(7, 5, 1, 9, 9)).shape
+        torch.Size([7, 5, 2])
+    """
+
+    def __init__(self, shape: Sequence[int], *, batch_norm: bool) -> None:
+        self.in_shape: tuple[int, ...] = tuple(shape)
+        self.shape: tuple[int, ...] = self.in_shape
+        self.batch_norm = batch_norm
+        self.layers: list[nn.Module] = []
+
+    def conv(self, channels: int, stride: int = 2) -> Self:
+        """A 4 × 4 convolution (SAME) to this many channels, and a leaky ReLU."""
+        deep, height, width = self.shape
+        self.layers += same_conv(deep, channels, (height, width), stride=stride)
+        self.shape = (channels, math.ceil(height / stride), math.ceil(width / stride))
+        return self._hidden(self.layers[-1], leaky_relu)
+
+    def deconv(self, channels: int, size: Sequence[int]) -> Self:
+        """A 4 × 4 transposed convolution (SAME) to this (height, width), which is kept or doubled; a leaky ReLU."""
+        return self._hidden(self._deconv(channels, size), leaky_relu)
+
+    def image(self, shape: Sequence[int]) -> Self:
+        """A transposed convolution whose output is the image: nothing behind it."""
+        self._output(self._deconv(shape[0], shape[1:]))
+        return self
+
+    def _deconv(self, channels: int, size: Sequence[int]) -> nn.Module:
+        height, width = size
+        layers = same_deconv(self.shape[0], channels, (height, width), stride=1 if self.shape[1:] == tuple(size) else 2)
+        self.layers += layers
+        self.shape = (channels, *size)
+        return layers[0]
+
+    def fc(self, width: int, activation: Callable[[], nn.Module] = leaky_relu) -> Self:
+        """A fully connected layer with an activation, a leaky ReLU by default."""
+        return self._hidden(self._linear(width), activation)
+
+    def feature_map(self, shape: Sequence[int], activation: Callable[[], nn.Module] = leaky_relu) -> Self:
+        """A fully connected layer whose output is read as (C, H, W)."""
+        self.fc(math.prod(shape), activation)
+        self.layers.append(nn.Unflatten(1, tuple(shape)))
+        self.shape = tuple(shape)
+        return self
+
+    def linear(self, width: int) -> Self:
+        """A linear layer without an activation."""
+        self._output(self._linear(width))
+        return self
+
+    def _linear(self, width: int) -> nn.Module:
+        if len(self.shape) > 1:
+            self.layers.append(nn.Flatten())
+        self.layers.append(nn.Linear(math.prod(self.shape), width))
+        self.shape = (width,)
+        return self.layers[-1]
+
+    def add(self, layer: nn.Module) -> Self:
+        """A layer that keeps the shape."""
+        self.layers.append(layer)
+        return self
+
+    def stack(self) -> Stack:
+        """The network."""
+        return Stack(self.layers, self.in_shape, self.shape)
+
+    def head(self, dim: int) -> Chain:
+        """The network with a diagonal normal over ``dim`` dimensions behind it."""
+        if len(self.shape) > 1:
+            self.layers.append(nn.Flatten())
+            self.shape = (math.prod(self.shape),)
+        return Chain(self.stack(), SigmoidNormalHead(self.shape[0], dim))
+
+    def _hidden(self, layer: nn.Module, activation: Callable[[], nn.Module]) -> Self:
+        if self.batch_norm:
+            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+            layer.register_parameter("bias", None)  # the normalisation would take it away again
+            kind = nn.BatchNorm2d if len(self.shape) == 3 else nn.BatchNorm1d
+            norm = kind(self.shape[0], eps=1e-3, affine=False)
+            norm.bias = nn.Parameter(torch.zeros(self.shape[0]))
+            self.layers.append(norm)
+        self.layers.append(activation())
+        return self
+
+    def _output(self, layer: nn.Module) -> None:
+        nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
