@@ -13,7 +13,14 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMixture, AmortizedMultivariateNormal, AmortizedNormal
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, RecursiveMixture_ELBO, StratifiedMixture_ELBO
+from pyro_vaes.infer import (
+    DReG_ELBO,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    RecursiveMixture_ELBO,
+    StickingTheLanding_ELBO,
+    StratifiedMixture_ELBO,
+)
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import (
     MLP,
@@ -164,11 +171,13 @@ BOUNDS: dict[str, Callable] = {
     "enum": lambda: TraceEnum_ELBO(strict_enumeration_warning=False),
     "importance_weighted": lambda: ImportanceWeighted_ELBO(3),
     "free_bits": lambda: FreeBits_ELBO(0.05),
+    "sticking_the_landing": StickingTheLanding_ELBO,
+    "dreg": lambda: DReG_ELBO(3),
     "stratified_mixture": StratifiedMixture_ELBO,
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
-REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits"}
+REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits", "sticking_the_landing", "dreg"}
 
 
 def undefined(model: str, guide: str, bound: str) -> bool:
