@@ -23,9 +23,11 @@ from pyro_vaes.guides import (
 )
 from pyro_vaes.infer import (
     MMD_ELBO,
+    DReG_ELBO,
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
     RecursiveMixture_ELBO,
+    StickingTheLanding_ELBO,
     StratifiedMixture_ELBO,
 )
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE, LadderVAE
@@ -206,11 +208,13 @@ BOUNDS: dict[str, Callable] = {
     "importance_weighted": lambda: ImportanceWeighted_ELBO(3),
     "free_bits": lambda: FreeBits_ELBO(0.05),
     "mmd": lambda: MMD_ELBO(5.0),
+    "sticking_the_landing": StickingTheLanding_ELBO,
+    "dreg": lambda: DReG_ELBO(3),
     "stratified_mixture": StratifiedMixture_ELBO,
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
-REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits", "mmd"}
+REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits", "mmd", "sticking_the_landing", "dreg"}
 
 
 def undefined(model: str, guide: str, bound: str) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.infer.bound import Program
 
-__all__ = ["LogLikelihood", "log_likelihood", "log_weights", "pareto_khat"]
+__all__ = ["LogLikelihood", "log_likelihood", "log_weights", "pareto_khat", "summarise"]
 
 T = TypeVar("T")
 
@@ -120,12 +120,12 @@ def log_likelihood(
     Weights are streamed: only those of one batch are held at a time.
     """
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    columns = _by_batch(lambda w: _summarise(w.double()), particles, num_particles)
+    columns = _by_batch(lambda w: summarise(w.double()), particles, num_particles)
     estimate, error, elbo, ess, khat = (torch.cat(c) for c in zip(*columns, strict=True))
     return LogLikelihood(estimate, error, elbo, ess, khat, num_particles)
 
 
-def _summarise(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def summarise(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Estimate, standard error, ELBO, effective sample size and k-hat from weights ``(K, B)``."""
     num = len(log_w)
     estimate = log_w.logsumexp(0) - math.log(num)

@@ -28,7 +28,7 @@ from pyro_vaes.infer.importance import (
 )
 from pyro_vaes.infer.pair import Pair, preserve_rng
 
-__all__ = ["Draws", "Particles", "aligned", "random_sites", "was_observed"]
+__all__ = ["Args", "Draws", "Particles", "Sites", "aligned", "random_sites", "was_observed"]
 
 logger = logging.getLogger(__name__)
 
@@ -202,33 +202,49 @@ class Particles:
         full, rest = divmod(num_particles, self.chunk_size)
         yield from [self.chunk_size] * full + ([rest] if rest else [])
 
-    def draw(self, args: Args, num: int) -> Draws:
-        """Draw ``num`` particles for the rows in ``args``; call it inside the loop over :meth:`rows`."""
+    def draw(self, args: Args, num: int, guide: Program | None = None) -> Draws:
+        """Draw ``num`` particles for the rows in ``args``; call it inside the loop over :meth:`rows`.
+
+        Another guide than the pair's own may be given for this draw; it sees the same rows.
+        """
+        q = self.pair.guide if guide is None else self.fixed(guide)
         with poutine.block():
             if not self.vectorized:
-                each = [self._one(args) for _ in range(num)]
+                each = [self._one(args, q) for _ in range(num)]
                 weights = torch.stack([d.log_weights for d in each])
                 return Draws(weights, _stacked([d.guide_sites for d in each]), _stacked([d.model_sites for d in each]))
-            log_weights, guide_trace, model_trace = per_datum_log_weights(
-                self.pair.model, self.pair.guide, args, num, self.plate
-            )
+            log_weights, guide_trace, model_trace = per_datum_log_weights(self.pair.model, q, args, num, self.plate)
         return Draws(log_weights, _expanded(random_sites(guide_trace)), self._scored(model_trace))
+
+    def log_density(self, program: Program, args: Args, given: dict[str, Tensor]) -> Tensor:
+        """Unscaled log-density ``(K, B)`` of a program at given values ``(K, *batch, *event)`` of its random sites."""
+        num = len(next(iter(given.values())))
+
+        def run(values: dict[str, Tensor], *, particles: bool) -> Tensor:
+            trace = poutine.trace(poutine.condition(program, data=values)).get_trace(*args)
+            return per_datum_log_prob(trace, self.plate.dim, particles=particles)
+
+        with poutine.block():
+            if self.vectorized:
+                with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
+                    return run(given, particles=True)
+            return torch.stack([run({n: v[k] for n, v in given.items()}, particles=False) for k in range(num)])
 
     def replicate(self, args: Args, draws: Draws) -> dict[str, Tensor]:
         """Replicated observations ``(K, B, *plates, *event)`` given drawn latents: the model without its data."""
-        sites = self._run(WithoutData()(self.pair.model), args, len(draws.log_weights), draws.latents())
+        sites = self.run(WithoutData()(self.pair.model), args, len(draws.log_weights), draws.latents())
         return {n: aligned(s, self.plate) for n, s in sites.items() if was_observed(s)}
 
     def observed_means(self, args: Args, draws: Draws) -> dict[str, Tensor]:
         """Means ``(K, B, *plates, *event)`` of the observed sites' distributions given drawn latents."""
-        sites = self._run(self.pair.model, args, len(draws.log_weights), draws.latents(), means=True)
+        sites = self.run(self.pair.model, args, len(draws.log_weights), draws.latents(), means=True)
         return {n: aligned(s, self.plate, key="mean") for n, s in sites.items() if n in draws.observations()}
 
     def prior(self, args: Args, num: int) -> Sites:
         """All sites of the model run forward, without its data: latents from the prior and new observations."""
-        return self._run(WithoutData()(self.pair.model), args, num, {})
+        return self.run(WithoutData()(self.pair.model), args, num, {})
 
-    def _run(self, program: Program, args: Args, num: int, given: Sites, *, means: bool = False) -> Sites:
+    def run(self, program: Program, args: Args, num: int, given: Sites, *, means: bool = False) -> Sites:
         """The sites of ``num`` runs of a program given values of some, with shape ``(K, *batch, *event)``."""
 
         def run(values: dict[str, Tensor]) -> Sites:
@@ -244,8 +260,8 @@ class Particles:
                     return run({n: s["value"] for n, s in given.items()})
             return _stacked([run({n: s["value"][k] for n, s in given.items()}) for k in range(num)])
 
-    def _one(self, args: Args) -> Draws:
-        guide_trace, model_trace = guide_and_model_traces(self.pair.model, self.pair.guide, args)
+    def _one(self, args: Args, guide: Program) -> Draws:
+        guide_trace, model_trace = guide_and_model_traces(self.pair.model, guide, args)
         log_p, log_q = (per_datum_log_prob(t, self.plate.dim, particles=False) for t in (model_trace, guide_trace))
         return Draws(log_p - log_q, _expanded(random_sites(guide_trace)), self._scored(model_trace))
 

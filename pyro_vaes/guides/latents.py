@@ -1,6 +1,6 @@
 """The latent sites of a program, found by running it once, seen as one unconstrained vector per datum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyro
@@ -38,6 +38,11 @@ class LatentSite:
         extra = log_det.dim() - (flat.dim() - 1)
         return value, log_det.sum(tuple(range(-extra, 0))) if extra else log_det
 
+    def unconstrain(self, value: Tensor) -> Tensor:
+        """The inverse: ``(..., *event_shape)`` to ``(..., numel)`` reals."""
+        flat = self.transform.inv(value)
+        return flat.reshape(*value.shape[: value.dim() - len(self.event_shape)], self.numel)
+
     def normal(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         """A diagonal normal over the unconstrained site, pushed onto the support; loc and scale ``(..., numel)``."""
         shape = loc.shape[:-1] + self.unconstrained_shape
@@ -73,6 +78,10 @@ class Latents:
     def split(self, flat: Tensor) -> list[Tensor]:
         """Cut the vector ``(..., numel)`` into the sites' parts ``(..., site.numel)``."""
         return list(flat.split([site.numel for site in self.sites], dim=-1))
+
+    def join(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The vector ``(..., numel)`` of the sites' values ``(..., *event_shape)``: what they were split from."""
+        return torch.cat([site.unconstrain(values[site.name]) for site in self.sites], dim=-1)
 
     def data_plate(self, rows: int | None) -> pyro.plate:
         """The plate in which the guide samples, for a batch with that many rows; enter it to get the row indices."""

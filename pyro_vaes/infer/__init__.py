@@ -13,6 +13,7 @@ from pyro_vaes.infer.callbacks import (
 )
 from pyro_vaes.infer.check import CheckReport, Problem, check
 from pyro_vaes.infer.checkpoint import load, save
+from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
 from pyro_vaes.infer.evaluation import evaluate
 from pyro_vaes.infer.fit import fit
 from pyro_vaes.infer.free_bits import FreeBits_ELBO
@@ -22,6 +23,7 @@ from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.mmd import MMD_ELBO
 from pyro_vaes.infer.nonfinite import NonFiniteError
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
+from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO
 from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Callback",
     "CheckReport",
     "ClipGradNorm",
+    "DReG_ELBO",
     "EarlyStopping",
     "FreeBits_ELBO",
     "History",
@@ -41,6 +44,7 @@ __all__ = [
     "RecursiveMixture_ELBO",
     "Run",
     "SoftFreeBits",
+    "StickingTheLanding_ELBO",
     "StratifiedMixture_ELBO",
     "TensorBoard",
     "check",

@@ -26,6 +26,7 @@ __all__ = [
     "ImportanceWeighted_ELBO",
     "find_data_plate",
     "guide_and_model_traces",
+    "over_particles",
     "per_datum_log_prob",
     "per_datum_log_weights",
     "per_datum_terms",
@@ -123,6 +124,16 @@ def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
     return sum(rest, start=first)
 
 
+def over_particles(program: Program, num_particles: int, plate: DataPlate) -> Program:
+    """The program inside a plate of particles, which takes the dimension in front of those that the pair uses."""
+
+    def run(*args: object) -> object:
+        with pyro.plate("_particles", num_particles, dim=-plate.depth - 1):
+            return program(*args)
+
+    return run
+
+
 def per_datum_log_weights(
     model: Program, guide: Program, args: tuple[object, ...], num_particles: int, plate: DataPlate
 ) -> tuple[Tensor, Trace, Trace]:
@@ -132,14 +143,9 @@ def per_datum_log_weights(
     Differentiable with respect to every parameter through reparameterised sites.
     """
 
-    def vectorized(program: Program) -> Program:
-        def run(*args: object) -> object:
-            with pyro.plate("_particles", num_particles, dim=-plate.depth - 1):
-                return program(*args)
-
-        return run
-
-    guide_trace, model_trace = guide_and_model_traces(vectorized(model), vectorized(guide), args)
+    guide_trace, model_trace = guide_and_model_traces(
+        over_particles(model, num_particles, plate), over_particles(guide, num_particles, plate), args
+    )
     log_p = per_datum_log_prob(model_trace, plate.dim, particles=True)
     log_q = per_datum_log_prob(guide_trace, plate.dim, particles=True)
     return log_p - log_q, guide_trace, model_trace

@@ -5,7 +5,7 @@ it returns what it drew into, keeps no state and changes no global setting.
 """
 
 from pyro_vaes.plots.collapse import collapse_curve, kl_bars
-from pyro_vaes.plots.criticism import khat, ppc_panels, rank_hist
+from pyro_vaes.plots.criticism import expected_coverage, khat, ppc_panels, rank_hist
 from pyro_vaes.plots.images import image_grid, reconstructions, samples
 from pyro_vaes.plots.ladder import level_manifolds
 from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
@@ -26,4 +26,5 @@ __all__ = [
     "ppc_panels",
     "khat",
     "rank_hist",
+    "expected_coverage",
 ]

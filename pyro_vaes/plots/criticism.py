@@ -244,3 +244,76 @@ def rank_hist(
     ax.set_ylim(0, 1.25 * max(heights.max(), high.max()))  # room for the legend
     legend(ax, loc="upper right")
     return ax
+
+
+def expected_coverage(
+    levels: Array,
+    coverage: Array,
+    num_simulations: int,
+    *,
+    level: float = 0.95,
+    labels: Sequence[str] | None = None,
+    title: str | None = "On the diagonal if calibrated",
+    ax: Axes | None = None,
+) -> Axes:
+    """Show how often credible regions held simulated truths, against their credibility, with the band of calibration.
+
+    A curve above the diagonal means regions too large (cautious), below it too small or in the wrong place.
+
+    Arguments:
+        levels: Credibilities in [0, 1], ascending, with shape `(C,)`.
+        coverage: Shares of the simulations whose truth lay inside, with shape `(C,)`, or `(M, C)` for M curves.
+        num_simulations: Simulations behind each share.
+        level: Probability of the band, at each credibility on its own (binomial).
+        labels: Of the curves.
+        title: Above the axes.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with the diagonal and one line for each curve; a single curve is red where the largest distance from
+        the diagonal fails Kolmogorov's test at `level`, which looks at all credibilities together.
+
+    Raises:
+        ValueError: If the shapes do not match, a number lies outside [0, 1], or `levels` does not ascend.
+
+    References:
+        | A Trust Crisis In Simulation-Based Inference? Your Posterior Approximations Can Be Unfaithful
+          (Hermans, Delaunoy, Rozet, Wehenkel, Begy & Louppe, 2022)
+        | https://arxiv.org/abs/2110.06581
+
+    Example:
+        >>> ax = expected_coverage(np.array([0.1, 0.5, 0.9]), np.array([0.12, 0.48, 0.91]), num_simulations=200)
+        >>> len(ax.lines)
+        2
+    """
+    across, curves = to_numpy(levels, "levels"), np.atleast_2d(to_numpy(coverage, "coverage"))
+    if across.ndim != 1 or curves.ndim != 2 or curves.shape[1] != len(across):
+        raise ValueError(
+            f"levels has shape {across.shape} and coverage {np.shape(coverage)}; wanted (C,) and (C,) or (M, C), one "
+            "share for each level."
+        )
+    for name, values in (("levels", across), ("coverage", curves)):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(
+                f"{name} runs from {values.min():g} to {values.max():g}; wanted [0, 1]. Is it a percentage?"
+            )
+    if not (np.diff(across) > 0).all():
+        raise ValueError("levels does not ascend, so its curve would run backwards. Sort it, and coverage with it.")
+    if num_simulations < 1:
+        raise ValueError(f"num_simulations must be at least 1, but got {num_simulations}.")
+    if labels is not None and len(labels) != len(curves):
+        raise ValueError(f"labels holds {len(labels)} names but coverage has {len(curves)} curves.")
+    ax = quiet(axes_or_new(ax, 4.4, 4.2), title, "credibility of the region", "share of truths inside")
+    fine, tail = np.linspace(0, 1, 201), (1 - level) / 2
+    low, high = (scipy.stats.binom.ppf(q, num_simulations, fine) / num_simulations for q in (tail, 1 - tail))
+    ax.fill_between(fine, low, high, color=GREY, alpha=0.5, linewidth=0, label=f"{level * 100:g} % band")
+    ax.plot([0, 1], [0, 1], color=INK, linewidth=0.9)
+    furthest = scipy.stats.kstwo.ppf(level, num_simulations)
+    for index, curve in enumerate(curves):
+        off = np.abs(curve - across).max() > furthest
+        colour = f"C{index}" if len(curves) > 1 else RED if off else BLUE
+        called = f"{labels[index]}" if labels is not None else None
+        ax.plot(across, curve, color=colour, linewidth=1.8, label=called)
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    legend(ax, loc="upper left")
+    return ax

@@ -106,6 +106,23 @@ def test_rank_band_is_binomial_when_bins_differ_in_width() -> None:
     np.testing.assert_allclose(band.values, scipy.stats.binom.ppf(0.95, 900, widths / 9) / (100 * widths))
 
 
+def test_expected_coverage_is_the_numbers_given_within_a_binomial_band() -> None:
+    levels = np.linspace(0, 1, 11)
+    ax = plots.expected_coverage(levels, levels**2, 400)
+    diagonal, curve = ax.lines
+    np.testing.assert_array_equal(diagonal.get_data(), [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(curve.get_data(), [levels, levels**2])
+    calibrated = plots.expected_coverage(levels, np.clip(levels + 0.04, 0, 1), 400)
+    assert calibrated.lines[1].get_color() != curve.get_color()  # Kolmogorov's 5 % for 400 numbers: 0.0677
+    assert plots.expected_coverage(levels, np.clip(levels + 0.08, 0, 1), 400).lines[1].get_color() == curve.get_color()
+    band = ax.collections[0].get_paths()[0].vertices
+    at_half = band[np.isclose(band[:, 0], 0.5)][:, 1]
+    wanted = scipy.stats.binom.ppf([0.025, 0.975], 400, 0.5) / 400
+    np.testing.assert_allclose([at_half.min(), at_half.max()], wanted)
+    several = plots.expected_coverage(levels, np.stack((levels, levels**2)), 400, labels=["one", "two"])
+    assert len(several.lines) == 3 and several.get_legend().get_texts()[-1].get_text() == "two"
+
+
 VECTOR = torch.arange(3.0)
 CALLS = {
     "image_grid": lambda ax: plots.image_grid(torch.rand(4, 16), ax=ax),
@@ -123,6 +140,7 @@ CALLS = {
     "ppc_panels": lambda ax: plots.ppc_panels(torch.rand(9, 2), torch.rand(5, 9, 2), {}, axes=[ax])[0],
     "khat": lambda ax: plots.khat(VECTOR, ax=ax),
     "rank_hist": lambda ax: plots.rank_hist(VECTOR, 19, ax=ax),
+    "expected_coverage": lambda ax: plots.expected_coverage(VECTOR / 2, VECTOR / 2, 50, ax=ax),
 }
 
 
@@ -174,6 +192,11 @@ BAD = {
     "k-hat of a matrix": (lambda: plots.khat(torch.rand(3, 2)), "one Pareto shape"),
     "a rank too high": (lambda: plots.rank_hist(torch.tensor([20.0]), 19), "num_draws=19"),
     "a rank that is no integer": (lambda: plots.rank_hist(torch.tensor([0.5]), 19), "integers"),
+    "coverage of other levels": (lambda: plots.expected_coverage(VECTOR / 2, VECTOR[:2] / 2, 9), "one share"),
+    "coverage in percent": (lambda: plots.expected_coverage(VECTOR / 2, 50 * VECTOR, 9), "percentage"),
+    "levels fall": (lambda: plots.expected_coverage(1 - VECTOR / 2, VECTOR / 2, 9), "does not ascend"),
+    "no simulations": (lambda: plots.expected_coverage(VECTOR / 2, VECTOR / 2, 0), "num_simulations"),
+    "names of other shares": (lambda: plots.expected_coverage(VECTOR / 2, VECTOR / 2, 9, labels=["a", "b"]), "2 names"),
     "more bins than ranks": (lambda: plots.rank_hist(VECTOR, 4), "5 possible ranks"),
 }
 
