@@ -24,7 +24,7 @@ from torch import Tensor
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.infer.bound import Program
 
-__all__ = ["LogLikelihood", "log_likelihood", "log_weights", "pareto_khat", "summarise"]
+__all__ = ["LogLikelihood", "average_weights", "log_likelihood", "log_weights", "pareto_khat", "summarise"]
 
 T = TypeVar("T")
 
@@ -127,12 +127,18 @@ def log_likelihood(
 
 def summarise(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Estimate, standard error, ELBO, effective sample size and k-hat from weights ``(K, B)``."""
+    estimate, error, ess = average_weights(log_w)
+    return estimate, error, log_w.mean(0), ess, pareto_khat(log_w)
+
+
+def average_weights(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The log of the mean weight, its standard error and the effective sample size, each ``(B,)``, from ``(K, B)``."""
     num = len(log_w)
     estimate = log_w.logsumexp(0) - math.log(num)
     relative = (log_w - estimate).exp()  # weights over their mean
     error = relative.std(0) / math.sqrt(num) if num > 1 else torch.full_like(estimate, math.nan)
     ess = relative.sum(0).square() / relative.square().sum(0)
-    return estimate, error, log_w.mean(0), ess, pareto_khat(log_w)
+    return estimate, error, ess
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
