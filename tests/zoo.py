@@ -13,7 +13,13 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMixture, AmortizedMultivariateNormal, AmortizedNormal
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, RecursiveMixture_ELBO, StratifiedMixture_ELBO
+from pyro_vaes.infer import (
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    MutualPosterior_ELBO,
+    RecursiveMixture_ELBO,
+    StratifiedMixture_ELBO,
+)
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import (
     MLP,
@@ -166,6 +172,7 @@ BOUNDS: dict[str, Callable] = {
     "free_bits": lambda: FreeBits_ELBO(0.05),
     "stratified_mixture": StratifiedMixture_ELBO,
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
+    "mutual_posterior": lambda: MutualPosterior_ELBO(eta=1.0, gamma=0.1),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
 REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits"}
@@ -176,8 +183,11 @@ def undefined(model: str, guide: str, bound: str) -> bool:
 
     Analytic KLs with a guide that runs against the model's order, or whose density is meant to cancel
     draw by draw; bounds without score functions with a guide that is
-    not reparameterised; the bounds of mixtures with other guides.
+    not reparameterised; the bounds of mixtures with other guides; divergences between posteriors where the guide draws
+    a site given another.
     """
+    if bound == "mutual_posterior":
+        return guide == "own" and model.startswith("hierarchical")
     if guide == "mixture":
         return bound in REPARAMETERISED
     if bound in OF_MIXTURES:

@@ -1,21 +1,30 @@
 """What is learnt from a fitted pair: likelihoods, replicates, ArviZ groups, posterior collapse."""
 
+from pyro_vaes.diagnostics.clustering import ClusteringReport, ClusteringScores, clustering_report, clustering_scores
 from pyro_vaes.diagnostics.collapse import CollapseReport, SiteCollapse, collapse_report
 from pyro_vaes.diagnostics.datatree import summary, to_datatree, to_inference_data
 from pyro_vaes.diagnostics.likelihood import LogLikelihood, log_likelihood, log_weights, pareto_khat
 from pyro_vaes.diagnostics.predictive import posterior_predictive, prior_predictive, reconstruct
+from pyro_vaes.diagnostics.representation import RepresentationReport, posterior_means, representation_report
 
 __all__ = [
+    "ClusteringReport",
+    "ClusteringScores",
     "CollapseReport",
     "LogLikelihood",
+    "RepresentationReport",
     "SiteCollapse",
+    "clustering_report",
+    "clustering_scores",
     "collapse_report",
     "log_likelihood",
     "log_weights",
     "pareto_khat",
+    "posterior_means",
     "posterior_predictive",
     "prior_predictive",
     "reconstruct",
+    "representation_report",
     "summary",
     "to_datatree",
     "to_inference_data",

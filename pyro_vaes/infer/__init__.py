@@ -19,6 +19,7 @@ from pyro_vaes.infer.free_bits import FreeBits_ELBO
 from pyro_vaes.infer.handlers import local_parameters, scale_latents
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
+from pyro_vaes.infer.mutual_posterior import MutualPosterior_ELBO, PosteriorPairs
 from pyro_vaes.infer.nonfinite import NonFiniteError
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
@@ -34,7 +35,9 @@ __all__ = [
     "ImportanceWeighted_ELBO",
     "KLWarmup",
     "LearningRate",
+    "MutualPosterior_ELBO",
     "NonFiniteError",
+    "PosteriorPairs",
     "Problem",
     "RecursiveMixture_ELBO",
     "Run",
