@@ -26,6 +26,7 @@ from pyro_vaes.infer import (
     DReG_ELBO,
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
+    MutualPosterior_ELBO,
     RecursiveMixture_ELBO,
     StickingTheLanding_ELBO,
     StratifiedMixture_ELBO,
@@ -212,6 +213,7 @@ BOUNDS: dict[str, Callable] = {
     "dreg": lambda: DReG_ELBO(3),
     "stratified_mixture": StratifiedMixture_ELBO,
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
+    "mutual_posterior": lambda: MutualPosterior_ELBO(eta=1.0, gamma=0.1),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
 REPARAMETERISED = {"mean_field", "importance_weighted", "free_bits", "mmd", "sticking_the_landing", "dreg"}
@@ -222,8 +224,11 @@ def undefined(model: str, guide: str, bound: str) -> bool:
 
     Analytic KLs with a guide that runs against the model's order, or whose density is meant to cancel
     draw by draw; bounds without score functions with a guide that is
-    not reparameterised; the bounds of mixtures with other guides.
+    not reparameterised; the bounds of mixtures with other guides; divergences between posteriors where the guide draws
+    a site given another.
     """
+    if bound == "mutual_posterior":
+        return guide == "own" and model.startswith("hierarchical")
     if guide == "mixture":
         return bound in REPARAMETERISED
     if bound in OF_MIXTURES:

@@ -3,15 +3,19 @@
 from pyro_vaes.diagnostics.ais import AnnealedLikelihood, ais
 from pyro_vaes.diagnostics.bdmc import Sandwich, bdmc
 from pyro_vaes.diagnostics.calibration import Calibration, calibration
+from pyro_vaes.diagnostics.clustering import ClusteringReport, ClusteringScores, clustering_report, clustering_scores
 from pyro_vaes.diagnostics.collapse import CollapseReport, SiteCollapse, collapse_report
 from pyro_vaes.diagnostics.datatree import summary, to_datatree, to_inference_data
 from pyro_vaes.diagnostics.gap import InferenceGap, inference_gap
 from pyro_vaes.diagnostics.likelihood import LogLikelihood, log_likelihood, log_weights, pareto_khat
 from pyro_vaes.diagnostics.predictive import posterior_predictive, prior_predictive, reconstruct
+from pyro_vaes.diagnostics.representation import RepresentationReport, posterior_means, representation_report
 
 __all__ = [
     "Calibration",
     "AnnealedLikelihood",
+    "ClusteringReport",
+    "ClusteringScores",
     "CollapseReport",
     "InferenceGap",
     "LogLikelihood",
@@ -20,14 +24,19 @@ __all__ = [
     "calibration",
     "ais",
     "bdmc",
+    "RepresentationReport",
+    "clustering_report",
+    "clustering_scores",
     "collapse_report",
     "inference_gap",
     "log_likelihood",
     "log_weights",
     "pareto_khat",
+    "posterior_means",
     "posterior_predictive",
     "prior_predictive",
     "reconstruct",
+    "representation_report",
     "summary",
     "to_datatree",
     "to_inference_data",

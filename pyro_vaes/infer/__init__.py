@@ -21,6 +21,7 @@ from pyro_vaes.infer.handlers import local_parameters, scale_latents
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.mmd import MMD_ELBO
+from pyro_vaes.infer.mutual_posterior import MutualPosterior_ELBO, PosteriorPairs
 from pyro_vaes.infer.nonfinite import NonFiniteError
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO
@@ -39,7 +40,9 @@ __all__ = [
     "KLWarmup",
     "LearningRate",
     "MMD_ELBO",
+    "MutualPosterior_ELBO",
     "NonFiniteError",
+    "PosteriorPairs",
     "Problem",
     "RecursiveMixture_ELBO",
     "Run",

@@ -116,7 +116,7 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
             *_scale_problems(guide_trace, model_trace),
         ]
         if not any(p.fatal for p in problems):
-            if isinstance(bound, TraceMeanField_ELBO):
+            if isinstance(getattr(bound, "base", bound), TraceMeanField_ELBO):
                 problems += [*_mean_field_problems(pair, args), *_density_problems(guide_trace)]
             problems += _gradient_problems(pair, bound, args)
     return CheckReport(table, tuple(sorted(problems, key=lambda p: not p.fatal)))

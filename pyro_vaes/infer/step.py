@@ -1,6 +1,7 @@
 """One training step: the loss per datum, its gradients, and an optimiser for them."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from pyro_vaes.infer.bound import Bound
 from pyro_vaes.infer.callbacks import Callback, Run
+from pyro_vaes.infer.global_batch import AllGather, global_batch
 from pyro_vaes.infer.nonfinite import num_rows
 from pyro_vaes.infer.pair import Pair
 
@@ -105,13 +107,16 @@ class Step:
 class _LossModule(nn.Module):
     """The loss as a module that holds the trained parameters, as Fabric's strategies want it."""
 
-    def __init__(self, pair: Pair, loss: ELBO, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(
+        self, pair: Pair, loss: ELBO, parameters: Iterable[nn.Parameter], all_gather: AllGather | None
+    ) -> None:
         super().__init__()
         self.parts = nn.ParameterList(parameters)
-        self.pair, self.loss = pair, loss
+        self.pair, self.loss, self.all_gather = pair, loss, all_gather
 
     def forward(self, *args: object) -> Tensor:
-        return self.loss.differentiable_loss(self.pair.model, self.pair.guide, *args)
+        with global_batch(self.all_gather):
+            return self.loss.differentiable_loss(self.pair.model, self.pair.guide, *args)
 
 
 def _loss_module(pair: Pair, loss: ELBO, fabric: "Fabric") -> _LossModule:
@@ -134,7 +139,8 @@ def _loss_module(pair: Pair, loss: ELBO, fabric: "Fabric") -> _LossModule:
             f"Several processes need parameters that are nn.Parameters of modules, but {foreign[:3]} are pyro.param "
             "statements. Make the program a PyroModule with PyroParam attributes."
         )
-    return _LossModule(pair, loss, cast(list[nn.Parameter], list(reached.values())))
+    all_gather = functools.partial(fabric.all_gather, sync_grads=True) if fabric.world_size > 1 else None
+    return _LossModule(pair, loss, cast(list[nn.Parameter], list(reached.values())), cast(AllGather, all_gather))
 
 
 def make_optimizer(optim: MakeOptimizer | Optimizer | PyroOptim | None, parameters: list[Tensor]) -> Optimizer:

@@ -1,0 +1,17 @@
+"""Pure tensor functions: no Pyro, no parameters, no random numbers."""
+
+from pyro_vaes.ops.pairwise import (
+    multivariate_normal_pairwise_kl,
+    normal_mean_kl,
+    normal_mean_softplus,
+    normal_pairwise_kl,
+    off_diagonal,
+)
+
+__all__ = [
+    "multivariate_normal_pairwise_kl",
+    "normal_mean_kl",
+    "normal_mean_softplus",
+    "normal_pairwise_kl",
+    "off_diagonal",
+]
