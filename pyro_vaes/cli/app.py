@@ -1,6 +1,7 @@
 """The commands of `pyro-vaes`."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,11 @@ from pyro_vaes.cli.demo import demo as run_demo
 from pyro_vaes.cli.errors import user_errors
 from pyro_vaes.cli.listing import listing
 from pyro_vaes.cli.measure import EVALUATION, measure
-from pyro_vaes.cli.names import suggest
+from pyro_vaes.cli.names import EXPERIMENTS, choose, suggest
 from pyro_vaes.cli.options import Options, whole_numbers
 from pyro_vaes.cli.pictures import sample_images, save
 from pyro_vaes.cli.report import write_report
-from pyro_vaes.cli.run_directory import Run, open_run
+from pyro_vaes.cli.run_directory import Run, open_run, versions
 from pyro_vaes.cli.training import resume as resume_run
 from pyro_vaes.cli.training import train as train_run
 
@@ -220,6 +221,45 @@ def report(
         opened = open_run(run, root=root, device=device)
         written = write_report(opened, split=split, num_particles=particles, num_data=num_data)
         typer.echo("\n".join(f"Written to {path}" for path in written))
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="The experiment (see `list`).", show_default=False)],
+    budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (about an hour), gpu.")] = "smoke",
+    data: Annotated[str | None, typer.Option(help="A data set.", show_default="digits for smoke, else mnist")] = None,
+    output: Annotated[str, typer.Option(help="gaussian or bernoulli.")] = "gaussian",
+    seeds: Annotated[str, typer.Option(help="One run of every method for each.")] = "1,2,3",
+    only: Annotated[str | None, typer.Option(help="Methods by name, divided by ;", show_default="all")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="under runs/reproduce")] = None,
+    root: Root = None,
+    device: Device = None,
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> None:
+    """Repeat a paper's comparison: its published figures beside ours, as a table and as JSON.
+
+    An interrupted run goes on where it stopped when it is started again.
+    """
+    with user_errors():
+        experiment = choose("experiment", name, EXPERIMENTS)
+        parts = [name, *([data] if data else []), output, budget]
+        path = out or Path("runs") / "reproduce" / f"{'-'.join(parts)}.json"
+        options = {"budget": budget, "data": data, "output": output, "seeds": seeds, "only": only, "device": device}
+        given = " ".join(f"--{n} {shlex.quote(v)}" for n, v in options.items() if v is not None)
+        comparison = experiment.run(
+            budget,
+            data=data,
+            output=output,
+            seeds=whole_numbers(seeds, "seeds"),
+            only=[n.strip() for n in only.split(";")] if only else (),
+            root=root,
+            device=device or "cpu",
+            out=path,
+            about={"command": f"pyro-vaes reproduce {name} {given}", **versions()},
+            progress=progress,
+        )
+        typer.echo(comparison)
+        typer.echo(f"Written to {path}.")
 
 
 @app.command("list")

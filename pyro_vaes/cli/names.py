@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
+from pyro_vaes.experiments import RECURSIVE_MIXTURE, VARIATIONAL_LAPLACE
 from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.guides.amortized import AmortizedGuide
 from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO
@@ -28,7 +29,17 @@ from pyro_vaes.nn import (
 )
 from pyro_vaes.nn.likelihoods import Likelihood
 
-__all__ = ["BOUNDS", "GUIDES", "LIKELIHOODS", "MODELS", "NETWORKS", "LikelihoodEntry", "choose", "suggest"]
+__all__ = [
+    "BOUNDS",
+    "EXPERIMENTS",
+    "GUIDES",
+    "LIKELIHOODS",
+    "MODELS",
+    "NETWORKS",
+    "LikelihoodEntry",
+    "choose",
+    "suggest",
+]
 
 T = TypeVar("T")
 OWN = "own"
@@ -135,6 +146,8 @@ BOUNDS: dict[str, BoundEntry] = {
     ),
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
 }
+
+EXPERIMENTS = {e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE)}
 
 
 def suggest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:

@@ -116,16 +116,23 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     os.replace(fresh, path)
 
 
+def versions() -> dict[str, object]:
+    """The versions of the packages and the machine, for the record."""
+    packages = ("torch", "pyro-ppl", "torchvision", "numpy", "scikit-learn", "arviz", "arviz-base", "xarray")
+    return {
+        "versions": {"pyro-vaes": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
 def describe(options: Options, data: ImageData, out: str) -> dict[str, object]:
     """The content of `run.json`: options, versions, where the data are from and how they were split."""
-    packages = ("torch", "pyro-ppl", "torchvision", "numpy", "scikit-learn", "arviz", "arviz-base", "xarray")
     return {
         "format": FORMAT,
         "command": options.command(out),
         "options": options.to_json(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"pyro-vaes": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        **versions(),
         "data": {
             "name": data.name,
             "source": data.provenance.source,

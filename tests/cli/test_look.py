@@ -164,3 +164,17 @@ def test_demo(tmp_path: Path):
     names = {path.name for path in written}
     assert {"report.html", "posterior.nc", "samples.png", "manifold.png", "ppc.png", "latents.png", "kl.png"} <= names
     assert len(measured.lines()) == 3
+
+
+def test_reproduce(tmp_path: Path, command):
+    out = tmp_path / "new" / "smoke.json"
+    words = ["reproduce", "recursive_mixture", "--only", "VAE; ME-2", "--out", out, "--no-progress"]
+    result = command(*words)
+    assert result.exit_code == 0, result.output
+    assert "published" in result.stdout and "ME-2" in result.stdout and str(out) in result.stdout
+    about = json.loads(out.read_text())["about"]
+    assert about["command"].startswith("pyro-vaes reproduce recursive_mixture --budget smoke --output gaussian")
+    assert "torch" in about["versions"]
+    assert command(*words).stdout == result.stdout, "what is there is not measured again"
+    result = command("reproduce", "recursive_mixtures")
+    assert result.exit_code == 2 and "did you mean 'recursive_mixture'" in result.output

@@ -1,0 +1,125 @@
+"""The guides that the papers compare, each as a :class:`~pyro_vaes.experiments.comparison.Method`.
+
+All share the model and the encoder's trunk; what differs is q and, for mixtures, its bound.
+"""
+
+from functools import partial
+
+from pyro.infer import ELBO, Trace_ELBO
+from torch import nn
+
+from pyro_vaes.experiments.comparison import Guide, Method
+from pyro_vaes.experiments.setting import Networks
+from pyro_vaes.guides import (
+    AmortizedHouseholder,
+    AmortizedIAF,
+    AmortizedLaplace,
+    AmortizedMixture,
+    AmortizedMultivariateNormal,
+    AmortizedNormal,
+    SemiAmortized,
+)
+from pyro_vaes.infer import RecursiveMixture_ELBO, StratifiedMixture_ELBO
+from pyro_vaes.models import VAE
+from pyro_vaes.nn import HouseholderHead, IAFHead, MultivariateNormalHead
+
+__all__ = [
+    "boosted",
+    "full_covariance",
+    "householder",
+    "iaf",
+    "laplace",
+    "mixture",
+    "recursive_mixture",
+    "semi_amortized",
+    "vae",
+]
+
+
+def _laplace_guide(steps: int, model: VAE) -> Guide:
+    return AmortizedLaplace(model.model, start=model.encoder, steps=steps)
+
+
+def vae(refine: tuple[int, ...] = ()) -> Method:
+    """The diagonal normal; `refine` names numbers of Laplace updates to put in its place on the trained model."""
+
+    def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
+        model = networks.vae()
+        return model, model.guide, Trace_ELBO()
+
+    return Method("VAE", build, {f"VAE, then Laplace-{steps}": partial(_laplace_guide, steps) for steps in refine})
+
+
+def full_covariance() -> Method:
+    """An amortised full covariance, which tells "full covariance" from "Laplace"."""
+
+    def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
+        model = networks.vae(MultivariateNormalHead)
+        return model, AmortizedMultivariateNormal(model.model, model.encoder), Trace_ELBO()
+
+    return Method("full covariance", build)
+
+
+def semi_amortized(steps: int, lr: float) -> Method:
+    """Gradient steps on each datum's ELBO from the encoder's output, with the gradient through them."""
+
+    def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
+        model = networks.vae()
+        return model, SemiAmortized(AmortizedNormal(model.model, model.encoder), steps=steps, lr=lr), Trace_ELBO()
+
+    return Method(f"SA-{steps}", build)
+
+
+def householder(flows: int) -> Method:
+    """Householder reflections of a diagonal normal."""
+
+    def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
+        model = networks.vae(partial(HouseholderHead, flows=flows))
+        return model, AmortizedHouseholder(model.model, model.encoder), Trace_ELBO()
+
+    return Method(f"HF-{flows}", build)
+
+
+def iaf(flows: int) -> Method:
+    """Inverse autoregressive flows that see the encoder's features."""
+
+    def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
+        model = networks.vae(partial(IAFHead, flows=flows))
+        return model, AmortizedIAF(model.model, model.encoder), Trace_ELBO()
+
+    return Method(f"IAF-{flows}", build)
+
+
+def laplace(steps: int) -> Method:
+    """The Laplace posterior after so many updates from the encoder's mean."""
+
+    def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
+        model = networks.vae(nn.Linear)  # the updates start from a mean alone
+        return model, _laplace_guide(steps, model), Trace_ELBO()
+
+    return Method(f"VLAE-{steps}", build)
+
+
+def _mixture(components: int, bound: ELBO, networks: Networks) -> tuple[VAE, Guide, ELBO]:
+    model = networks.vae()
+    encoders = [model.encoder, *(networks.encoder() for _ in range(components - 1))]
+    weights = [networks.weight() for _ in range(components - 1)]
+    return model, AmortizedMixture(model.model, encoders, weights), bound
+
+
+def mixture(components: int) -> Method:
+    """All components, weights and the model on the mixture's bound at once."""
+    return Method(f"ME-{components}", lambda networks: _mixture(components, StratifiedMixture_ELBO(), networks))
+
+
+def recursive_mixture(components: int, cap: float = 500.0) -> Method:
+    """Each component where those before it fall short, with the KL term capped at `cap` nats."""
+    name = f"RME-{components}" + ("" if cap == 500.0 else f", cap {cap:g}")
+    return Method(name, lambda networks: _mixture(components, RecursiveMixture_ELBO(cap), networks))
+
+
+def boosted(components: int, entropy: float = 1.0) -> Method:
+    """The objective of boosted variational inference: the component's entropy in place of the capped KL."""
+    return Method(
+        f"BVI-{components}", lambda networks: _mixture(components, RecursiveMixture_ELBO(entropy=entropy), networks)
+    )
