@@ -11,9 +11,16 @@ from torch import nn
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import RECURSIVE_MIXTURE, VARIATIONAL_LAPLACE
-from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.guides import (
+    AmortizedHouseholder,
+    AmortizedIAF,
+    AmortizedLaplace,
+    AmortizedMultivariateNormal,
+    AmortizedNormal,
+    SemiAmortized,
+)
 from pyro_vaes.guides.amortized import AmortizedGuide
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO
+from pyro_vaes.infer import DReG_ELBO, FreeBits_ELBO, ImportanceWeighted_ELBO, StickingTheLanding_ELBO
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import (
     BernoulliLikelihood,
@@ -21,6 +28,8 @@ from pyro_vaes.nn import (
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticMixtureLikelihood,
     GaussianLikelihood,
+    HouseholderHead,
+    IAFHead,
     LaplaceLikelihood,
     MultivariateNormalHead,
     NegativeBinomialLikelihood,
@@ -64,9 +73,9 @@ class LikelihoodEntry:
 
 @dataclass(frozen=True)
 class GuideEntry:
-    """An amortised guide by name: its class, its head, and what it is in words."""
+    """An amortised guide by name: its constructor, its head, and what it is in words."""
 
-    build: type[AmortizedGuide]
+    build: Callable[[Callable[..., object], nn.Module], AmortizedGuide]
     head: Callable[[int, int], nn.Module]
     about: str
 
@@ -130,6 +139,16 @@ GUIDES: dict[str, GuideEntry | None] = {
     "amortized_multivariate_normal": GuideEntry(
         AmortizedMultivariateNormal, MultivariateNormalHead, "a normal with full covariance over all latents"
     ),
+    "amortized_householder": GuideEntry(AmortizedHouseholder, HouseholderHead, "4 reflections of a diagonal normal"),
+    "amortized_iaf": GuideEntry(AmortizedIAF, IAFHead, "4 inverse autoregressive flows"),
+    "semi_amortized": GuideEntry(
+        lambda model, encoder: SemiAmortized(AmortizedNormal(model, encoder)),
+        NormalHead,
+        "4 gradient steps on each image's bound from a diagonal normal",
+    ),
+    "amortized_laplace": GuideEntry(
+        AmortizedLaplace, nn.Linear, "4 Newton steps to the mode, and the curvature there; not for batch norm"
+    ),
 }
 
 BOUNDS: dict[str, BoundEntry] = {
@@ -143,6 +162,14 @@ BOUNDS: dict[str, BoundEntry] = {
     ),
     "importance_weighted": BoundEntry(
         lambda particles, _: ImportanceWeighted_ELBO(particles), "importance weighted, --particles 5", particles=5
+    ),
+    "sticking_the_landing": BoundEntry(
+        lambda particles, _: StickingTheLanding_ELBO(particles), "the ELBO with path derivatives only for the guide"
+    ),
+    "dreg": BoundEntry(
+        lambda particles, _: DReG_ELBO(particles),
+        "importance weighted, with doubly reparameterised gradients, --particles 5",
+        particles=5,
     ),
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
 }

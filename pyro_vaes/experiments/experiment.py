@@ -21,14 +21,14 @@ SUBSETS = {"svhn_subset", "cifar10_subset"}
 def image_setting(budget: str, data: str, output: str) -> Setting:
     """One hidden layer of 256 and a code of 16, or 512 and 32 for colour images, with Adam 5e-4.
 
-    ``"smoke"`` takes seconds; ``"cpu"`` trains for 5 epochs and measures 1000 test images; ``"gpu"`` trains for 100
+    ``"smoke"`` takes seconds; ``"cpu"`` trains for 3 epochs and measures 1000 test images; ``"gpu"`` trains for 100
     and measures all.
     """
     hidden, latent_dim = ((512,), 32) if data in COLOUR else ((256,), 16)
     if budget == "smoke":
         return Setting(data, output, (16,), 4, epochs=1, train_images=512, test_images=64, num_particles=10)
     if budget == "cpu":
-        return Setting(data, output, hidden, latent_dim, epochs=5, test_images=1000)
+        return Setting(data, output, hidden, latent_dim, epochs=3, test_images=1000)
     return Setting(data, output, hidden, latent_dim, epochs=100)
 
 
