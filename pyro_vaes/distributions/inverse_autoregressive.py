@@ -4,8 +4,9 @@ r"""One step of an inverse autoregressive flow, with context.
 
 where m_i and s_i see the context and those z_j that come before z_i in the step's order.
 
-Pyro's ``ConditionalAffineAutoregressive`` computes the same, but inverts in the default dtype only, and the cache of
-every transform of torch's hands a draw that was made without gradients to a density that needs them.
+Pyro's ``ConditionalAffineAutoregressive`` computes the same, but starts its inverse in the default dtype, takes no
+value with fewer leading dimensions than the context, and has torch's cache, which hands what was computed without
+gradients to a density that needs them.
 """
 
 from collections.abc import Callable, Sequence

@@ -39,9 +39,10 @@ def test_the_features_are_a_real_context_of_every_step():
     """P2: a mask that covers the context too would leave (m, s) where they are."""
     head = IAFHead(F, D, flows=3, hidden=[16, 16]).double()
     z, one, two = torch.randn(N, D, dtype=torch.float64), features(N), features(N)
-    for network in head.networks:
-        for before, after in zip(network(z, one), network(z, two), strict=True):
-            assert ((before - after).abs() > 1e-6).all(), "of every dimension, the first in the order included"
+    for before, after in zip(head(one).transforms, head(two).transforms, strict=True):
+        for m_or_s in zip(before.network(z, before.context), after.network(z, after.context), strict=True):
+            assert ((m_or_s[0] - m_or_s[1]).abs() > 1e-6).all(), "of every dimension, the first in the order included"
+        assert ((before(z) - after(z)).abs() > 1e-6).all()
 
 
 def test_the_order_is_reversed_from_step_to_step():
