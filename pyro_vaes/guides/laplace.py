@@ -25,6 +25,7 @@ from pyro_vaes.guides.fisher import clipped_bernoulli
 from pyro_vaes.guides.joint import Joint, refuse_dependence
 from pyro_vaes.guides.latents import batch_rows
 from pyro_vaes.guides.linearise import Linearised, linearise
+from pyro_vaes.guides.newton import factorise, newton_step
 from pyro_vaes.guides.relu_chain import find_chain, record_chains
 from pyro_vaes.nn.module import as_posterior
 
@@ -162,15 +163,13 @@ class AmortizedLaplace(AmortizedGuide):
         mu, factor = start, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_updates):
             for t in range(self.steps):
-                local = linearise_at(mu)
-                assert local.score is not None
-                factor = _cholesky(local.precision)
-                step = torch.cholesky_solve(local.score.unsqueeze(-1), factor).squeeze(-1)
-                mu = mu + self.schedule(t) * self._bounded(step)
+                local = linearise_at(mu, constant=not self.reuse_precision or t < self.steps - 1)
+                factor = factorise(local.precision)
+                mu = mu + self.schedule(t) * self._bounded(newton_step(local, factor))
         if self.detach_updates:
             mu = start + (mu - start).detach()
         if factor is None or not self.reuse_precision:
-            factor = _cholesky(linearise_at(mu, score=False).precision)
+            factor = factorise(linearise_at(mu, score=False).precision)
         return PrecisionNormal(mu, factor)
 
     def _bounded(self, step: Tensor) -> Tensor:
@@ -230,16 +229,6 @@ class AmortizedLaplace(AmortizedGuide):
                 "a normalisation over the batch, or a sample outside Pyro in the model?"
             )
         self._independent = True
-
-
-def _cholesky(precision: Tensor) -> Tensor:
-    try:
-        return torch.linalg.cholesky(precision)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            "The curvature of log p(x, z) is singular or not finite at some datum: its prior is flat where the data "
-            "say nothing, or a value is NaN. Give every latent a proper prior, look for NaN in the data, use float64?"
-        ) from error
 
 
 def _agree(one: Linearised, two: Linearised) -> bool:

@@ -28,10 +28,11 @@ from torch.distributions import Independent
 from torch.distributions.distribution import Distribution
 from torch.func import grad, jvp, vmap
 
+from pyro_vaes.guides.eigenvalues import floor_eigenvalues
 from pyro_vaes.guides.fisher import Fisher, find_fisher
 from pyro_vaes.guides.joint import Joint, JointSite
 
-__all__ = ["Linearised", "floor_eigenvalues", "linearise"]
+__all__ = ["Linearised", "linearise"]
 
 Derivatives = TypeVar("Derivatives", Tensor, tuple[tuple[Tensor, ...], ...])
 Overrides = Mapping[type[Distribution], Fisher]
@@ -44,12 +45,13 @@ class Linearised:
     Attributes:
         score: Gradient of log p(x, z), shape ``(B, d)``; None where it was not asked for.
         precision: The curvature P, symmetric and positive semi-definite, shape ``(B, d, d)``.
-        sites: The program's sites at this point.
+        residual: ``step -> score - P step`` with shape ``(B, d)``, from tangents and cotangents of one direction: the
+            gradients of a few evaluations of the program, where those of ``precision`` take d.
     """
 
     score: Tensor | None
     precision: Tensor
-    sites: list[JointSite]
+    residual: Callable[[Tensor], Tensor]
 
 
 def linearise(
@@ -57,7 +59,7 @@ def linearise(
     z: Tensor,
     *,
     score: bool = True,
-    curvature: bool = True,
+    constant: bool = False,
     fallback: str | None = None,
     overrides: Overrides | None = None,
     chunk_size: int | None = None,
@@ -67,7 +69,8 @@ def linearise(
     Arguments:
         joint: The program and its batch.
         z: Where.
-        score, curvature: Whether to compute them.
+        score: Whether to compute it.
+        constant: Whether gradients stop at ``precision``, which then holds no graph of the Jacobian.
         fallback: ``"hessian"`` for the Hessian of observed sites without an entry in the registry; None refuses them.
         overrides: Entries that take precedence over the registry's.
         chunk_size: How many latent directions to push through the program at once; None for all.
@@ -85,16 +88,24 @@ def linearise(
         if score:
             log_prob = joint.log_prob(sites, len(z))
             (gradient,) = torch.autograd.grad(log_prob.sum(), z, create_graph=recording, retain_graph=True)
-    if not recording:
-        z = z.detach()
-    if not curvature:
-        return Linearised(gradient, z.new_zeros(()), sites)
+    z = z if recording else z.detach()
     with pyro.validation_enabled(False):  # checks of values cannot run under vmap
-        precision = _gauss_newton(joint, z, plans, chunk_size)
         by_hessian = [plan.name for plan in plans if plan.entry is None]
-        if by_hessian:
-            precision = precision + _floored_hessian(joint, z, by_hessian, chunk_size)
-    return Linearised(gradient, 0.5 * (precision + precision.mT), sites)
+        hessian = _floored_hessian(joint, z, by_hessian, chunk_size) if by_hessian else None
+        with torch.set_grad_enabled(recording and not constant):
+            basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+            precision = _gauss_newton(joint, z, plans, basis, chunk_size)
+            precision = precision if hessian is None else precision + hessian
+
+    def residual(step: Tensor) -> Tensor:
+        assert gradient is not None
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            v = step.detach().requires_grad_()
+            half = 0.5 * _gauss_newton(joint, z, plans, v.unsqueeze(0), None).sum()  # P v is the gradient of ½ vᵀ P v
+            (product,) = torch.autograd.grad(half, v, create_graph=recording, materialize_grads=True)
+        return gradient - (product if hessian is None else product + (hessian @ step.unsqueeze(-1)).squeeze(-1))
+
+    return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
 
 
 @dataclass(frozen=True)
@@ -166,18 +177,18 @@ def _depends(t: Tensor, z: Tensor) -> bool:
     return False
 
 
-def _along_directions(column: Callable[[Tensor], Derivatives], z: Tensor, chunk_size: int | None) -> Derivatives:
-    """``column`` of every latent direction at once; the results have one dimension more on the left, of size d."""
-    directions = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+def _along(directions: Tensor, column: Callable[[Tensor], Derivatives], chunk_size: int | None) -> Derivatives:
+    """``column`` of all directions ``(k, ...)`` at once; the results have that dimension more on the left."""
     with warnings.catch_warnings():  # torch announces at the first use of forward mode that it scripts a few formulae
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         return cast(Derivatives, vmap(column, chunk_size=chunk_size)(directions))
 
 
-def _gauss_newton(joint: Joint, z: Tensor, plans: list[_Plan], chunk_size: int | None) -> Tensor:
+def _gauss_newton(joint: Joint, z: Tensor, plans: list[_Plan], directions: Tensor, chunk_size: int | None) -> Tensor:
+    """uᵀ P v for all pairs of k directions, shape ``(B, k, k)``, from directions ``(k, d)`` or ``(k, B, d)``."""
     plans = [plan for plan in plans if plan.entry is not None and any(plan.dependent)]
-    total = z.new_zeros(z.shape + z.shape[-1:])
+    total = directions.new_zeros(len(z), len(directions), len(directions))
     if not plans:
         return total
 
@@ -188,7 +199,7 @@ def _gauss_newton(joint: Joint, z: Tensor, plans: list[_Plan], chunk_size: int |
     def column(direction: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         return cast(tuple[tuple[Tensor, ...], ...], jvp(eta, (z,), (direction.expand_as(z),))[1])
 
-    jacobians = _along_directions(column, z, chunk_size)
+    jacobians = _along(directions, column, chunk_size)
     for plan, tangents in zip(plans, jacobians, strict=True):
         total = total + _quadratic(joint, plan, tangents)
     return total
@@ -230,7 +241,7 @@ def _floored_hessian(joint: Joint, z: Tensor, names: list[str], chunk_size: int 
     def column(direction: Tensor) -> Tensor:
         return cast(Tensor, jvp(grad(energy), (z,), (direction.expand_as(z),))[1])
 
-    hessian = _along_directions(column, z, chunk_size).movedim(0, -1)
+    hessian = _along(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), column, chunk_size).movedim(0, -1)
     floored, lowest, highest = floor_eigenvalues(0.5 * (hessian + hessian.mT))
     if bool((lowest < -1e-4 * highest.abs().clamp(min=1e-3)).any()):
         warnings.warn(
@@ -239,41 +250,3 @@ def _floored_hessian(joint: Joint, z: Tensor, names: list[str], chunk_size: int 
             stacklevel=2,
         )
     return floored
-
-
-class _FloorEigenvalues(torch.autograd.Function):
-    """V max(l, 0) Vᵀ of symmetric matrices V l Vᵀ, with the derivative of Daleckii and Krein.
-
-    Autograd through ``eigh`` divides by differences of eigenvalues, which vanish where several sites have none.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(matrix)
-        ctx.save_for_backward(values, vectors)
-        ctx.mark_non_differentiable(values)
-        return (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT, values
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor) -> Tensor:
-        values, vectors = ctx.saved_tensors  # type: ignore[attr-defined]
-        floored = values.clamp(min=0)
-        gap = values.unsqueeze(-1) - values.unsqueeze(-2)
-        same = gap == 0
-        ratio = (floored.unsqueeze(-1) - floored.unsqueeze(-2)) / torch.where(same, torch.ones_like(gap), gap)
-        ratio = torch.where(same, (values > 0).to(gap.dtype).unsqueeze(-1).expand_as(gap), ratio)
-        return vectors @ (ratio * (vectors.mT @ gradient @ vectors)) @ vectors.mT
-
-
-def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest positive semi-definite matrices to symmetric ones, and their lowest and highest eigenvalues.
-
-    Arguments:
-        matrix: Symmetric, with shape ``(..., d, d)``.
-
-    Example:
-        >>> floor_eigenvalues(torch.diag(torch.tensor([2.0, -1.0])))[0].diagonal()
-        tensor([2., 0.])
-    """
-    floored, values = _FloorEigenvalues.apply(matrix)
-    return floored, values[..., 0], values[..., -1]

@@ -19,9 +19,10 @@ from pyro_vaes.data import load
 from pyro_vaes.diagnostics import log_likelihood, to_datatree
 from pyro_vaes.distributions import DiscretizedLogisticMixture, PrecisionNormal
 from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher
+from pyro_vaes.guides.eigenvalues import floor_eigenvalues
 from pyro_vaes.guides.fisher import find_fisher
 from pyro_vaes.guides.joint import Joint
-from pyro_vaes.guides.linearise import floor_eigenvalues, linearise
+from pyro_vaes.guides.linearise import linearise
 from pyro_vaes.guides.relu_chain import find_chain, record_chains
 from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, scale_latents
 from pyro_vaes.models import VAE
@@ -816,3 +817,114 @@ def test_refusals_name_the_cure():
     ):
         with pytest.raises(ValueError, match=message):
             AmortizedLaplace(vae.model, vae.encoder, **kwargs)
+
+
+# the gradient of the steps
+
+
+def through_everything(guide, x):
+    """The posterior by autograd through every score, Jacobian and solve, on the generic path."""
+    joint = joint_of(guide, x)
+    mu = guide.mean_at_start(x)
+    for t in range(guide.steps):
+        (score,) = torch.autograd.grad(joint.log_prob(joint.sites(mu), len(mu)).sum(), mu, create_graph=True)
+        step = torch.linalg.solve(linearise(joint, mu).precision, score.unsqueeze(-1)).squeeze(-1)
+        mu = mu + guide.schedule(t) * guide._bounded(step)
+    return PrecisionNormal(mu, torch.linalg.cholesky(linearise(joint, mu).precision))
+
+
+def gradients(value, leaves):
+    return torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
+
+
+def leaky_vae():
+    decoder = nn.Sequential(nn.Linear(K, 8), nn.LeakyReLU(0.1), nn.ReLU(), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, D))
+    return VAE(NormalHead(D, K), decoder, GaussianLikelihood(0.4, learn_scale=True), K)
+
+
+def wide_vae():
+    """More hidden units than data dimensions: no Gram trick."""
+    return gaussian_vae((8, 20), learn_scale=True)
+
+
+def half_off_vae():
+    """Many units that are off for all data, which the closed form leaves out."""
+    vae = gaussian_vae((20, 7), learn_scale=True)
+    with torch.no_grad():
+        vae.decoder[0].bias[::2] = -100.0
+        vae.decoder[2].bias[::3] = -100.0
+    return vae
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (lambda: gaussian_vae((8, 6), learn_scale=True), "fast"),
+        (lambda: gaussian_vae((8, 6), learn_scale=True), "generic"),
+        (lambda: gaussian_vae((), learn_scale=True), "fast"),
+        (leaky_vae, "fast"),
+        (wide_vae, "fast"),
+        (half_off_vae, "fast"),
+        (bernoulli_vae, "generic"),
+        (lambda: VAE(NormalHead(D, K), MLP(K, [8], D, activation=nn.Tanh), BernoulliLikelihood(), K), "generic"),
+        (lambda: VAE(NormalHead(D, K), MLP(K, [8], 2 * D), GaussianLikelihood(1.0, amortize_scale=True), K), "generic"),
+    ],
+)
+@pytest.mark.parametrize("reuse", [False, True])
+def test_gradients_of_the_steps_are_those_through_everything(make, path, reuse):
+    """To rounding, autograd's own through all Jacobians, also where the Fisher information moves with z."""
+    vae, x = make(), binary()
+    guide = AmortizedLaplace(vae.model, vae.encoder, steps=3, path=path)
+    wanted = through_everything(guide, x)
+    q = AmortizedLaplace(vae.model, vae.encoder, steps=3, path=path, reuse_precision=reuse).posterior(x)
+    assert torch.allclose(q.mean, wanted.mean, rtol=0, atol=1e-12)
+    leaves = [*vae.decoder.parameters(), *vae.likelihood.parameters(), *vae.encoder.loc.parameters()]
+    towards, spread = torch.randn(N, K), torch.randn(N, K, K)
+    mean = [gradients((p.mean * towards).sum(), leaves) for p in (q, wanted)]
+    if reuse:
+        wanted = through_everything(AmortizedLaplace(vae.model, vae.encoder, steps=2, path=path), x)
+    pairs = [(p.chol_precision * spread).sum() for p in (q, wanted)]
+    whole = [gradients(value, leaves) for value in pairs]
+    for one, two in (mean, whole):
+        for a, b in zip(one, two, strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-10 * (1 + b.abs().max()))
+
+
+def test_gradients_of_the_steps_at_a_constrained_site_are_those_through_everything():
+    """The curvature of the gamma prior is a Hessian, of the Poisson a Fisher information; the first step is cut."""
+    x = torch.tensor([[0.0], [2.0], [9.0]])
+    guide = AmortizedLaplace(gamma_poisson, nn.Linear(1, 1), steps=3)
+    nn.init.constant_(guide.encoder.bias, -3.0)
+    q, wanted = guide.posterior(x), through_everything(guide, x)
+    leaves = list(guide.encoder.parameters())
+    for one, two in ((q.mean, wanted.mean), (q.chol_precision, wanted.chol_precision)):
+        both = [gradients(p.square().sum(), leaves) for p in (one, two)]
+        assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-10) for a, b in zip(*both, strict=True))
+
+
+@pytest.mark.parametrize("path", ["fast", "generic"])
+def test_second_derivatives_are_refused_rather_than_wrong(path):
+    vae, x = gaussian_vae((8, 6)), real()
+    mean = AmortizedLaplace(vae.model, vae.encoder, steps=1, path=path).posterior(x).mean
+    with pytest.raises(NotImplementedError, match=r"first order only.*detach_updates"):
+        torch.autograd.grad(mean.sum(), vae.encoder.loc.weight, create_graph=True)
+
+
+def test_the_covariance_alone_has_second_derivatives():
+    """Against central differences of the first: 1e-6 of a third derivative, and 1e-10 of rounding."""
+    vae, x = gaussian_vae((5, 6)), real(2)
+    guide, weight = AmortizedLaplace(vae.model, nn.Linear(D, K), steps=0, path="fast"), vae.decoder[0].weight
+    direction, eps = torch.randn_like(weight), 1e-6
+
+    def first(**kwargs):
+        value = guide.posterior(x).precision_matrix.square().sum()
+        return torch.autograd.grad(value, weight, **kwargs)[0]
+
+    (second,) = torch.autograd.grad((first(create_graph=True) * direction).sum(), weight)
+    with torch.no_grad():
+        weight += eps * direction
+    above = first()
+    with torch.no_grad():
+        weight -= 2 * eps * direction
+    wanted = (above - first()) / (2 * eps)
+    assert torch.allclose(second, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max())
