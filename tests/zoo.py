@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMixture, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, RecursiveMixture_ELBO, StratifiedMixture_ELBO
-from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
+from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE, LossyVAE
 from pyro_vaes.nn import (
     MLP,
+    AutoregressiveLikelihood,
+    AutoregressivePrior,
     BernoulliLikelihood,
     Chain,
     ConvDecoder,
@@ -25,7 +27,9 @@ from pyro_vaes.nn import (
     MultivariateNormalHead,
     NormalHead,
     OneHot,
+    PixelCNN,
     WeightHead,
+    stack,
 )
 
 B, D = 6, 16
@@ -97,6 +101,17 @@ def _hierarchical(*, skip: bool, top_down: bool) -> Built:
     return Built(hvae.model, (_binary(),), hvae.guide, lambda: MLP(D, [8], 8), sum(dims), hvae)
 
 
+def lossy_vae() -> Built:
+    shape = (1, 4, 4)
+    encoder = Chain(ConvEncoder(shape, [2], 8), NormalHead(8, 3))
+    network = PixelCNN(shape, 4, stack(2), context_channels=2)
+    likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
+    prior = AutoregressivePrior(3, [8], steps=2)
+    lossy = LossyVAE(encoder, ConvDecoder(3, [3], (2, 4, 4)), likelihood, 3, prior=prior)
+    x = torch.bernoulli(torch.full((B, *shape), 0.4))
+    return Built(lossy.model, (x,), lossy.guide, lambda: ConvEncoder(shape, [2], 8), 3, lossy)
+
+
 def user_poisson() -> Built:
     """A user's program: counts with two latent sites, one of them a scalar, and a plain module in a closure."""
     decoder = MLP(2, [8], D)
@@ -136,6 +151,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "hierarchical_markovian_top_down": lambda: _hierarchical(skip=False, top_down=True),
     "hierarchical_skip_bottom_up": lambda: _hierarchical(skip=True, top_down=False),
     "hierarchical_skip_top_down": lambda: _hierarchical(skip=True, top_down=True),
+    "lossy_vae": lossy_vae,
     "user_poisson": user_poisson,
     "user_constrained": user_constrained,
 }

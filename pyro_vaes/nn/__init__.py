@@ -1,8 +1,12 @@
 """Networks; a head's forward returns a distribution."""
 
+from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
+from pyro_vaes.nn.causal_conv import Reach, gated_block, plain_block, residual_block
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
+from pyro_vaes.nn.flow_prior import AutoregressivePrior
 from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, WeightHead
 from pyro_vaes.nn.likelihoods import (
+    AutoregressiveLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
@@ -12,11 +16,17 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
+from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
 
 __all__ = [
+    "MADE",
     "MLP",
+    "AutoregressiveLikelihood",
+    "AutoregressiveNetwork",
+    "AutoregressivePrior",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "Chain",
@@ -30,10 +40,17 @@ __all__ = [
     "NegativeBinomialLikelihood",
     "NormalHead",
     "OneHot",
+    "PixelCNN",
     "PoissonLikelihood",
     "Program",
+    "Reach",
     "ResidualBlock",
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "gated_block",
+    "plain_block",
+    "residual_block",
+    "stack",
+    "window",
 ]
