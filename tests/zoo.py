@@ -31,9 +31,11 @@ from pyro_vaes.infer import (
     StickingTheLanding_ELBO,
     StratifiedMixture_ELBO,
 )
-from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE, LadderVAE
+from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE, LadderVAE, LossyVAE
 from pyro_vaes.nn import (
     MLP,
+    AutoregressiveLikelihood,
+    AutoregressivePrior,
     BernoulliLikelihood,
     Chain,
     Concatenate,
@@ -46,9 +48,11 @@ from pyro_vaes.nn import (
     MultivariateNormalHead,
     NormalHead,
     OneHot,
+    PixelCNN,
     WeightHead,
     mlp_ladder,
     small_ladder,
+    stack,
 )
 
 B, D = 6, 16
@@ -134,6 +138,17 @@ def ladder_conv() -> Built:
     return Built(ladder.model, (x,), ladder.guide, lambda: ConvEncoder(shape, [2], 8), sum(dims), ladder)
 
 
+def lossy_vae() -> Built:
+    shape = (1, 4, 4)
+    encoder = Chain(ConvEncoder(shape, [2], 8), NormalHead(8, 3))
+    network = PixelCNN(shape, 4, stack(2), context_channels=2)
+    likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
+    prior = AutoregressivePrior(3, [8], steps=2)
+    lossy = LossyVAE(encoder, ConvDecoder(3, [3], (2, 4, 4)), likelihood, 3, prior=prior)
+    x = torch.bernoulli(torch.full((B, *shape), 0.4))
+    return Built(lossy.model, (x,), lossy.guide, lambda: ConvEncoder(shape, [2], 8), 3, lossy)
+
+
 def user_poisson() -> Built:
     """A user's program: counts with two latent sites, one of them a scalar, and a plain module in a closure."""
     decoder = MLP(2, [8], D)
@@ -175,6 +190,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "hierarchical_skip_top_down": lambda: _hierarchical(skip=True, top_down=True),
     "ladder_mlp": ladder_mlp,
     "ladder_conv": ladder_conv,
+    "lossy_vae": lossy_vae,
     "user_poisson": user_poisson,
     "user_constrained": user_constrained,
 }

@@ -4,6 +4,7 @@ from pyro_vaes.diagnostics.ais import AnnealedLikelihood, ais
 from pyro_vaes.diagnostics.bdmc import Sandwich, bdmc
 from pyro_vaes.diagnostics.calibration import Calibration, calibration
 from pyro_vaes.diagnostics.clustering import ClusteringReport, ClusteringScores, clustering_report, clustering_scores
+from pyro_vaes.diagnostics.code_length import CodeLength, code_length
 from pyro_vaes.diagnostics.collapse import CollapseReport, SiteCollapse, collapse_report
 from pyro_vaes.diagnostics.datatree import summary, to_datatree, to_inference_data
 from pyro_vaes.diagnostics.gap import InferenceGap, inference_gap
@@ -16,6 +17,7 @@ __all__ = [
     "AnnealedLikelihood",
     "ClusteringReport",
     "ClusteringScores",
+    "CodeLength",
     "CollapseReport",
     "InferenceGap",
     "LogLikelihood",
@@ -27,6 +29,7 @@ __all__ = [
     "RepresentationReport",
     "clustering_report",
     "clustering_scores",
+    "code_length",
     "collapse_report",
     "inference_gap",
     "log_likelihood",

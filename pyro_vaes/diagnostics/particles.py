@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vaes.diagnostics.handlers import FixedRows, WithoutData, is_factor
+from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.infer.batches import SourceBatches, as_batches
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.check import check
@@ -324,6 +325,8 @@ def _elementwise(fn: torch.distributions.Distribution, value: Tensor) -> Tensor:
     """Log-densities ``(*batch, *event)`` of the elements of events, as far as the distribution factorises."""
     if isinstance(fn, MaskedDistribution):
         return _masked(_elementwise(fn.base_dist, value), fn._mask, len(fn.batch_shape))
+    if isinstance(fn, Autoregressive):
+        return _elementwise(fn.given(value), value)  # by the chain rule
     if isinstance(fn, Independent | ExpandedDistribution):
         return _elementwise(fn.base_dist, value)  # the value has the full shape, so the densities have it too
     return fn.log_prob(value)

@@ -1,5 +1,7 @@
 """Distributions that Pyro and torch lack, or have wrong in a corner; each is usable alone."""
 
+from pyro_vaes.distributions.autoregressive import Autoregressive
+from pyro_vaes.distributions.autoregressive_flow import AutoregressiveFlow
 from pyro_vaes.distributions.constraints import grid
 from pyro_vaes.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixture
@@ -10,6 +12,8 @@ from pyro_vaes.distributions.precision_normal import PrecisionNormal
 from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weights
 
 __all__ = [
+    "Autoregressive",
+    "AutoregressiveFlow",
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
     "HouseholderNormal",

@@ -18,6 +18,8 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions.distribution import Distribution
 
+from pyro_vaes.distributions import AutoregressiveFlow
+
 __all__ = ["Fisher", "Parameters", "Product", "clipped_bernoulli", "find_fisher", "register_fisher"]
 
 Parameters = Callable[..., tuple[Tensor, ...]]
@@ -153,5 +155,9 @@ for _family, _entry in {
     dist.ContinuousBernoulli: _one_each(_logits, lambda fn: fn.variance),
     dist.Categorical: Fisher(lambda fn, value: (fn.logits,), _categorical),
     dist.OneHotCategorical: Fisher(lambda fn, value: (fn.logits,), _categorical),
+    # a prior: its residual is eps = f⁻¹(z), and that is all where the log-determinant is constant (mean-only flows)
+    AutoregressiveFlow: Fisher(
+        lambda fn, value: (fn.whiten(value)[0],), lambda fn, tangents: (tangents[0] / fn.scale.square(),)
+    ),
 }.items():
     _REGISTRY[_family] = _entry

@@ -28,6 +28,7 @@ from torch.distributions import Independent
 from torch.distributions.distribution import Distribution
 from torch.func import grad, jvp, vmap
 
+from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.guides.eigenvalues import floor_eigenvalues
 from pyro_vaes.guides.fisher import Fisher, find_fisher
 from pyro_vaes.guides.joint import Joint, JointSite
@@ -123,7 +124,10 @@ class _Plan:
 def _unwrap(site: JointSite) -> tuple[Distribution, int, list[tuple[Tensor | bool, int]]]:
     """The base distribution, how many batch dimensions of it are events, and the masks with the depth they lie at."""
     fn, depth, masks = site.fn, 0, []
-    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+    while isinstance(fn, Autoregressive | Independent | MaskedDistribution | ExpandedDistribution):
+        if isinstance(fn, Autoregressive):
+            fn = fn.given(site.value)  # its conditionals at what was observed, whose parameters depend on the latents
+            continue
         if isinstance(fn, MaskedDistribution):
             masks.append((fn._mask, depth))
         elif isinstance(fn, Independent):

@@ -120,7 +120,7 @@ def per_datum_terms(trace: Trace, dim: int, *, particles: bool, scaled: bool = F
 
 def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
     """The unscaled sum of :func:`per_datum_terms`."""
-    first, *rest = per_datum_terms(trace, dim, particles=particles)
+    first, *rest = per_datum_terms(trace, dim, particles=particles) or [torch.zeros(())]  # a guide may have no site
     return sum(rest, start=first)
 
 

@@ -1,11 +1,15 @@
 """Networks; a head's forward returns a distribution."""
 
+from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
+from pyro_vaes.nn.causal_conv import Reach, gated_block, plain_block, residual_block
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
 from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
 from pyro_vaes.nn.flow_heads import HouseholderHead, IAFHead
+from pyro_vaes.nn.flow_prior import AutoregressivePrior
 from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, SigmoidNormalHead, WeightHead
 from pyro_vaes.nn.ladder import LadderNetworks, mlp_ladder
 from pyro_vaes.nn.likelihoods import (
+    AutoregressiveLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
@@ -15,12 +19,18 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
+from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
 
 __all__ = [
+    "MADE",
     "MLP",
+    "AutoregressiveLikelihood",
+    "AutoregressiveNetwork",
+    "AutoregressivePrior",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "Chain",
@@ -39,8 +49,10 @@ __all__ = [
     "NegativeBinomialLikelihood",
     "NormalHead",
     "OneHot",
+    "PixelCNN",
     "PoissonLikelihood",
     "Program",
+    "Reach",
     "ResidualBlock",
     "SigmoidNormalHead",
     "StandardNormal",
@@ -50,4 +62,9 @@ __all__ = [
     "medium_ladder",
     "mlp_ladder",
     "small_ladder",
+    "gated_block",
+    "plain_block",
+    "residual_block",
+    "stack",
+    "window",
 ]

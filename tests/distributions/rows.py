@@ -1,6 +1,7 @@
 """One row per distribution that a likelihood returns, and two of Pyro's own as controls of the suite."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,8 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import (
+    Autoregressive,
+    AutoregressiveFlow,
     ContinuousBernoulli,
     DiscretizedLogisticMixture,
     HouseholderNormal,
@@ -18,6 +21,17 @@ from pyro_vaes.distributions import (
     InverseAutoregressive,
     PrecisionNormal,
     RecursiveMixture,
+)
+from pyro_vaes.nn import (
+    MADE,
+    AutoregressiveLikelihood,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    DiscretizedLogisticMixtureLikelihood,
+    PixelCNN,
+    gated_block,
+    stack,
+    window,
 )
 from tests.distributions.suite import Args, NumpyArgs, Row, independent
 
@@ -270,6 +284,121 @@ DISCRETIZED_LOGISTIC_MIXTURE = Row(
     cls=DiscretizedLogisticMixture,
 )
 
+
+def running_sum(x: Tensor, h: Tensor) -> dist.Independent:
+    """Logits h_i + x_1 + .. + x_{i-1} for bits."""
+    return dist.Bernoulli(logits=h + x.cumsum(-1) - x, validate_args=False).to_event(1)
+
+
+AUTOREGRESSIVE = Row(
+    "Autoregressive",
+    lambda context, validate_args=None: Autoregressive(
+        running_sum,
+        context,
+        (3,),
+        dist.constraints.independent(dist.constraints.boolean, 1),
+        validate_args=validate_args,
+    ),
+    lambda b: {"context": real(*b, 3)},
+    lambda a, x: stats.bernoulli.logpmf(x, special.expit(a["context"] + np.cumsum(x, -1) - x)).sum(-1),
+    values=lambda a: torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3),
+    bad_args=(("context", math.nan),),
+    bad_values=(0.5, 2.0, math.nan),
+    event_shape=(3,),
+    moments=False,
+)
+
+
+def networks() -> dict[str, AutoregressiveLikelihood]:
+    """Autoregressive networks under each kind of output, on so few elements that all values can be listed."""
+    binary, classes = BernoulliLikelihood(event_dim=3), CategoricalLikelihood(3, event_dim=3)
+    grey = DiscretizedLogisticMixtureLikelihood(2, 3, event_dim=3)
+    return {
+        "MADE": AutoregressiveLikelihood(BernoulliLikelihood(), MADE(4, [12], context_features=2)),
+        "PixelCNN.binary": AutoregressiveLikelihood(binary, PixelCNN((1, 2, 2), 6, stack(2), context_channels=2)),
+        "PixelCNN.categorical": AutoregressiveLikelihood(
+            classes, PixelCNN((2, 1, 2), 6, window(3, 1), 3, context_channels=1, num_pointwise=1)
+        ),
+        "PixelCNN.logistic": AutoregressiveLikelihood(
+            grey, PixelCNN((1, 2, 2), 6, stack(2), 6, context_channels=1, block=gated_block)
+        ),
+    }
+
+
+@functools.cache
+def network(name: str, dtype: torch.dtype) -> AutoregressiveLikelihood:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return networks()[name].to(dtype).requires_grad_(False)
+
+
+def autoregressive_row(name: str, levels: list[float]) -> Row:
+    """The row of a network; the reference is the chain rule, with all that comes later set to another value."""
+    double = network(name, torch.float64)
+    values = torch.cartesian_prod(*[torch.tensor(levels, dtype=torch.float64)] * math.prod(double.event_shape))
+    # row by row, the channels of a pixel one after the other
+    order = sorted(itertools.product(*map(range, double.event_shape)), key=lambda i: i[1:] + i[:1])
+
+    def chain_rule(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+        x, context = torch.as_tensor(x), torch.as_tensor(a["context"])
+        total, known = torch.zeros(len(x), dtype=torch.float64), torch.full_like(x, levels[-1])
+        for i in order:
+            with torch.no_grad():
+                law = double.likelihood(double.network(double.read(known), context))
+                total += law.base_dist.log_prob(x)[(..., *i)]
+            known[(..., *i)] = x[(..., *i)]
+        return total.numpy()
+
+    def make(context: Tensor, validate_args: bool | None = None) -> Autoregressive:
+        p = network(name, context.dtype)(torch.zeros_like(context))
+        given = p.conditionals, context, p.event_shape, p.support
+        return Autoregressive(*given, context_dim=len(p.event_shape), validate_args=validate_args)
+
+    return Row(
+        f"Autoregressive.{name}",
+        make,
+        lambda b: {"context": real(*b, *double.context_shape)},
+        chain_rule,
+        values=lambda a: values.reshape(-1, *double.event_shape),
+        bad_args=(("context", math.nan),),
+        bad_values=(0.3, 7.0, math.nan),
+        event_shape=double.event_shape,
+        moments=False,
+    )
+
+
+def bend(y: Tensor) -> tuple[Tensor, None]:
+    """A mean-only step of two dimensions: mu = (0.3, sin y_1)."""
+    return torch.stack([torch.full_like(y[..., 0], 0.3), y[..., 0].sin()], -1), None
+
+
+def stretch(y: Tensor) -> tuple[Tensor, Tensor]:
+    """An affine step: mu = (-0.2, y_1 / 2), log sigma = (0.1, tanh(y_1) / 2)."""
+    first = torch.full_like(y[..., 0], -0.2), torch.full_like(y[..., 0], 0.1)
+    second = 0.5 * y[..., 0], 0.5 * y[..., 0].tanh()
+    return torch.stack([first[0], second[0]], -1), torch.stack([first[1], second[1]], -1)
+
+
+def flow_density(a: NumpyArgs, z: np.ndarray) -> np.ndarray:
+    """First the step nearest z, then, with the order reversed, the other one."""
+    b = np.stack([z[:, 0] - 0.3, z[:, 1] - np.sin(z[:, 0])], -1)[:, ::-1]
+    log_scale = np.stack([np.full(len(b), 0.1), np.tanh(b[:, 0]) / 2], -1)
+    eps = (b - np.stack([np.full(len(b), -0.2), b[:, 0] / 2], -1)) * np.exp(-log_scale)
+    return (stats.norm.logpdf(eps, a["loc"], a["scale"]) - log_scale).sum(-1)
+
+
+AUTOREGRESSIVE_FLOW = Row(
+    "AutoregressiveFlow",
+    lambda loc, scale, validate_args=None: AutoregressiveFlow(loc, scale, [bend, stretch], validate_args=validate_args),
+    lambda b: {"loc": 0.3 * real(*b, 2), "scale": between(0.5, 1.0, *b, 2)},
+    flow_density,
+    breaks=lambda a: list(np.linspace(-14, 14, 9)),
+    bad_args=(("scale", -1.0), ("loc", math.nan)),
+    event_shape=(2,),
+    cls=AutoregressiveFlow,
+    moments=False,
+)
+
 UNIVARIATE = [
     NORMAL,
     LAPLACE,
@@ -287,5 +416,11 @@ ROWS = [
     RECURSIVE_MIXTURE,
     HOUSEHOLDER_NORMAL,
     INVERSE_AUTOREGRESSIVE,
+    AUTOREGRESSIVE,
+    AUTOREGRESSIVE_FLOW,
+    autoregressive_row("MADE", [0.0, 1.0]),
+    autoregressive_row("PixelCNN.binary", [0.0, 1.0]),
+    autoregressive_row("PixelCNN.categorical", [0.0, 1.0, 2.0]),
+    autoregressive_row("PixelCNN.logistic", [0.0, 0.5, 1.0]),
     *(independent(row) for row in UNIVARIATE),
 ]

@@ -218,12 +218,13 @@ def moments_by_quadrature(row: Row, args: Args) -> tuple[Tensor, Tensor]:
 
 
 def check_moments_against_quadrature(row: Row) -> None:
+    if not row.moments:
+        for moment in ("mean", "variance"):
+            with pytest.raises(NotImplementedError):
+                getattr(row(), moment)
+        return
     for args in unbatched(row):
         d = row.make(**args)
-        if not row.moments:
-            with pytest.raises(NotImplementedError):
-                _ = d.mean
-            return
         mean, variance = moments_by_quadrature(row, args)
         torch.testing.assert_close(d.mean, mean, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(d.variance, variance, rtol=1e-6, atol=1e-7)
@@ -250,7 +251,8 @@ def check_goodness_of_fit(row: Row) -> None:
         else:
             values = row.values(args)
             expected = NUM_SAMPLES * d.log_prob(values).exp()
-            counts = torch.bincount((x.unsqueeze(-1) - values).abs().argmin(-1), minlength=len(values))
+            distance = torch.cdist(x.reshape(len(x), -1).double(), values.reshape(len(values), -1), p=1.0)
+            counts = torch.bincount(distance.argmin(-1), minlength=len(values))
             rare = expected < 10  # pooled: the chi-squared approximation needs some counts in every cell
             cells = [torch.cat([a[~rare].double(), a[rare].double().sum()[None]]) for a in (counts, expected)]
             observed, wanted = (c[cells[1] > 1e-3].numpy() for c in cells)

@@ -185,6 +185,27 @@ def test_soft_free_bits():
         EarlyStopping(0)
 
 
+def test_T33_the_path_of_soft_free_bits_follows_from_the_kls_alone():
+    """With the paper's slack and another one, measured every two steps of three epochs of four."""
+    kls = [3.0, 0.5, 0.9, 1.04, 1.06, 1.2]
+    for slack, wanted in ((0.05, [1.0, 0.9, 0.81, 0.81, 0.891, 0.9801]), (0.1, [1.0, 0.9, 0.81, 0.81, 0.81, 0.891])):
+        for _ in range(2):
+            vae, measured, found = binary_vae(), iter(kls), []
+            callback = SoftFreeBits(1.0, lambda kls=measured: next(kls), slack=slack, every=2)
+
+            class Watched(Callback):
+                def stepped(self, run, callback=callback, found=found):
+                    if run.step % 2 == 0:
+                        found.append(callback.weight)
+
+            quick(vae.model, vae.guide, binary(16), batch_size=4, callbacks=[callback, Watched()])
+            assert found == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="slack is a share"):
+        SoftFreeBits(1.0, lambda: 1.0, slack=-0.1)
+    with pytest.raises(ValueError, match="every a number of steps"):
+        SoftFreeBits(1.0, lambda: 1.0, every=0)
+
+
 def test_tensorboard_files(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     vae = binary_vae()

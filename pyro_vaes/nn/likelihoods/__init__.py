@@ -1,5 +1,6 @@
 """Likelihoods p(x | z) as modules: they turn what the decoder returns into a distribution of x."""
 
+from pyro_vaes.nn.likelihoods.autoregressive import AutoregressiveLikelihood
 from pyro_vaes.nn.likelihoods.base import Likelihood
 from pyro_vaes.nn.likelihoods.counts import NegativeBinomialLikelihood, PoissonLikelihood
 from pyro_vaes.nn.likelihoods.levels import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
@@ -16,4 +17,5 @@ __all__ = [
     "DiscretizedLogisticMixtureLikelihood",
     "PoissonLikelihood",
     "NegativeBinomialLikelihood",
+    "AutoregressiveLikelihood",
 ]

@@ -1,0 +1,133 @@
+"""Distributions whose elements are drawn one after the other, each given those before it."""
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["Autoregressive"]
+
+Conditionals = Callable[[Tensor, Tensor], TorchDistribution]
+Walk = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, TorchDistribution]]]
+
+
+class Autoregressive(TorchDistribution):
+    r"""A product of conditionals over the elements of a vector or an image, given a context.
+
+    .. math:: p(x \mid h) = \prod_i p(x_i \mid x_{<i}, h)
+
+    ``log_prob`` is one parallel pass, in which every conditional sees the given value (teacher forcing); ``sample`` is
+    sequential. There is no closed form of the mean: average draws, or look at :meth:`given`.
+
+    Arguments:
+        conditionals: ``(value, context) -> distribution`` over the whole event, factorised, whose element i depends on
+            the elements before i alone (in row-major order, unless it brings a ``walk``). Leading dimensions of value
+            and context broadcast. An object with a method ``walk(value, context)`` is sampled faster: it yields, in
+            the order of drawing, a view of ``value`` and the distribution of what is to be written there before the
+            next one is asked for.
+        context: h, with shape ``(*batch_shape, *context_shape)``.
+        event_shape: Shape of x.
+        support: Constraint of x, with as many event dimensions.
+        context_dim: Number of dimensions of ``context_shape``; those of x by default.
+
+    Raises:
+        ValueError: The support is one of single elements, or the context has too few dimensions.
+
+    References:
+        | The Neural Autoregressive Distribution Estimator (Larochelle & Murray, 2011)
+        | https://proceedings.mlr.press/v15/larochelle11a.html
+
+    Example:
+        >>> from pyro.distributions import Bernoulli
+        >>> def conditionals(x, h):  # logits h_i + x_1 + .. + x_{i-1}
+        ...     return Bernoulli(logits=h + x.cumsum(-1) - x).to_event(1)
+        >>> p = Autoregressive(conditionals, torch.zeros(5, 3), (3,), constraints.independent(constraints.boolean, 1))
+        >>> p.sample((2,)).shape, p.log_prob(torch.zeros(3))  # 3 log 1/2
+        (torch.Size([2, 5, 3]), tensor([-2.0794, -2.0794, -2.0794, -2.0794, -2.0794]))
+    """
+
+    has_rsample = False
+
+    def __init__(
+        self,
+        conditionals: Conditionals,
+        context: Tensor,
+        event_shape: torch.Size | tuple[int, ...],
+        support: constraints.Constraint,
+        *,
+        context_dim: int | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        event_shape = torch.Size(event_shape)
+        context_dim = len(event_shape) if context_dim is None else context_dim
+        if support.event_dim != len(event_shape):
+            raise ValueError(
+                f"support={support} constrains values with {support.event_dim} dimensions, but event_shape="
+                f"{tuple(event_shape)} has {len(event_shape)}; wrap it in constraints.independent(support, n)?"
+            )
+        if context.dim() < context_dim:
+            raise ValueError(
+                f"context has shape {tuple(context.shape)}, but context_dim={context_dim} of its dimensions belong to "
+                "one datum; add the missing ones, or pass context_dim?"
+            )
+        self.conditionals, self.context, self.context_dim, self._support = conditionals, context, context_dim, support
+        super().__init__(context.shape[: context.dim() - context_dim], event_shape, validate_args=validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        return {"context": constraints.independent(constraints.real, self.context_dim)}
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return self._support
+
+    def expand(self, batch_shape: torch.Size, _instance: "Autoregressive | None" = None) -> "Autoregressive":
+        new = cast(Autoregressive, self._get_checked_instance(Autoregressive, _instance))
+        batch_shape = torch.Size(batch_shape)
+        new.conditionals, new.context_dim, new._support = self.conditionals, self.context_dim, self._support
+        new.context = self._context(batch_shape)
+        super(Autoregressive, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _context(self, batch_shape: torch.Size) -> Tensor:
+        return self.context.expand(batch_shape + self.context.shape[self.context.dim() - self.context_dim :])
+
+    def given(self, value: Tensor) -> TorchDistribution:
+        """The conditionals p(x_i | x_<i, h) at ``value``, as one factorised distribution over the event."""
+        return self.conditionals(value, self.context)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob = self.given(value).log_prob(value)
+        lead = value.shape[: value.dim() - len(self.event_shape)]
+        return log_prob.expand(torch.broadcast_shapes(lead, self.batch_shape))  # conditionals may ignore the context
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        with torch.no_grad():
+            context = self._context(shape[: len(shape) - len(self.event_shape)])
+            value = context.new_zeros(shape)
+            if 0 in shape:
+                return value
+            walk = cast(Walk | None, getattr(self.conditionals, "walk", None))
+            if walk is not None:
+                for view, fn in walk(value, context):
+                    view.copy_(fn.sample())
+                return value
+            flat = value.flatten(-len(self.event_shape))  # a view: value is contiguous
+            for i in range(flat.shape[-1]):  # a parallel pass for each element: right for any conditionals, and slow
+                flat[..., i] = self.conditionals(value, context).sample().flatten(-len(self.event_shape))[..., i]
+            return value
+
+    @property
+    def mean(self) -> Tensor:
+        raise NotImplementedError("An autoregressive distribution has no mean in closed form: average draws instead.")
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError("An autoregressive distribution has no variance in closed form: use draws instead.")

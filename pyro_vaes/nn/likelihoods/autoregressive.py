@@ -1,0 +1,124 @@
+"""Autoregressive likelihoods: the decoder's output is the context of a network that reads x as well."""
+
+from collections.abc import Iterator
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vaes.distributions import Autoregressive
+from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
+from pyro_vaes.nn.likelihoods.base import Likelihood
+from pyro_vaes.nn.likelihoods.levels import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
+from pyro_vaes.nn.likelihoods.unit import BernoulliLikelihood, ContinuousBernoulliLikelihood
+
+__all__ = ["AutoregressiveLikelihood"]
+
+
+class AutoregressiveLikelihood(nn.Module):
+    r"""x ~ prod_i p(x_i | x_<i, F) with the decoder's output F as context.
+
+    .. math:: p(x_i \mid x_{<i}, F) = \text{likelihood}(\text{network}(x, F)_i)
+
+    The network reads x scaled to [-1, 1] where the likelihood has a smallest and a largest value, so that the zeros
+    around an image are neither.
+
+    Arguments:
+        likelihood: The output, with the event dimensions of the network: ``BernoulliLikelihood(event_dim=3)`` for
+            binary images, ``CategoricalLikelihood(256, event_dim=3)``, ``DiscretizedLogisticMixtureLikelihood``, ...
+            Parameters of its own, such as a Gaussian's scale, must be one number rather than one per element.
+        network: :class:`~pyro_vaes.nn.PixelCNN`, :class:`~pyro_vaes.nn.MADE`, or your own.
+
+    Raises:
+        ValueError: Network and likelihood differ in the numbers per element or in the event's dimensions.
+
+    References:
+        | Conditional Image Generation with PixelCNN Decoders (van den Oord et al., 2016)
+        | https://arxiv.org/abs/1606.05328
+
+    Example:
+        >>> from pyro_vaes.nn import BernoulliLikelihood, PixelCNN, window
+        >>> network = PixelCNN((1, 8, 8), 16, window(4, 2), context_channels=4)
+        >>> p = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)(torch.zeros(5, 4, 8, 8))
+        >>> x = p.sample()
+        >>> x.shape, p.log_prob(x).shape
+        (torch.Size([5, 1, 8, 8]), torch.Size([5]))
+    """
+
+    def __init__(self, likelihood: Likelihood, network: AutoregressiveNetwork) -> None:
+        super().__init__()
+        if not isinstance(likelihood, Likelihood) or not isinstance(network, AutoregressiveNetwork):
+            raise ValueError(
+                "AutoregressiveLikelihood takes (likelihood, network), such as BernoulliLikelihood(event_dim=3) and a "
+                f"PixelCNN, but got {type(likelihood).__name__} and {type(network).__name__}."
+            )
+        if likelihood.event_dim != len(network.event_shape):
+            raise ValueError(
+                f"The likelihood has event_dim={likelihood.event_dim}, but the network's data have shape "
+                f"{network.event_shape}; pass event_dim={len(network.event_shape)}?"
+            )
+        if likelihood.num_params != network.num_params:
+            raise ValueError(
+                f"{type(likelihood).__name__} takes {likelihood.num_params} numbers per value, but the network has "
+                f"num_params={network.num_params}; pass num_params={likelihood.num_params} to the network?"
+            )
+        self.likelihood, self.network = likelihood, network
+        self.low, self.high = _range(likelihood)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of x."""
+        return self.network.event_shape
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        """Shape of the decoder's output for one datum."""
+        return self.network.context_shape
+
+    def forward(self, context: Tensor) -> Autoregressive:
+        """The distribution of x given the decoder's output with shape ``(..., *context_shape)``."""
+        wanted = self.context_shape
+        if context.shape[max(0, context.dim() - len(wanted)) :] != wanted:
+            raise ValueError(
+                f"The decoder returns {tuple(context.shape)}, but the autoregressive network takes {wanted} for each "
+                "datum, behind the batch; give the decoder that output shape, or the network that context?"
+            )
+        one = (self.likelihood.num_params,) + (1,) * (len(self.event_shape) - 1)
+        support = self.likelihood(context.new_zeros(one)).support
+        return Autoregressive(_Conditionals(self), context, self.event_shape, support, context_dim=len(wanted))
+
+    def hint(self, value: Tensor) -> str | None:
+        """See :meth:`Likelihood.hint`."""
+        return self.likelihood.hint(value)
+
+    def read(self, value: Tensor) -> Tensor:
+        """x as the network reads it."""
+        return 2 * (value - self.low) / (self.high - self.low) - 1
+
+
+class _Conditionals:
+    """The two ways of evaluation that :class:`Autoregressive` knows."""
+
+    def __init__(self, owner: AutoregressiveLikelihood) -> None:
+        self.owner = owner
+
+    def __call__(self, value: Tensor, context: Tensor) -> TorchDistribution:
+        x = self.owner.read(value.to(context.dtype))
+        return self.owner.likelihood(self.owner.network(x, context))
+
+    def walk(self, value: Tensor, context: Tensor) -> Iterator[tuple[Tensor, TorchDistribution]]:
+        x = torch.zeros_like(value)
+        for index, params in self.owner.network.walk(x, context):
+            view, read = value, x
+            for dim, i in enumerate(index, start=-len(index)):
+                view, read = view.narrow(dim, i, 1), read.narrow(dim, i, 1)
+            yield view, self.owner.likelihood(params)
+            read.copy_(self.owner.read(view))
+
+
+def _range(likelihood: Likelihood) -> tuple[float, float]:
+    """The smallest and the largest value; -1 and 1, which scale nothing, where there are none."""
+    if isinstance(likelihood, CategoricalLikelihood):
+        return 0.0, likelihood.num_classes - 1.0
+    unit = (BernoulliLikelihood, ContinuousBernoulliLikelihood, DiscretizedLogisticMixtureLikelihood)
+    return (0.0, 1.0) if isinstance(likelihood, unit) else (-1.0, 1.0)
