@@ -9,10 +9,10 @@ from pyro_vaes.infer.pair import Pair
 from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.tables import random_sites
 
-__all__ = ["mean_field_violations"]
+__all__ = ["dependencies", "mean_field_violations"]
 
 
-def _dependencies(program: Program, values: dict[str, Tensor], args: tuple[object, ...]) -> dict[str, set[str]]:
+def dependencies(program: Program, values: dict[str, Tensor], args: tuple[object, ...]) -> dict[str, set[str]]:
     """For each latent site, the other latent sites on whose values its density depends."""
     leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items() if v.is_floating_point()}
     with torch.enable_grad(), poutine.block():
@@ -44,7 +44,7 @@ def mean_field_violations(pair: Pair, args: tuple[object, ...]) -> tuple[set[str
     if len(values) < 2:
         return set(), set()
     order = list(values)
-    prior, posterior = _dependencies(pair.model, values, args), _dependencies(pair.guide, values, args)
+    prior, posterior = dependencies(pair.model, values, args), dependencies(pair.guide, values, args)
 
     def ancestors(name: str) -> set[str]:
         direct = posterior[name]
