@@ -3,10 +3,13 @@
 from pyro_vaes.diagnostics.ais import AnnealedLikelihood, ais
 from pyro_vaes.diagnostics.bdmc import Sandwich, bdmc
 from pyro_vaes.diagnostics.calibration import Calibration, calibration
+from pyro_vaes.diagnostics.chi_square import chi_square_collapse_curve, chi_square_collapse_probability
 from pyro_vaes.diagnostics.clustering import ClusteringReport, ClusteringScores, clustering_report, clustering_scores
 from pyro_vaes.diagnostics.code_length import CodeLength, code_length
 from pyro_vaes.diagnostics.collapse import CollapseReport, SiteCollapse, collapse_report
 from pyro_vaes.diagnostics.datatree import summary, to_datatree, to_inference_data
+from pyro_vaes.diagnostics.forecast import forecast_collapse
+from pyro_vaes.diagnostics.forecast_tables import CollapseForecast, ForecastComparison
 from pyro_vaes.diagnostics.gap import InferenceGap, inference_gap
 from pyro_vaes.diagnostics.likelihood import LogLikelihood, log_likelihood, log_weights, pareto_khat
 from pyro_vaes.diagnostics.predictive import posterior_predictive, prior_predictive, reconstruct
@@ -20,6 +23,8 @@ __all__ = [
     "CodeLength",
     "CollapseReport",
     "InferenceGap",
+    "CollapseForecast",
+    "ForecastComparison",
     "LogLikelihood",
     "Sandwich",
     "SiteCollapse",
@@ -32,6 +37,9 @@ __all__ = [
     "code_length",
     "collapse_report",
     "inference_gap",
+    "chi_square_collapse_curve",
+    "chi_square_collapse_probability",
+    "forecast_collapse",
     "log_likelihood",
     "log_weights",
     "pareto_khat",

@@ -30,7 +30,7 @@ from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.importance import DataPlate
 from pyro_vaes.infer.mean_field import mean_field_violations
 
-__all__ = ["CollapseReport", "SiteCollapse", "collapse_report"]
+__all__ = ["CollapseReport", "SiteCollapse", "collapse_report", "default_epsilon"]
 
 ACTIVE_VARIANCE = ACTIVE_KL = 0.01
 
@@ -112,13 +112,25 @@ class SiteCollapse:
         Returns:
             epsilon and the shares, tensors of one length; the shares never fall.
         """
+        epsilon = default_epsilon().to(self.kl_draws) if epsilon is None else epsilon
+        return epsilon, (self.collapse_epsilon(delta) < epsilon[:, None]).double().mean(1)
+
+    def collapse_epsilon(self, delta: float = 0.05) -> Tensor:
+        """The epsilon above which each unit is (epsilon, delta)-collapsed, nats, ``(d,)``.
+
+        Arguments:
+            delta: Share of the data that may exceed the threshold, in [0, 1).
+        """
         if not 0 <= delta < 1:
             raise ValueError(f"delta is a share of the data in [0, 1), but got {delta}.")
         kl = self.kl_draws.flatten(0, 1)  # (S * N, d)
-        epsilon = torch.logspace(-3, 1, 100, dtype=kl.dtype) if epsilon is None else epsilon
         enough = math.ceil((1 - delta) * len(kl) - 1e-9)  # so many must lie below epsilon
-        smallest = kl.kthvalue(max(enough, 1), dim=0).values  # a unit is collapsed from here on
-        return epsilon, (smallest < epsilon[:, None]).double().mean(1)
+        return kl.kthvalue(max(enough, 1), dim=0).values
+
+
+def default_epsilon() -> Tensor:
+    """Thresholds of (epsilon, delta)-collapse, nats: 100 from 1e-3 to 10."""
+    return torch.logspace(-3, 1, 100, dtype=torch.float64)
 
 
 def _standard_error(x: Tensor) -> Tensor:

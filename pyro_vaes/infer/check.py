@@ -19,7 +19,7 @@ from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.quiet import quiet_elbo
 from pyro_vaes.infer.tables import random_sites, said, site_table, trace_table
 
-__all__ = ["CheckReport", "Problem", "check", "mean_field_violations"]
+__all__ = ["CheckReport", "Problem", "check", "mean_field_problems", "mean_field_violations"]
 
 Hint = Callable[[Tensor], str | None]  # what a likelihood says about data that it cannot score
 
@@ -117,7 +117,7 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
         ]
         if not any(p.fatal for p in problems):
             if isinstance(getattr(bound, "base", bound), TraceMeanField_ELBO):
-                problems += [*_mean_field_problems(pair, args), *_density_problems(guide_trace)]
+                problems += [*mean_field_problems(pair, args), *_density_problems(guide_trace)]
             problems += _gradient_problems(pair, bound, args)
     return CheckReport(table, tuple(sorted(problems, key=lambda p: not p.fatal)))
 
@@ -271,7 +271,8 @@ def _scale_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]
                 )
 
 
-def _mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Problem]:
+def mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Problem]:
+    """Sites at which TraceMeanField_ELBO would use an analytic KL that is wrong for this pair."""
     violating, _ = mean_field_violations(pair, args)
     for name in sorted(violating):
         yield Problem(

@@ -2,10 +2,11 @@
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vaes.infer.batches import Batches, as_batches, derived_seed
+from pyro_vaes.infer.check import CheckReport, mean_field_problems
 from pyro_vaes.infer.handlers import local_parameters
 from pyro_vaes.infer.importance import find_data_plate
 from pyro_vaes.infer.nonfinite import num_rows
@@ -35,6 +36,9 @@ def evaluate(
         batch_size: Rows per pass.
         seed: Seed of the sampling noise.
 
+    Raises:
+        ValueError: TraceMeanField_ELBO is asked for a pair for which it is wrong, see :func:`~pyro_vaes.infer.check`.
+
     Example:
         >>> from pyro_vaes.models import VAE
         >>> from pyro_vaes.nn import MLP, GaussianLikelihood, NormalHead
@@ -45,6 +49,10 @@ def evaluate(
     pair, bound = Pair(model, guide), Trace_ELBO() if loss is None else loss
     place = pair.device() or torch.device("cpu")
     batches = as_batches(data, batch_size, shuffle=False).to(place)
+    if isinstance(getattr(bound, "base", bound), TraceMeanField_ELBO):  # as in fit: it would be wrong without a word
+        with pair.evaluating(), pyro.validation_enabled(False):
+            args = pair.arguments(next(iter(batches.epoch(seed, 0, place))))
+            CheckReport("", tuple(mean_field_problems(pair, args))).raise_if_fatal()
     total, count = total_loss(pair, bound, batches, seed, place)
     return float(total / count)
 

@@ -30,8 +30,9 @@ class ConditionalVAE(Program):
         decoder: ``(z, c) -> parameters`` of the likelihood.
         likelihood: ``parameters -> distribution`` of x.
         latent_dim: Dimension d of z.
-        prior: ``c -> distribution`` of z; None for N(0, I) whatever c.
+        prior: ``c -> distribution`` of z; None for N(0, prior_scale² I) whatever c.
         embedding: Applied to the covariate before every network, for example ``OneHot(10)`` for labels.
+        prior_scale: Standard deviation of the prior where there is no prior network.
 
     Example:
         >>> import torch
@@ -52,11 +53,12 @@ class ConditionalVAE(Program):
         *,
         prior: nn.Module | None = None,
         embedding: nn.Module | None = None,
+        prior_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim = latent_dim
-        self.marginal_prior = StandardNormal(latent_dim) if prior is None else None
+        self.marginal_prior = StandardNormal(latent_dim, prior_scale) if prior is None else None
         self.conditional_prior = prior
         self.embedding = nn.Identity() if embedding is None else embedding
 

@@ -7,6 +7,8 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_vaes.nn.mlp import concatenate
+
 __all__ = ["MultivariateNormalHead", "NormalHead", "SigmoidNormalHead", "WeightHead", "bounded_scale"]
 
 MIN_SCALE, MAX_SCALE = 1e-3, 1e2
@@ -28,8 +30,10 @@ def bounded_scale(raw: Tensor, min_scale: float = MIN_SCALE, max_scale: float = 
 class NormalHead(nn.Module):
     """A diagonal normal whose mean, and scale unless that is shared, are linear in the features.
 
+    Several inputs are concatenated, so that a head is the linear encoder of a conditional VAE too.
+
     Arguments:
-        in_features: Number of features F.
+        in_features: Number of features F (the sum over all inputs).
         out_features: Dimension d of the normal.
         scale: None for a scale that depends on the features (bounded to [min_scale, max_scale]); a positive number
             (or d of them) for one shared by all inputs, as in linear VAEs.
@@ -76,7 +80,8 @@ class NormalHead(nn.Module):
                 del self.log_scale
                 self.register_buffer("log_scale", log_scale)
 
-    def forward(self, features: Tensor) -> TorchDistribution:
+    def forward(self, *inputs: Tensor) -> TorchDistribution:
+        features = concatenate(inputs)
         loc = self.loc(features)
         if self.raw_scale is not None:
             scale = bounded_scale(self.raw_scale(features), self.min_scale, self.max_scale)

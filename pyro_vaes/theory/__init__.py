@@ -1,6 +1,34 @@
 """Closed forms of the linear case and of finite tables, the truth that estimators are tested against."""
 
 from pyro_vaes.theory.gibbs import GibbsChain, gibbs_chain
+from pyro_vaes.theory.linear_cvae import LinearCVAE, linear_cvae
+from pyro_vaes.theory.linear_hierarchical_vae import LinearHierarchicalVAE, linear_hierarchical_vae
+from pyro_vaes.theory.linear_vae import LinearVAE, linear_vae
 from pyro_vaes.theory.ppca import ProbabilisticPCA, probabilistic_pca
+from pyro_vaes.theory.spectrum import (
+    cross_spectrum,
+    moment_spectrum,
+    residual_spectrum,
+    schur_complement,
+    second_moment,
+    second_moment_spectrum,
+)
 
-__all__ = ["GibbsChain", "ProbabilisticPCA", "gibbs_chain", "probabilistic_pca"]
+__all__ = [
+    "GibbsChain",
+    "LinearCVAE",
+    "LinearHierarchicalVAE",
+    "LinearVAE",
+    "ProbabilisticPCA",
+    "cross_spectrum",
+    "gibbs_chain",
+    "linear_cvae",
+    "linear_hierarchical_vae",
+    "linear_vae",
+    "moment_spectrum",
+    "probabilistic_pca",
+    "residual_spectrum",
+    "schur_complement",
+    "second_moment",
+    "second_moment_spectrum",
+]

@@ -1,0 +1,100 @@
+"""What the closed forms accept: spectra in the right order and units, positive standard deviations, whole numbers."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+__all__ = ["Number", "data_matrix", "positive", "spectrum", "whole"]
+
+Number = float | Tensor
+"""One number: a Python number or a tensor with shape ``()``."""
+
+
+def spectrum(theta: Tensor | Sequence[float], source: str) -> Tensor:
+    """A spectrum in float64, after looking at its shape, its order and its signs.
+
+    Arguments:
+        theta: Non-negative numbers in descending order, shape ``(D,)``.
+        source: The function that computes it from data, for the error message.
+
+    Raises:
+        ValueError: theta is no such vector.
+    """
+    values = torch.as_tensor(theta)
+    if values.dim() != 1 or not len(values) or values.is_complex():
+        raise ValueError(
+            f"theta is a vector of at least one number, one for each mode of the data, but has shape "
+            f"{tuple(values.shape)}; to get it from data, {source}."
+        )
+    values = values.detach().to(torch.float64)
+    if not values.isfinite().all():
+        raise ValueError(
+            f"theta holds {(~values.isfinite()).sum().item()} values that are NaN or infinite. Is it the square root "
+            "of eigenvalues that rounding made negative? Clamp them first (eigenvalues.clamp(min=0).sqrt())."
+        )
+    if (values.diff() > 0).any():
+        raise ValueError(
+            "theta must be in descending order, so that the first latent unit belongs to the strongest mode; "
+            "torch.linalg.eigvalsh returns ascending eigenvalues: sort them, theta.sort(descending=True).values."
+        )
+    if values[-1] < -1e-10 * values[0].clamp(min=1):
+        raise ValueError(
+            f"theta cannot be negative, but goes down to {values[-1].item():.3g}; second moments have no negative "
+            "eigenvalues. Are these correlations, or logarithms?"
+        )
+    return values.clamp(min=0)  # rounding in an eigenvalue that is zero
+
+
+def positive(name: str, value: Number, meaning: str) -> float:
+    """A positive finite number as a float.
+
+    Arguments:
+        name: The argument.
+        value: What was passed.
+        meaning: What it is, with its unit, for the error message.
+
+    Raises:
+        ValueError: It is no such number.
+    """
+    scalar = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    if not scalar or isinstance(value, bool) or not 0 < float(value) < math.inf:
+        said = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.numel() != 1 else repr(value)
+        raise ValueError(f"{name} is {meaning}: one positive finite number is wanted, but got {said}.")
+    return float(value)
+
+
+def whole(name: str, value: int) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        ValueError: It is no such number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is a number of latent units, at least 1, but got {value!r}.")
+    return value
+
+
+def data_matrix(name: str, x: Tensor) -> Tensor:
+    """Data with one datum in each row, after a look at shape, dtype and values.
+
+    Raises:
+        ValueError: x is no matrix of finite floating-point numbers.
+    """
+    if x.dim() != 2 or not x.numel():
+        raise ValueError(
+            f"{name} must have shape (N, D), one datum in each row, but has shape {tuple(x.shape)}; flatten images "
+            "with flatten(1)?"
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} has dtype {x.dtype}, and the closed forms depend on the units of the data: convert it as for "
+            "training, pixels with x.float() / 255, labels with pyro_vaes.nn.OneHot."
+        )
+    if not x.isfinite().all():
+        raise ValueError(
+            f"{name} holds {(~x.isfinite()).sum().item()} values that are NaN or infinite; drop or impute them first."
+        )
+    return x

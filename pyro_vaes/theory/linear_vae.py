@@ -1,0 +1,217 @@
+r"""The linear VAE: which latent units collapse, and everything else about its global optimum.
+
+    p(z) = N(0, prior_scale² I),   p(x|z) = N(U z, noise² I),   q(z|x) = N(W x, diag(scale²)),  scale shared by all x
+    L = 2 (-ELBO_beta) - D log(2 pi noise²)
+      = E‖x - U z‖² / noise² + 2 beta sum_i KL_i
+
+With :math:`\theta_i^2` the eigenvalues of E[x xᵀ], descending, unit i of a learnable scale is active iff
+:math:`\theta_i > \sqrt\beta\,\eta_d` (theorem 1a), and with :math:`r_i = (\theta_i^2 - \beta\eta_d^2)_+`
+
+.. math:: sv(U)_i = \sqrt{r_i} / \eta_e, \quad sv(W\,E[xx^T]^{1/2})_i = \eta_e \sqrt{r_i} / \theta_i, \quad
+    \sigma_i = \sqrt\beta\,\eta_e \eta_d / \theta_i \text{ if active, else } \eta_e
+
+so KL_i = (½ log(theta_i²/(beta noise²)))_+ and the squared error is min(theta_i², beta noise²): reverse water-filling.
+With fixed scales s_i, the smallest for the strongest mode, unit i is active iff :math:`\theta_i > \sqrt\beta c s_i`,
+:math:`c = \eta_d / \eta_e` (theorem 1b), and with :math:`m_i = (\theta_i - \sqrt\beta c s_i)_+`
+
+.. math:: sv(U)_i = \sqrt{\sqrt\beta c\, m_i / s_i}, \qquad sv(W\,E[xx^T]^{1/2})_i = \sqrt{s_i m_i / (\sqrt\beta c)}
+
+References:
+    | Beyond Vanilla Variational Autoencoders (Dang, Tran, Nguyen & Ho, 2024), theorem 1
+    | https://arxiv.org/abs/2306.05023
+    | Don't Blame the ELBO! (Lucas, Tucker, Grosse & Norouzi, 2019)
+    | https://arxiv.org/abs/1911.02469
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pyro_vaes.theory.arguments import Number, positive, spectrum, whole
+
+__all__ = ["LinearVAE", "linear_vae"]
+
+SHOWN = 12  # units in the printed table
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearVAE:
+    """The global optimum of a linear VAE with d units on data with D modes; prints itself as a table.
+
+    All tensors are float64, in descending order of theta. A collapsed unit has zeros in both matrices, and q = p where
+    the encoder's scale is learnable.
+
+    Attributes:
+        theta: Square roots of the eigenvalues of E[x xᵀ], padded with zeros to at least d entries.
+        noise: Standard deviation of the likelihood.
+        prior_scale: Standard deviation of the prior.
+        beta: Weight of the KL term.
+        learnable: Whether the encoder's scales are learnt.
+        decoder_singular_values: Singular values of U, ``(d,)``.
+        encoder_singular_values: Singular values of W E[x xᵀ]^(1/2), ``(d,)``: the standard deviations of the posterior
+            means.
+        encoder_scale: Standard deviations of q, ``(d,)``.
+        kl: E_x KL(q(z_i|x) ‖ p(z_i)) in nats, without beta, ``(d,)``; with the scale learnable also the mutual
+            information of x and z_i where x is normal.
+        distortion: Expected squared error of each mode, sampling of z included, ``(max(D, d),)``.
+        loss: L per datum, see above; :meth:`elbo` converts it.
+        critical_beta: beta from which on each unit is collapsed, all else equal, ``(d,)``.
+        critical_noise: Noise from which on each unit is collapsed, all else equal, ``(d,)``.
+    """
+
+    theta: Tensor
+    noise: float
+    prior_scale: float
+    beta: float
+    learnable: bool
+    decoder_singular_values: Tensor
+    encoder_singular_values: Tensor
+    encoder_scale: Tensor
+    kl: Tensor
+    distortion: Tensor
+    loss: float
+    critical_beta: Tensor
+    critical_noise: Tensor
+
+    _theta: ClassVar[str] = "theta"
+    _data: ClassVar[str] = "E|x|²"
+
+    @property
+    def latent_dim(self) -> int:
+        """Number d of units."""
+        return len(self.kl)
+
+    @property
+    def num_active(self) -> int:
+        """Number of units whose posterior depends on x."""
+        return int((self.encoder_singular_values > 0).sum())
+
+    def elbo(self, num_features: int) -> float:
+        """The greatest ELBO_beta in nats per datum, -(L + D log(2 pi noise²)) / 2.
+
+        Arguments:
+            num_features: D, the length of x.
+        """
+        return -0.5 * (self.loss + num_features * math.log(2 * math.pi * self.noise**2))
+
+    def _variance(self) -> Tensor:
+        return self.theta.square()
+
+    def __str__(self) -> str:
+        scale = "learnable" if self.learnable else "fixed"
+        lines = [
+            f"{type(self).__name__}: {self.num_active} of {self.latent_dim} units active (noise {self.noise:g}, prior "
+            f"scale {self.prior_scale:g}, beta {self.beta:g}, encoder scale {scale})",
+            f"{'unit':>4}{self._theta:>10}{'sv(U)':>9}{'sv(V)':>9}{'scale':>9}{'KL':>9}{'error':>9}"
+            f"{'beta*':>10}{'noise*':>9}",
+        ]
+        for i in range(min(self.latent_dim, SHOWN)):
+            lines.append(
+                f"{i + 1:>4}{self.theta[i]:>10.3f}{self.decoder_singular_values[i]:>9.3f}"
+                f"{self.encoder_singular_values[i]:>9.3f}{self.encoder_scale[i]:>9.3f}{self.kl[i]:>9.3f}"
+                f"{self.distortion[i]:>9.3f}{self.critical_beta[i]:>10.3f}{self.critical_noise[i]:>9.3f}"
+            )
+        if self.latent_dim > SHOWN:
+            lines.append(f"{'...':>4} {self.latent_dim - SHOWN} more")
+        lines.append(
+            f"KL {self.kl.sum():.3f} nats, squared error {self.distortion.sum():.3f} of {self._data} = "
+            f"{self._variance().sum():.3f}, loss {self.loss:.3f}; a unit is collapsed from beta* or noise* on"
+        )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def linear_vae(
+    theta: Tensor | Sequence[float],
+    latent_dim: int,
+    *,
+    noise: Number = 1.0,
+    prior_scale: Number = 1.0,
+    beta: Number = 1.0,
+    encoder_scale: Number | Sequence[float] | None = None,
+) -> LinearVAE:
+    """The global optimum of the linear VAE with d units, theorems 1a and 1b.
+
+    Arguments:
+        theta: Square roots of the eigenvalues of E[x xᵀ] (standard deviations, NOT variances), descending, shape
+            ``(D,)``, from :func:`~pyro_vaes.theory.second_moment_spectrum`: not centred for maps without biases,
+            centred for maps with them. All D of them: those beyond d are part of the loss.
+        latent_dim: d; may exceed D.
+        noise: Standard deviation of the likelihood (NOT its variance).
+        prior_scale: Standard deviation of the prior.
+        beta: Weight of the KL term.
+        encoder_scale: None for learnable standard deviations of q; one number or d of them if they are fixed. The
+            result pairs the smallest with the strongest mode, as the optimum does.
+
+    Raises:
+        ValueError: theta is no descending, non-negative vector, a number is not positive, or the encoder's scales are
+            not d.
+
+    Example:
+        >>> vae = linear_vae([3.0, 2.0, 0.5], 3, noise=1.0)
+        >>> vae.num_active, vae.encoder_scale
+        (2, tensor([0.3333, 0.5000, 1.0000], dtype=torch.float64))
+        >>> print(vae)
+        LinearVAE: 2 of 3 units active (noise 1, prior scale 1, beta 1, encoder scale learnable)
+        unit     theta    sv(U)    sv(V)    scale       KL    error     beta*   noise*
+           1     3.000    2.828    0.943    0.333    1.099    1.000     9.000    3.000
+           2     2.000    1.732    0.866    0.500    0.693    1.000     4.000    2.000
+           3     0.500    0.000    0.000    1.000    0.000    0.250     0.250    0.500
+        KL 1.792 nats, squared error 2.250 of E|x|² = 13.250, loss 5.834; a unit is collapsed from beta* or noise* on
+    """
+    modes = spectrum(theta, "use second_moment_spectrum(x), or moment_spectrum(second_moment).sqrt()")
+    d = whole("latent_dim", latent_dim)
+    eta_d = positive("noise", noise, "the standard deviation of the likelihood")
+    eta_e = positive("prior_scale", prior_scale, "the standard deviation of the prior")
+    weight = positive("beta", beta, "the weight of the KL term")
+    modes = pad(modes, (0, max(0, d - len(modes))))
+    t = modes[:d]
+    if encoder_scale is None:
+        excess = (t.square() - weight * eta_d**2).clamp(min=0).sqrt()
+        omega = excess / eta_e
+        lam = torch.where(excess > 0, eta_e * excess / t, 0.0)
+        sigma = torch.where(excess > 0, math.sqrt(weight) * eta_e * eta_d / t, eta_e)
+        critical_beta, critical_noise = t.square() / eta_d**2, t / math.sqrt(weight)
+    else:
+        sigma = _fixed_scales(encoder_scale, d).to(t.device)
+        threshold = math.sqrt(weight) * eta_d / eta_e  # times s_i
+        excess = (t - threshold * sigma).clamp(min=0)
+        omega, lam = (threshold * excess / sigma).sqrt(), (sigma * excess / threshold).sqrt()
+        critical_noise = t * eta_e / (math.sqrt(weight) * sigma)
+        critical_beta = weight * (critical_noise / eta_d).square()
+    kl = 0.5 * ((lam.square() + sigma.square()) / eta_e**2 - 1) - (sigma / eta_e).log()
+    if encoder_scale is None:
+        kl = torch.where(excess > 0, kl, 0.0)
+    distortion = modes.square()
+    distortion[:d] = (t - omega * lam).square() + (omega * sigma).square()
+    return LinearVAE(
+        theta=modes,
+        noise=eta_d,
+        prior_scale=eta_e,
+        beta=weight,
+        learnable=encoder_scale is None,
+        decoder_singular_values=omega,
+        encoder_singular_values=lam,
+        encoder_scale=sigma,
+        kl=kl,
+        distortion=distortion,
+        loss=(distortion.sum() / eta_d**2 + 2 * weight * kl.sum()).item(),
+        critical_beta=critical_beta,
+        critical_noise=critical_noise,
+    )
+
+
+def _fixed_scales(encoder_scale: Number | Sequence[float], d: int) -> Tensor:
+    scales = torch.as_tensor(encoder_scale, dtype=torch.float64).detach()
+    if scales.dim() > 1 or scales.numel() not in (1, d) or not ((scales > 0) & scales.isfinite()).all():
+        raise ValueError(
+            f"encoder_scale is a positive standard deviation, or {d} of them, one for each latent unit, but got "
+            f"{encoder_scale!r}; None if the encoder learns it."
+        )
+    return scales.expand(d).sort().values
