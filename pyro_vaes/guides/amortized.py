@@ -66,8 +66,12 @@ class AmortizedGuide(Program):
         return self.encode(*args, rows=None, **kwargs)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        with self.latents(*args, **kwargs).data_plate(batch_rows(args)) as rows:
-            return self.sample(self.encode(*args, rows=rows, **kwargs))
+        latents = self.latents(*args, **kwargs)
+        plate = latents.data_plate(batch_rows(args))
+        # encoders that run the program (a Laplace component of a mixture) do so before its plate is entered
+        q = self.encode(*args, rows=plate.indices if latents.subsample_size is not None else None, **kwargs)
+        with plate:
+            return self.sample(q)
 
     def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
