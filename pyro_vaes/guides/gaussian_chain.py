@@ -101,7 +101,7 @@ class PreparedChain:
         """The last hidden layer ``(B, H)`` at z; weights ``(F', F)`` and slopes ``(B, 1, F)`` up to it; units kept.
 
         Units that are off for all data contribute nothing and are left out of weights and slopes: after a training in
-        which latents were idle for a while that may be most. A GPU keeps them: it would have to wait for their number.
+        which latents were idle for a while that may be most. A GPU keeps them; it would have to wait for their number.
         """
         stages: list[Tensor] = []
         on: Tensor | None = None

@@ -44,10 +44,10 @@ class Linearised:
     """What a Newton step needs at one point per datum.
 
     Attributes:
-        score: Gradient of log p(x, z), shape ``(B, d)``; None where it was not asked for.
+        score: Gradient of log p(x, z), shape ``(B, d)``, a number; None where it was not asked for.
         precision: The curvature P, symmetric and positive semi-definite, shape ``(B, d, d)``.
-        residual: ``step -> score - P step`` with shape ``(B, d)``, from tangents and cotangents of one direction: the
-            gradients of a few evaluations of the program, where those of ``precision`` take d.
+        residual: ``step -> score - P step`` with shape ``(B, d)``, from tangents and cotangents of one direction: its
+            gradients cost a few evaluations of the program, where those of ``precision`` cost d.
     """
 
     score: Tensor | None
@@ -81,22 +81,20 @@ def linearise(
     """
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not (recording and z.requires_grad):
-            z = z.detach().requires_grad_()
+        z = z if recording and z.requires_grad else z.detach().requires_grad_()
         sites = joint.sites(z)
         plans = [_plan(site, z, fallback, overrides) for site in sites]
         gradient = None
         if score:
-            log_prob = joint.log_prob(sites, len(z))
-            (gradient,) = torch.autograd.grad(log_prob.sum(), z, create_graph=recording, retain_graph=True)
+            log_prob = joint.log_prob(sites, len(z)).sum()
+            (gradient,) = torch.autograd.grad(log_prob, z, create_graph=recording, retain_graph=True)
     z = z if recording else z.detach()
     with pyro.validation_enabled(False):  # checks of values cannot run under vmap
+        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         by_hessian = [plan.name for plan in plans if plan.entry is None]
-        hessian = _floored_hessian(joint, z, by_hessian, chunk_size) if by_hessian else None
+        hessian = _floored_hessian(joint, z, by_hessian, basis, chunk_size) if by_hessian else None
         with torch.set_grad_enabled(recording and not constant):
-            basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-            precision = _gauss_newton(joint, z, plans, basis, chunk_size)
-            precision = precision if hessian is None else precision + hessian
+            precision = _gauss_newton(joint, z, plans, basis, chunk_size) + (0 if hessian is None else hessian)
 
     def residual(step: Tensor) -> Tensor:
         assert gradient is not None
@@ -237,7 +235,7 @@ def _quadratic(joint: Joint, plan: _Plan, tangents: tuple[Tensor, ...]) -> Tenso
     return total
 
 
-def _floored_hessian(joint: Joint, z: Tensor, names: list[str], chunk_size: int | None) -> Tensor:
+def _floored_hessian(joint: Joint, z: Tensor, names: list[str], basis: Tensor, chunk_size: int | None) -> Tensor:
     def energy(z: Tensor) -> Tensor:
         sites = [site for site in joint.sites(z) if site.name in names]
         return -joint.log_prob(sites, len(z)).sum()
@@ -245,7 +243,7 @@ def _floored_hessian(joint: Joint, z: Tensor, names: list[str], chunk_size: int 
     def column(direction: Tensor) -> Tensor:
         return cast(Tensor, jvp(grad(energy), (z,), (direction.expand_as(z),))[1])
 
-    hessian = _along(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), column, chunk_size).movedim(0, -1)
+    hessian = _along(basis, column, chunk_size).movedim(0, -1)
     floored, lowest, highest = floor_eigenvalues(0.5 * (hessian + hessian.mT))
     if bool((lowest < -1e-4 * highest.abs().clamp(min=1e-3)).any()):
         warnings.warn(
