@@ -11,6 +11,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_vaes.guides import SemiAmortized
 from pyro_vaes.infer import DReG_ELBO, ImportanceWeighted_ELBO, StickingTheLanding_ELBO, scale_latents
 from pyro_vaes.infer.importance import find_data_plate, over_particles, per_datum_log_prob
 from pyro_vaes.infer.pair import Pair
@@ -25,6 +26,8 @@ def build(name, guide):
     torch.set_default_dtype(torch.float64)
     built = MODELS[name]()
     q = GUIDES[guide](built)
+    if isinstance(q, SemiAmortized):
+        q.noise = torch.ones_like  # the references run the guide twice, and must find the same steps
     pair = Pair(built.model, q)
     pair.discover(Trace_ELBO(), built.args)
     return built.model, q, built.args, pair.parameters

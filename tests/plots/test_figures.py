@@ -144,8 +144,11 @@ CALLS = {
 }
 
 
+ELSEWHERE = {"level_manifolds", "kl_forecast", "singular_values", "loss_with_thresholds"}  # in files of their own
+
+
 def test_every_plot_is_called_here() -> None:
-    assert set(CALLS) == set(plots.__all__)
+    assert set(CALLS) | ELSEWHERE == set(plots.__all__)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
