@@ -26,6 +26,7 @@ from pyro_vaes.infer.nonfinite import NonFiniteError
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO
 from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
+from pyro_vaes.infer.weight_average import WeightAverage
 
 __all__ = [
     "Bound",
@@ -50,6 +51,7 @@ __all__ = [
     "StickingTheLanding_ELBO",
     "StratifiedMixture_ELBO",
     "TensorBoard",
+    "WeightAverage",
     "check",
     "evaluate",
     "fit",
