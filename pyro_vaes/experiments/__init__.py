@@ -8,10 +8,12 @@ from pyro_vaes.experiments.results import Comparison, Measurement
 from pyro_vaes.experiments.setting import Setting
 from pyro_vaes.experiments.study import Job, Result, Study
 from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE
+from pyro_vaes.experiments.variational_lossy import VARIATIONAL_LOSSY
 
 __all__ = [
     "RECURSIVE_MIXTURE",
     "VARIATIONAL_LAPLACE",
+    "VARIATIONAL_LOSSY",
     "Comparison",
     "Experiment",
     "Findings",

@@ -81,7 +81,7 @@ class Callback:
     def rolled_back(self, run: Run) -> None:
         """After the weights went back to the epoch's start and the learning rate was halved."""
 
-    def weights(self, run: Run) -> dict[str, Tensor] | None:
+    def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
         """The weights by name to evaluate and to leave behind, or None for those that the steps have reached."""
         return None
 

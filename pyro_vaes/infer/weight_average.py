@@ -68,7 +68,7 @@ class WeightAverage(Callback):
     def rolled_back(self, run: Run) -> None:
         self.count = 0  # the next step starts it
 
-    def weights(self, run: Run) -> dict[str, Tensor] | None:
+    def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
         """The average, or None before the first step."""
         if not self.count:
             return None
@@ -85,7 +85,7 @@ class WeightAverage(Callback):
 
 def settle(run: Run) -> None:
     """Put the weights in place, for good, on which a callback wants the run evaluated."""
-    wanted = next((w for c in run.callbacks if (w := c.weights(run)) is not None), None)
+    wanted = next((w for c in run.callbacks if (w := c.evaluation_weights(run)) is not None), None)
     if wanted is not None:
         run.pair.load_state(wanted)
 

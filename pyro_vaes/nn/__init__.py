@@ -24,6 +24,7 @@ from pyro_vaes.nn.merge import Concatenate, GatedAdd
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
+from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
 
 __all__ = [
     "MADE",
@@ -58,6 +59,7 @@ __all__ = [
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "initialise_weight_norm",
     "large_ladder",
     "medium_ladder",
     "mlp_ladder",
@@ -66,5 +68,6 @@ __all__ = [
     "plain_block",
     "residual_block",
     "stack",
+    "weight_norm",
     "window",
 ]
