@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_vaes.experiments import VARIATIONAL_LOSSY, Findings, Job, Row
+from pyro_vaes.experiments import LOSSY_COINS, VARIATIONAL_LOSSY, Findings, Job, Row
 from pyro_vaes.experiments.variational_lossy import (
     ALONE,
     FACTORISED,
@@ -109,3 +109,12 @@ def test_the_final_models_of_the_paper_are_trained_on_the_validation_part_too(da
     assert len(Images.load(setting("cpu", "binarized_mnist"), Job(root=data_root)).train) == 20_000
     silhouettes = Images.load(setting("gpu", "caltech101_silhouettes"), Job(root=data_root))
     assert len(silhouettes.train) == 8671 - 2307
+
+
+def test_the_toy_runs_at_smoke_and_states_its_exact_entropies():
+    found = LOSSY_COINS.run("smoke", progress=False)
+    assert [r.case for r in found.rows] == ["window 0", "window 1", "window 15"]
+    for row in found.rows:
+        assert row.figures["-ELBO - H"] > -0.1 and row.figures["KL"] >= 0
+    assert "H(x) = 5.3421" in found.remark and "tells 0.5832" in found.remark
+    assert LOSSY_COINS.setting("cpu", "coins").steps == 2000
