@@ -1,6 +1,6 @@
 """Sixteen coins with a global bit and a local dependence: the window of the decoder decides what the code holds.
 
-    g ~ Bernoulli(1/2);    c_i ~ Bernoulli(0.85 if g else 0.15);    x_1 = c_1;    x_i = x_{i-1} with chance 0.6, else c_i
+    g ~ Bernoulli(1/2);   c_i ~ Bernoulli(0.85 if g else 0.15);   x_1 = c_1;   x_i = x_{i-1} with chance 0.6, else c_i
 
 All entropies are known by enumeration. Without a window z must hold everything; a decoder that sees the bit before
 leaves the global bit to z; one that sees all bits leaves nothing, for any use of z costs KL(q(z | x) || p(z | x)).

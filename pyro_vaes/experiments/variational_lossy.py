@@ -236,9 +236,7 @@ def _case(build: Build, s: LossySetting, job: Job) -> Result:
 def _train(model: LossyVAE | UnconditionalDecoder, images: Images, s: LossySetting, job: Job) -> None:
     first = images.train[: 4 * s.batch_size]
     assert isinstance(first, Tensor)
-    initialise_weight_norm(
-        model, first.to(job.device), call=lambda x: Trace_ELBO().loss(model.model, model.guide, x)
-    )
+    initialise_weight_norm(model, first.to(job.device), call=lambda x: Trace_ELBO().loss(model.model, model.guide, x))
     fit(
         model.model,
         model.guide,

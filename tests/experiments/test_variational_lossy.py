@@ -1,4 +1,4 @@
-"""The lossy experiment: its cases are one network with and without z, its figures add up, its settings are the paper's."""
+"""The lossy experiment: cases are one network with and without z, figures add up, settings are the paper's."""
 
 import math
 

@@ -70,9 +70,7 @@ def test_the_average_is_evaluated_seen_and_left_behind_and_the_steps_go_on_witho
     optim = functools.partial(torch.optim.Adam, lr=0.05)
     without = quick(plain.model, plain.guide, binary(), optim=optim, callbacks=[alone])
     average = WeightAverage(0.8)
-    history = quick(
-        averaged.model, averaged.guide, binary(), valid=valid, optim=optim, callbacks=[average, trace]
-    )
+    history = quick(averaged.model, averaged.guide, binary(), valid=valid, optim=optim, callbacks=[average, trace])
     assert history.train == without.train
     assert all(same(a, b) for a, b in zip(alone.steps, trace.steps, strict=True))
     wanted = averages(trace.steps, 0.8)
