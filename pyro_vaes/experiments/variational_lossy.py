@@ -229,7 +229,9 @@ def _case(build: Build, s: LossySetting, job: Job) -> Result:
     with preserve_rng(job.seed):
         model = build(s, images.shape).to(job.device)
         _train(model, images, s, job)
-        x = images.test[:].to(job.device)
+        x = images.test[:]
+        assert isinstance(x, Tensor)
+        x = x.to(job.device)
         return Result(_figures(model, x, s), _pictures(model, x, images.shape))
 
 

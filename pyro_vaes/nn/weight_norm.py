@@ -17,7 +17,6 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_vaes.nn.causal_conv import MaskedConv2d
 
@@ -78,7 +77,7 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
         mean, sd = output.mean(others), output.std(others, correction=0)
         constant = sd < SMALLEST
         mean, sd = mean.where(~constant, 0.0), sd.where(~constant, 1.0)
-        gain, bias = _gain(layer), cast(Tensor | None, layer.bias)
+        gain, bias = gains[layer], cast(Tensor | None, layer.bias)
         gain.div_(sd.reshape(gain.shape))
         shape = (-1,) + (1,) * (output.dim() - 1 - channel)
         if bias is None:
@@ -86,8 +85,8 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
         bias.sub_(mean).div_(sd)
         return (output - mean.reshape(shape)) / sd.reshape(shape)
 
-    layers = [m for m in network.modules() if _is_normalised(m)]
-    hooks = [layer.register_forward_hook(start) for layer in layers]
+    gains = {m: gain for m in network.modules() if (gain := _gain(m)) is not None}
+    hooks = [layer.register_forward_hook(start) for layer in gains]
     try:
         with torch.no_grad():
             (call or network)(*batch)
@@ -96,21 +95,16 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
             hook.remove()
     if not seen:
         raise ValueError(
-            f"The call reaches no weight-normalised layer ({len(layers)} in {type(network).__name__}). Apply "
+            f"The call reaches no weight-normalised layer ({len(gains)} in {type(network).__name__}). Apply "
             "weight_norm(network) first, or pass call= if the network is used by another function?"
         )
 
 
-def _is_normalised(layer: nn.Module) -> bool:
+def _gain(layer: nn.Module) -> Tensor | None:
+    """The lengths, one for each output, of a weight-normalised layer."""
     if isinstance(layer, MaskedConv2d):
-        return layer.gain is not None
-    if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) or not is_parametrized(layer, "weight"):
-        return False
-    return type(layer.parametrizations.weight[0]).__name__ == "_WeightNorm"
-
-
-def _gain(layer: nn.Module) -> Tensor:
-    """The lengths, one for each output."""
-    if isinstance(layer, MaskedConv2d):
-        return cast(Tensor, layer.gain)
-    return cast(Tensor, layer.parametrizations.weight.original0)
+        return layer.gain
+    if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        return None
+    parts = dict(layer.named_parameters())  # of torch's parametrisations only this one has two parts
+    return parts.get("parametrizations.weight.original0") if "parametrizations.weight.original1" in parts else None
