@@ -23,6 +23,7 @@ from pyro_vaes.guides import (
 )
 from pyro_vaes.infer import (
     MMD_ELBO,
+    AggregatePosterior_ELBO,
     DReG_ELBO,
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
@@ -229,6 +230,7 @@ BOUNDS: dict[str, Callable] = {
     "dreg": lambda: DReG_ELBO(3),
     "stratified_mixture": StratifiedMixture_ELBO,
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
+    "aggregate_posterior": lambda: AggregatePosterior_ELBO("mixture"),
     "mutual_posterior": lambda: MutualPosterior_ELBO(eta=1.0, gamma=0.1),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
@@ -245,6 +247,8 @@ def undefined(model: str, guide: str, bound: str) -> bool:
     """
     if bound == "mutual_posterior":
         return guide == "own" and model.startswith("hierarchical")
+    if bound == "aggregate_posterior":  # normal posteriors and priors, priors given no other latent
+        return guide in ("mixture", "iaf") or model.startswith(("hierarchical", "lossy", "user_constrained"))
     if guide == "mixture":
         return bound in REPARAMETERISED
     if bound in OF_MIXTURES:
