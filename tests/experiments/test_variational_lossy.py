@@ -6,16 +6,14 @@ import pytest
 import torch
 
 from pyro_vaes.experiments import LOSSY_COINS, VARIATIONAL_LOSSY, Findings, Job, Row
+from pyro_vaes.experiments.lossy_networks import LossySetting, lossy_vae, unconditional_decoder
 from pyro_vaes.experiments.variational_lossy import (
     ALONE,
     FACTORISED,
     FLOW,
     NORMAL,
     Images,
-    LossySetting,
-    alone,
     cases,
-    lossy_vae,
     remark,
     setting,
     summary,
@@ -51,7 +49,7 @@ def test_one_seed_reproduces(found):
 
 def test_the_unconditional_decoder_is_the_network_of_the_pair_without_z():
     s = setting("cpu", "mnist")
-    by_itself, pair = alone(s, (1, 28, 28)), lossy_vae(s, (1, 28, 28), stack(s.layers), flow=False)
+    by_itself, pair = unconditional_decoder(s, (1, 28, 28)), lossy_vae(s, (1, 28, 28), stack(s.layers), flow=False)
     ours, theirs = (m.likelihood.state_dict() for m in (by_itself, pair))
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
     assert by_itself.likelihood.network.receptive_field() == pair.likelihood.network.receptive_field()
