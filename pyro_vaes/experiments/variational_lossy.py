@@ -83,14 +83,21 @@ class Images:
         """Bits; where there is no test part, one is split off (2,307 of the silhouettes, a tenth else)."""
         split = (0, 2307) if s.data == "caltech101_silhouettes" else (0, 0.1)
         data: ImageData = load(s.data, job.root, preprocess=[ToUnit(), Binarize()], flatten=False, split=split)
-        data = data.take(s.train_images or len(data.train), None, s.test_images)
         assert data.test is not None
-        train: Split | Tensor = data.train
+        train: Split | Tensor = _some(data.train, s.train_images)
         if s.with_validation and data.valid is not None:
             bits = [data.train[:], data.valid[:]]  # both are fixed: only static MNIST has such a part
             assert isinstance(bits[0], Tensor) and isinstance(bits[1], Tensor)
             train = torch.cat([bits[0], bits[1]])
-        return cls(train, data.test, data.image_shape)
+        return cls(train, _some(data.test, s.test_images), data.image_shape)
+
+
+def _some(part: Split, count: int | None) -> Split:
+    """Rows drawn at random, the same in every run: the files of bits and of characters are sorted."""
+    if count is None or count >= len(part):
+        return part
+    rows = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count]
+    return replace(part, images=part.images[rows], labels=None)
 
 
 Build = Callable[[LossySetting, ImageShape], LossyVAE | UnconditionalDecoder]

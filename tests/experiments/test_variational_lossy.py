@@ -105,6 +105,9 @@ def test_the_final_models_of_the_paper_are_trained_on_the_validation_part_too(da
     grey = Images.load(setting("gpu", "mnist"), Job(root=data_root))
     assert len(grey.train) == 60_000 and not isinstance(grey.train, torch.Tensor)
     assert len(Images.load(setting("cpu", "binarized_mnist"), Job(root=data_root)).train) == 20_000
+    ink = everything.test[:].flatten(1).mean(1)  # the file's test part is sorted by digit: blocks of it differ
+    blocks = torch.stack([block.mean() for block in ink.split(200)])
+    assert blocks.std() < 3 * ink.std() / 200**0.5
     silhouettes = Images.load(setting("gpu", "caltech101_silhouettes"), Job(root=data_root))
     assert len(silhouettes.train) == 8671 - 2307
 
