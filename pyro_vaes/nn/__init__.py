@@ -21,6 +21,7 @@ from pyro_vaes.nn.likelihoods import (
 )
 from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
@@ -45,6 +46,7 @@ __all__ = [
     "IAFHead",
     "LadderNetworks",
     "LaplaceLikelihood",
+    "MixturePrior",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
     "NormalHead",
