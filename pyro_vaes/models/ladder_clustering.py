@@ -111,8 +111,8 @@ class LadderClusteringVAE(LadderVAE):
         return tuple(prior.num_components for prior in self.mixtures)
 
     @pyro_method
-    def guide(self, x: Tensor, **_: object) -> None:
-        """Form A: the rungs; same arguments as :meth:`model`."""
+    def guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
+        """Form A: the rungs, for :meth:`model` and :meth:`cluster_model`, whose labels are not used here."""
         if self.clusters_to_rungs:
             raise ValueError("These rungs take clusters, which this guide has none of: use cluster_guide (form C).")
         super().guide(x)
