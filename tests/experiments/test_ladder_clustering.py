@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pyro_vaes.experiments import LADDER_CLUSTERING, Job
-from pyro_vaes.experiments.ladder_clustering import component_images, scores, train_vlac
+from pyro_vaes.experiments.ladder_clustering import scores
+from pyro_vaes.experiments.ladder_clustering_training import component_images, train_vlac
 
 
 def test_the_smoke_budget_gives_finite_figures_and_pictures(tmp_path):
