@@ -47,6 +47,7 @@ def scores(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor],
     found = clustering_scores(*test, fitted=train, num_clusters=num_clusters)
     return {
         f"{name} majority %": 100 * found.majority_accuracy,
+        f"{name} on training %": 100 * clustering_scores(*train).majority_accuracy,
         f"{name} Hungarian %": 100 * found.hungarian_accuracy,
         f"{name} NMI": found.nmi,
         f"{name} ARI": found.ari,

@@ -46,7 +46,8 @@ class LadderClusteringSetting:
         start: Where a mixture starts: K-means or a mixture of normals fitted to the codes, "kmeans" or "gmm".
         scale: Standard deviation at which it starts; None for that of the fit.
         learn_weights: Whether the mixtures' weights are learned; else they are uniform.
-        batch_size, lr: Of all training.
+        batch_size: Of all training.
+        warm_lr, lr: Learning rates of Adam in the first phase and in the others.
         train_images: Of VLAC; None for all.
         dgm_images, dgm_width, dgm_latent_dim, dgm_epochs: Of GM-DGM, which has the clusters of the top rung and needs a
             pass of the decoder for each.
@@ -57,19 +58,20 @@ class LadderClusteringSetting:
     width: int = 256
     latent_dims: tuple[int, ...] = (5, 10)
     clusters: tuple[int, ...] = (25, 25)
-    epochs: tuple[int, int, int, int] = (8, 6, 3, 2)
-    warm_beta: float = 0.1
+    epochs: tuple[int, int, int, int] = (8, 4, 3, 2)
+    warm_beta: float = 0.05
     beta: float = 0.1
     start: str = "kmeans"
-    scale: float | None = 0.1
+    scale: float | None = None
     learn_weights: bool = False
     batch_size: int = 128
+    warm_lr: float = 3e-3
     lr: float = 1e-3
     train_images: int | None = 20_000
-    dgm_images: int | None = 10_000
-    dgm_width: int = 200
+    dgm_images: int | None = 5_000
+    dgm_width: int = 128
     dgm_latent_dim: int = 20
-    dgm_epochs: int = 10
+    dgm_epochs: int = 6
 
     def load(self, job: Job, images: int | None) -> ImageData:
         """Training data without a validation part, which nothing here chooses by."""
@@ -92,11 +94,11 @@ def setting(budget: str, data: str) -> LadderClusteringSetting:
         )  # fmt: skip
     if budget == "gpu":
         return replace(
-            full, width=500, epochs=(100, 100, 60, 140), batch_size=512, lr=5e-4, train_images=None,
+            full, width=500, epochs=(100, 100, 60, 140), batch_size=512, warm_lr=5e-4, lr=5e-4, train_images=None,
             dgm_images=None, dgm_width=500, dgm_latent_dim=100, dgm_epochs=300,
         )  # fmt: skip
     if data == "svhn_subset":
-        return replace(full, epochs=(60, 60, 20, 20), batch_size=50, dgm_images=None, dgm_epochs=60)
+        return replace(full, epochs=(60, 20, 15, 10), batch_size=50, dgm_images=None, dgm_epochs=20)
     return full
 
 
@@ -123,11 +125,12 @@ def train_vlac(s: LadderClusteringSetting, data: ImageData, job: Job) -> tuple[L
         batch_size=s.batch_size,
         seed=job.seed,
         progress=job.progress,
-        optim=functools.partial(torch.optim.Adam, lr=s.lr),
     )
     weigh, warm_weigh = ([KLWarmup(1, start=b, end=b)] for b in (s.beta, s.warm_beta))
     some = grey(data.train.take(10_000), data, job)
-    train(warm.model, warm.guide, data, epochs=s.epochs[0], callbacks=[alone, *warm_weigh])
+    first = functools.partial(torch.optim.Adam, lr=s.warm_lr)
+    train(warm.model, warm.guide, data, optim=first, epochs=s.epochs[0], callbacks=[alone, *warm_weigh])
+    train = functools.partial(train, optim=functools.partial(torch.optim.Adam, lr=s.lr))
     start = functools.partial(vlac.start_from, some, method=s.start, scale=s.scale, seed=job.seed)
     start(rungs=[top])
     started = clusters_of(vlac.responsibilities, grey(data.train, data, job))[-1]

@@ -51,7 +51,8 @@ class LadderClusteringVAE(LadderVAE):
             closed-form optimum, which needs rungs that return diagonal normals.
         clusters_to_rungs: Form C, which needs classifiers.
         labelled_rung: The rung that labels belong to, 1 .. L; the top one by default.
-        label_weight: Weight of the classification term, ``1.1 n / n_labelled`` in the authors' one-level code.
+        label_weight: Weight of the classification term in forms B and C; in the authors' code for one level
+            ``1.1 n / n_labelled``.
 
     Raises:
         ValueError: The parts do not fit together.
