@@ -60,7 +60,7 @@ class LadderClusteringSetting:
     clusters: tuple[int, ...] = (25, 25)
     epochs: tuple[int, int, int, int] = (8, 4, 3, 2)
     warm_beta: float = 0.05
-    beta: float = 0.1
+    beta: float = 0.3
     start: str = "kmeans"
     scale: float | None = None
     learn_weights: bool = False
