@@ -38,10 +38,10 @@ class LadderClusteringVAE(LadderVAE):
     """A ladder whose rungs cluster the data, each by what it codes.
 
     ``model`` and ``guide`` are those of :class:`LadderVAE`, with mixtures as priors and no site for clusters: form A
-    for any bound and guide, and the one to train with. ``cluster_model`` is the same p with the sites ``"y_1" ..
-    "y_L"``, marked for enumeration: with ``guide`` it is form A again, with ``cluster_guide`` form B or C, both for
-    :class:`~pyro.infer.TraceEnum_ELBO`. In forms A and B the decoder runs once for each datum, however many clusters
-    and rungs there are.
+    for any bound and guide, and the one to train with. (There is no closed KL for a mixture: ``TraceMeanField_ELBO``
+    draws.) ``cluster_model`` is the same p with the sites ``"y_1" .. "y_L"``, marked for enumeration: with ``guide`` it
+    is form A again, with ``cluster_guide`` form B or C, both for :class:`~pyro.infer.TraceEnum_ELBO`. In forms A and B
+    the decoder runs once for each datum, however many clusters and rungs there are.
 
     Arguments:
         encoders, rungs, merges, decoders, likelihood, latent_dims: Those of :class:`LadderVAE`; in form C the rungs
