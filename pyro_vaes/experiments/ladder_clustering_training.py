@@ -2,7 +2,8 @@
 
 A rung that is there alone learns all that there is to say, so training is progressive: (1) the top rung alone under
 N(0, I), with a small KL weight; (2) its mixture starts where its codes lie, with small variances, and is trained with
-it; (3) the rungs below fade in, and their mixtures start where their codes then lie; (4) all are trained on.
+it; (3) the rungs below fade in within an epoch, again with a small KL weight, and their mixtures start where their codes
+then lie; (4) all are trained on.
 
 References:
     | Disentangling to Cluster: Gaussian Mixture Variational Ladder Autoencoders (Willetts, Roberts & Holmes, 2019)
@@ -42,12 +43,12 @@ class LadderClusteringSetting:
         width: Of all hidden layers.
         latent_dims, clusters: Of the rungs, from the data upwards.
         epochs: Of the four phases.
-        warm_beta, beta: KL weights of the first phase and of the others.
+        warm_beta, beta: KL weights of the phases in which rungs are new, (1) and (3), and of the others.
         start: Where a mixture starts: K-means or a mixture of normals fitted to the codes, "kmeans" or "gmm".
         scale: Standard deviation at which it starts; None for that of the fit.
         learn_weights: Whether the mixtures' weights are learned; else they are uniform.
         batch_size: Of all training.
-        warm_lr, lr: Learning rates of Adam in the first phase and in the others.
+        warm_lr, lr: Learning rates of Adam, likewise.
         train_images: Of VLAC; None for all.
         dgm_images, dgm_width, dgm_latent_dim, dgm_epochs: Of GM-DGM, which has the clusters of the top rung and needs a
             pass of the decoder for each.
@@ -58,7 +59,7 @@ class LadderClusteringSetting:
     width: int = 256
     latent_dims: tuple[int, ...] = (5, 10)
     clusters: tuple[int, ...] = (25, 25)
-    epochs: tuple[int, int, int, int] = (8, 4, 3, 2)
+    epochs: tuple[int, int, int, int] = (8, 4, 4, 2)
     warm_beta: float = 0.05
     beta: float = 0.3
     start: str = "kmeans"
@@ -119,7 +120,7 @@ def train_vlac(s: LadderClusteringSetting, data: ImageData, job: Job) -> tuple[L
     sites = [[f"z_{level}"] for level in range(1, top + 1)]
     injections = [cast(nn.Module, merge.network) for merge in vlac.merges]
     alone = ProgressiveRungs(sites, injections, 1, stage=10**9)
-    fading = ProgressiveRungs(sites, injections, max(1, steps * s.epochs[2]), stage=0)
+    fading = ProgressiveRungs(sites, injections, steps, stage=0)
     train = functools.partial(
         fit,
         batch_size=s.batch_size,
@@ -128,16 +129,15 @@ def train_vlac(s: LadderClusteringSetting, data: ImageData, job: Job) -> tuple[L
     )
     weigh, warm_weigh = ([KLWarmup(1, start=b, end=b)] for b in (s.beta, s.warm_beta))
     some = grey(data.train.take(10_000), data, job)
-    first = functools.partial(torch.optim.Adam, lr=s.warm_lr)
-    train(warm.model, warm.guide, data, optim=first, epochs=s.epochs[0], callbacks=[alone, *warm_weigh])
-    train = functools.partial(train, optim=functools.partial(torch.optim.Adam, lr=s.lr))
+    warm_optim, optim = (functools.partial(torch.optim.Adam, lr=lr) for lr in (s.warm_lr, s.lr))
+    train(warm.model, warm.guide, data, optim=warm_optim, epochs=s.epochs[0], callbacks=[alone, *warm_weigh])
     start = functools.partial(vlac.start_from, some, method=s.start, scale=s.scale, seed=job.seed)
     start(rungs=[top])
     started = clusters_of(vlac.responsibilities, grey(data.train, data, job))[-1]
-    train(vlac.model, vlac.guide, data, epochs=s.epochs[1], callbacks=[alone, *weigh])
-    train(vlac.model, vlac.guide, data, epochs=s.epochs[2], callbacks=[fading, *weigh])
+    train(vlac.model, vlac.guide, data, optim=optim, epochs=s.epochs[1], callbacks=[alone, *weigh])
+    train(vlac.model, vlac.guide, data, optim=warm_optim, epochs=s.epochs[2], callbacks=[fading, *warm_weigh])
     start(rungs=range(1, top))
-    train(vlac.model, vlac.guide, data, epochs=s.epochs[3], callbacks=weigh)
+    train(vlac.model, vlac.guide, data, optim=optim, epochs=s.epochs[3], callbacks=weigh)
     return vlac, started
 
 
