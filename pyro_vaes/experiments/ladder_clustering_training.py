@@ -1,9 +1,9 @@
 """VLAC as the clustering experiment trains it, in four phases.
 
 A rung that is there alone learns all that there is to say, so training is progressive: (1) the top rung alone under
-N(0, I), with a small KL weight; (2) its mixture starts where its codes lie, with small variances, and is trained with
-it; (3) the rungs below fade in within an epoch, again with a small KL weight, and their mixtures start where their codes
-then lie; (4) all are trained on.
+N(0, I), with a small KL weight; (2) its mixture starts where its codes lie and is trained with it; (3) the rungs below
+fade in within an epoch, again with a small KL weight, and their mixtures start where their codes then lie; (4) all are
+trained on.
 
 References:
     | Disentangling to Cluster: Gaussian Mixture Variational Ladder Autoencoders (Willetts, Roberts & Holmes, 2019)
