@@ -7,10 +7,12 @@ from pyro_vaes.experiments.recursive_mixture import RECURSIVE_MIXTURE
 from pyro_vaes.experiments.results import Comparison, Measurement
 from pyro_vaes.experiments.setting import Setting
 from pyro_vaes.experiments.study import Job, Result, Study
+from pyro_vaes.experiments.variational_ladder import VARIATIONAL_LADDER
 from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE
 
 __all__ = [
     "RECURSIVE_MIXTURE",
+    "VARIATIONAL_LADDER",
     "VARIATIONAL_LAPLACE",
     "Comparison",
     "Experiment",
