@@ -27,7 +27,7 @@ from pyro_vaes.data import ImageData, load
 from pyro_vaes.diagnostics import collapse_report, posterior_means
 from pyro_vaes.diagnostics.representation import knn_accuracy
 from pyro_vaes.experiments.study import Job, Result, Study
-from pyro_vaes.infer import KLWarmup, MMD_ELBO, evaluate, fit
+from pyro_vaes.infer import MMD_ELBO, KLWarmup, evaluate, fit
 from pyro_vaes.infer.callbacks import Callback, Run
 from pyro_vaes.infer.pair import preserve_rng
 from pyro_vaes.models import HierarchicalVAE, LadderVAE
