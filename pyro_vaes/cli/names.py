@@ -10,7 +10,14 @@ from torch import nn
 
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
-from pyro_vaes.experiments import RECURSIVE_MIXTURE, VARIATIONAL_LADDER, VARIATIONAL_LAPLACE, Experiment, Study
+from pyro_vaes.experiments import (
+    GIBBS_CHAIN,
+    RECURSIVE_MIXTURE,
+    VARIATIONAL_LADDER,
+    VARIATIONAL_LAPLACE,
+    Experiment,
+    Study,
+)
 from pyro_vaes.guides import (
     AmortizedHouseholder,
     AmortizedIAF,
@@ -175,7 +182,7 @@ BOUNDS: dict[str, BoundEntry] = {
 }
 
 EXPERIMENTS: dict[str, Experiment | Study] = {
-    e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE, VARIATIONAL_LADDER)
+    e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE, VARIATIONAL_LADDER, GIBBS_CHAIN)
 }
 
 

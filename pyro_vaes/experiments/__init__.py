@@ -3,6 +3,7 @@
 from pyro_vaes.experiments.comparison import Method, compare
 from pyro_vaes.experiments.experiment import Experiment
 from pyro_vaes.experiments.findings import Findings, Row
+from pyro_vaes.experiments.gibbs_chain import GIBBS_CHAIN
 from pyro_vaes.experiments.recursive_mixture import RECURSIVE_MIXTURE
 from pyro_vaes.experiments.results import Comparison, Measurement
 from pyro_vaes.experiments.setting import Setting
@@ -11,6 +12,7 @@ from pyro_vaes.experiments.variational_ladder import VARIATIONAL_LADDER
 from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE
 
 __all__ = [
+    "GIBBS_CHAIN",
     "RECURSIVE_MIXTURE",
     "VARIATIONAL_LADDER",
     "VARIATIONAL_LAPLACE",

@@ -135,6 +135,11 @@ def decode(model: Levels, z: Sequence[Tensor]) -> Tensor:
     return model.decoder(latent)
 
 
+def kl_warmup(setting: LadderSetting) -> KLWarmup:
+    """The weight 1 - exp(-i / warmup) at update i = 1, 2, .."""
+    return KLWarmup(5 * setting.warmup, start=-math.expm1(-1 / setting.warmup), exponential=True)
+
+
 @dataclass
 class Watch(Callback):
     """kNN accuracy of the digit from each level's posterior means, after some epochs."""
@@ -177,7 +182,6 @@ def measure(
     with preserve_rng(job.seed):
         model = build(setting, data.image_shape)
     watch = Watch(model.to(job.device), data, setting)
-    schedule = KLWarmup(5 * setting.warmup, start=-math.expm1(-1 / setting.warmup), exponential=True)
     fit(
         model.model,
         model.guide,
@@ -186,7 +190,7 @@ def measure(
         optim=partial(torch.optim.Adam, lr=setting.lr),
         epochs=setting.epochs,
         batch_size=setting.batch_size,
-        callbacks=[schedule, watch],
+        callbacks=[kl_warmup(setting), watch],
         seed=job.seed,
         progress=job.progress,
     )
