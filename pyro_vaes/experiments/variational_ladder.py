@@ -140,9 +140,22 @@ def kl_warmup(setting: LadderSetting) -> KLWarmup:
     return KLWarmup(5 * setting.warmup, start=-math.expm1(-1 / setting.warmup), exponential=True)
 
 
+def digit_accuracies(model: Levels, data: ImageData, setting: LadderSetting) -> list[float]:
+    """How often the nearest posterior means of labelled training images tell a test image's digit, for each level."""
+    known, asked = data.train.take(setting.labels), data.test
+    assert asked is not None and known.labels is not None and asked.labels is not None
+    draws = 1 if isinstance(model, LadderVAE) else 4  # in a hierarchy E[z_2 | x] is an average over z_1
+    sites = [f"z_{level}" for level in range(1, len(model.latent_dims) + 1)]
+    train, test = (
+        posterior_means(model.model, model.guide, part, sites=sites, num_samples=draws).split(model.latent_dims, dim=1)
+        for part in (known, asked)
+    )
+    return [knn_accuracy(a, known.labels, b, asked.labels) for a, b in zip(train, test, strict=True)]
+
+
 @dataclass
 class Watch(Callback):
-    """kNN accuracy of the digit from each level's posterior means, after some epochs."""
+    """Digit accuracies after some epochs."""
 
     model: Levels
     data: ImageData
@@ -153,20 +166,7 @@ class Watch(Callback):
 
     def epoch(self, run: Run) -> None:
         if run.epoch in self.setting.watched:
-            self.found[run.epoch] = self._accuracies()
-
-    def _accuracies(self) -> list[float]:
-        known, asked = self.data.train.take(self.setting.labels), self.data.test
-        assert asked is not None and known.labels is not None and asked.labels is not None
-        draws = 1 if isinstance(self.model, LadderVAE) else 4  # in a hierarchy E[z_2 | x] is an average over z_1
-        sites = [f"z_{level}" for level in range(1, len(self.model.latent_dims) + 1)]
-        train, test = (
-            posterior_means(self.model.model, self.model.guide, part, sites=sites, num_samples=draws).split(
-                self.model.latent_dims, dim=1
-            )
-            for part in (known, asked)
-        )
-        return [knn_accuracy(a, known.labels, b, asked.labels) for a, b in zip(train, test, strict=True)]
+            self.found[run.epoch] = digit_accuracies(self.model, self.data, self.setting)
 
 
 def measure(
@@ -241,7 +241,7 @@ def cases(setting: LadderSetting) -> Mapping[str, Callable[[LadderSetting, Job],
     }
 
 
-def remark(setting: LadderSetting) -> str:
+def remark(_: LadderSetting) -> str:
     """How far the figures are the paper's."""
     return (
         "The paper shows pictures only, so there is no published figure; -ELBO is in nats per image under the Laplace "
