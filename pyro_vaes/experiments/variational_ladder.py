@@ -83,12 +83,12 @@ def setting(budget: str, data: str) -> LadderSetting:
     if budget == "cpu":
         return LadderSetting(
             data,
-            (32, 64),
+            (16, 32),
             256,
             warmup=200,
-            epochs=4,
+            epochs=8,
             lr=1e-3,
-            watched=(1, 2, 3, 4),
+            watched=(1, 2, 4, 8),
             train_images=20_000,
             test_images=2000,
             labels=5000,
