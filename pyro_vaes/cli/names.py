@@ -13,10 +13,10 @@ from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
     GIBBS_CHAIN,
     RECURSIVE_MIXTURE,
+    RECURSIVE_MIXTURE_BERNOULLI,
     VARIATIONAL_LADDER,
     VARIATIONAL_LAPLACE,
-    Experiment,
-    Study,
+    VARIATIONAL_LAPLACE_BERNOULLI,
 )
 from pyro_vaes.guides import (
     AmortizedHouseholder,
@@ -181,8 +181,16 @@ BOUNDS: dict[str, BoundEntry] = {
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
 }
 
-EXPERIMENTS: dict[str, Experiment | Study] = {
-    e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE, VARIATIONAL_LADDER, GIBBS_CHAIN)
+EXPERIMENTS = {
+    study.name: study
+    for study in (
+        VARIATIONAL_LAPLACE,
+        VARIATIONAL_LAPLACE_BERNOULLI,
+        RECURSIVE_MIXTURE,
+        RECURSIVE_MIXTURE_BERNOULLI,
+        VARIATIONAL_LADDER,
+        GIBBS_CHAIN,
+    )
 }
 
 
