@@ -40,6 +40,7 @@ from pyro_vaes.theory import gibbs_chain
 __all__ = ["GIBBS_CHAIN", "GibbsSetting", "two_sample_accuracy", "walk"]
 
 SHOWN = 10  # pictures in a row
+FITTED = "q fitted on to p"
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,8 @@ def two_sample_accuracy(first: Tensor, second: Tensor) -> float:
     return knn_accuracy(known, labels, asked, labels)
 
 
-def trained(own: bool, setting: GibbsSetting, job: Job) -> Result:
-    """A trained hierarchy: ancestral samples, which start at z_3, beside the chain, which never sees z_2 or z_3.
-
-    If ``own``, q is then fitted on to samples of the trained p: those are data of which p is the distribution.
-    """
+def trained(setting: GibbsSetting, job: Job) -> Result:
+    """A trained hierarchy, and beside it the same p with q fitted on to samples of p: data of which p is the truth."""
     data = load(setting.data, job.root, preprocess=[ToUnit(), Binarize()]).to(job.device)
     used = data.train.take(setting.train_images or len(data.train))
     with preserve_rng(job.seed):
@@ -163,18 +161,24 @@ def trained(own: bool, setting: GibbsSetting, job: Job) -> Result:
         progress=job.progress,
     )
     train(used)
-    if own:
-        with preserve_rng(job.seed), torch.no_grad():
-            samples = model.model(size=len(used))
-        model.priors.requires_grad_(False)
-        model.decoder.requires_grad_(False)
-        train(samples)
-        model.requires_grad_(True)
     real = used[: setting.samples]
     assert isinstance(real, Tensor)
+    figures, picture = compare(model, real, setting, job.seed)
+    with preserve_rng(job.seed), torch.no_grad():
+        samples = model.model(size=len(used))
+    for part in (model.priors, model.decoder):
+        part.requires_grad_(False)
+    train(samples)
+    model.requires_grad_(True)
+    fitted, second = compare(model, real, setting, job.seed)
+    return Result(figures, {"q": picture, FITTED: second}, beside={f"HVAE, {FITTED}": fitted})
+
+
+def compare(model: HierarchicalVAE, real: Tensor, setting: GibbsSetting, seed: int) -> tuple[dict[str, float], Figure]:
+    """Ancestral samples, which start at z_3, beside the chain from one image, which never sees z_2 or z_3."""
     report = collapse_report(model.model, model.guide, real)
     figures = {f"KL z_{level}": report[f"z_{level}"].total_kl for level in range(1, len(setting.latent_dims) + 1)}
-    with preserve_rng(job.seed), torch.no_grad():
+    with preserve_rng(seed), torch.no_grad():
         ancestral, again = (model.model(size=len(real)) for _ in range(2))
         x, rows = real[:1].expand_as(real), []
         figures["model | model"] = two_sample_accuracy(ancestral, again)
@@ -184,7 +188,7 @@ def trained(own: bool, setting: GibbsSetting, job: Job) -> Result:
             figures[f"chain | model @{step}"] = two_sample_accuracy(x, ancestral)
             figures[f"chain | data @{step}"] = two_sample_accuracy(x, real)
             rows.append(x[:SHOWN])
-    return Result(figures, {"samples": _picture(ancestral[: SHOWN * len(rows)], torch.cat(rows), setting)})
+    return figures, _picture(ancestral[: SHOWN * len(rows)], torch.cat(rows), setting)
 
 
 def _picture(ancestral: Tensor, chains: Tensor, setting: GibbsSetting) -> Figure:
@@ -196,12 +200,8 @@ def _picture(ancestral: Tensor, chains: Tensor, setting: GibbsSetting) -> Figure
 
 
 def cases(_: GibbsSetting) -> Mapping[str, Callable[[GibbsSetting, Job], Result]]:
-    return {
-        "tables": partial(tables, 1),
-        "tables, two blocks": partial(tables, 2),
-        "HVAE": partial(trained, False),
-        "HVAE, q fitted on to p": partial(trained, True),
-    }
+    """Tables that are connected and tables that are not; a trained model."""
+    return {"tables": partial(tables, 1), "tables, two blocks": partial(tables, 2), "HVAE": trained}
 
 
 def remark(setting: GibbsSetting) -> str:

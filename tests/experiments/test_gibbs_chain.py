@@ -77,4 +77,4 @@ def test_smoke(tmp_path):
     assert {"KL z_1", "KL z_2", "KL z_3", "model | data", "chain | model @3"} <= set(figures)
     assert all(math.isfinite(v) for r in found.rows for v in r.figures.values())
     pictures = sorted(p.name for p in (tmp_path / "x").iterdir())
-    assert pictures == ["hvae-1-samples.png", "hvae-q-fitted-on-to-p-1-samples.png"]
+    assert pictures == ["hvae-1-q-fitted-on-to-p.png", "hvae-1-q.png"]
