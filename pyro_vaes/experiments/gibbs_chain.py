@@ -74,7 +74,7 @@ def setting(budget: str, data: str) -> GibbsSetting:
     if budget == "smoke":
         return GibbsSetting(data, 16, epochs=1, train_images=300, samples=100, steps=(1, 3))
     if budget == "cpu":
-        return GibbsSetting(data, 256, epochs=10, train_images=20_000, samples=2000)
+        return GibbsSetting(data, 256, epochs=8, train_images=20_000, samples=1000, steps=(1, 10, 100, 300))
     return GibbsSetting(data)
 
 
