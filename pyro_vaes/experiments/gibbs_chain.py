@@ -175,19 +175,23 @@ def trained(setting: GibbsSetting, job: Job) -> Result:
 
 
 def compare(model: HierarchicalVAE, real: Tensor, setting: GibbsSetting, seed: int) -> tuple[dict[str, float], Figure]:
-    """Ancestral samples, which start at z_3, beside the chain from one image, which never sees z_2 or z_3."""
+    """Ancestral samples, which start at z_3, beside the chain, which never sees z_2 or z_3.
+
+    Started at samples of the model it shows whether it leaves them as they are; started at one image, whether it also
+    gets everywhere.
+    """
     report = collapse_report(model.model, model.guide, real)
     figures = {f"KL z_{level}": report[f"z_{level}"].total_kl for level in range(1, len(setting.latent_dims) + 1)}
     with preserve_rng(seed), torch.no_grad():
         ancestral, again = (model.model(size=len(real)) for _ in range(2))
-        x, rows = real[:1].expand_as(real), []
-        figures["model | model"] = two_sample_accuracy(ancestral, again)
+        one, rows = real[:1].expand_as(real), []
         figures["model | data"] = two_sample_accuracy(ancestral, real)
+        figures["model | model"] = two_sample_accuracy(ancestral, again)
         for before, step in pairwise((0, *setting.steps)):
-            x = walk(model, x, step - before)
-            figures[f"chain | model @{step}"] = two_sample_accuracy(x, ancestral)
-            figures[f"chain | data @{step}"] = two_sample_accuracy(x, real)
-            rows.append(x[:SHOWN])
+            one, again = (walk(model, x, step - before) for x in (one, again))
+            figures[f"from model | model @{step}"] = two_sample_accuracy(again, ancestral)
+            figures[f"from image | model @{step}"] = two_sample_accuracy(one, ancestral)
+            rows.append(one[:SHOWN])
     return figures, _picture(ancestral[: SHOWN * len(rows)], torch.cat(rows), setting)
 
 
@@ -208,8 +212,8 @@ def remark(setting: GibbsSetting) -> str:
     """How to read the columns."""
     return (
         "The paper publishes no figure. a | b: accuracy of a classifier between samples of a and b, 0.5 where they "
-        f"look alike, standard error at most {0.5 / math.sqrt(setting.samples):.3f}; @: steps of the chain, which "
-        "starts at one image, or in one state."
+        f"look alike, standard error at most {0.5 / math.sqrt(setting.samples):.3f}; from model, from image @n: the "
+        "chain after n steps from samples of the model, from one image; total variation: from one state."
     )
 
 

@@ -74,7 +74,9 @@ def test_smoke(tmp_path):
     found = GIBBS_CHAIN.run("smoke", out=tmp_path / "x.json", progress=False)
     assert [r.case for r in found.rows] == ["tables", "tables, two blocks", "HVAE", "HVAE, q fitted on to p"]
     figures = found.rows[-1].figures
-    assert {"KL z_1", "KL z_2", "KL z_3", "model | data", "chain | model @3"} <= set(figures)
+    assert {"KL z_1", "KL z_2", "KL z_3", "model | data", "from model | model @3", "from image | model @3"} <= set(
+        figures
+    )
     assert all(math.isfinite(v) for r in found.rows for v in r.figures.values())
     pictures = sorted(p.name for p in (tmp_path / "x").iterdir())
     assert pictures == ["hvae-1-q-fitted-on-to-p.png", "hvae-1-q.png"]
