@@ -223,7 +223,8 @@ def curves(found: Mapping[int, Sequence[float]]) -> Figure:
     figure, ax = plt.subplots(figsize=(4.5, 3.0), layout="constrained")
     for level, accuracies in enumerate(zip(*found.values(), strict=True), start=1):
         ax.plot(list(found), accuracies, "o-", label=f"z_{level}")
-    legend(ax)
+    ax.set_ylim(0, 1)
+    legend(ax, loc="upper left")
     quiet(ax, "Digit from the nearest posterior means", "epoch", "accuracy")
     return figure
 
