@@ -11,8 +11,10 @@ from torch import nn
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
+    GIBBS_CHAIN,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
+    VARIATIONAL_LADDER,
     VARIATIONAL_LAPLACE,
     VARIATIONAL_LAPLACE_BERNOULLI,
 )
@@ -195,6 +197,8 @@ EXPERIMENTS = {
         VARIATIONAL_LAPLACE_BERNOULLI,
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
+        VARIATIONAL_LADDER,
+        GIBBS_CHAIN,
     )
 }
 
