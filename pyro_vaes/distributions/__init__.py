@@ -2,6 +2,7 @@
 
 from pyro_vaes.distributions.autoregressive import Autoregressive
 from pyro_vaes.distributions.autoregressive_flow import AutoregressiveFlow
+from pyro_vaes.distributions.bernoulli import Bernoulli
 from pyro_vaes.distributions.constraints import grid
 from pyro_vaes.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixture
@@ -14,6 +15,7 @@ from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weig
 __all__ = [
     "Autoregressive",
     "AutoregressiveFlow",
+    "Bernoulli",
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
     "HouseholderNormal",
