@@ -1,5 +1,6 @@
 """Distributions that Pyro and torch lack, or have wrong in a corner; each is usable alone."""
 
+from pyro_vaes.distributions.aggregate import AggregateGaussian, MixturePosterior
 from pyro_vaes.distributions.autoregressive import Autoregressive
 from pyro_vaes.distributions.autoregressive_flow import AutoregressiveFlow
 from pyro_vaes.distributions.bernoulli import Bernoulli
@@ -13,6 +14,7 @@ from pyro_vaes.distributions.precision_normal import PrecisionNormal
 from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weights
 
 __all__ = [
+    "AggregateGaussian",
     "Autoregressive",
     "AutoregressiveFlow",
     "Bernoulli",
@@ -21,6 +23,7 @@ __all__ = [
     "HouseholderNormal",
     "IntegerCategorical",
     "InverseAutoregressive",
+    "MixturePosterior",
     "PrecisionNormal",
     "RecursiveMixture",
     "grid",
