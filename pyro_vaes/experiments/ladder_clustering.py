@@ -77,9 +77,9 @@ def vlac(s: LadderClusteringSetting, job: Job) -> Result:
         name = RUNGS.get(len(s.clusters) - level, f"z_{level}")
         k = s.clusters[level - 1]
         figures |= scores(name, (train[level - 1], y), (test[level - 1], y_test), k)
-        pictures[f"clusters {name}"] = card(x_test.cpu(), test[level - 1], s, data, f"clusters of the {name} rung")
+        pictures[f"clusters {name}"] = card(x_test.cpu(), test[level - 1], s, data, f"clusters of z_{level}")
         images, component = component_images(model, level, seed=job.seed)
-        pictures[f"components {name}"] = card(images, component, s, data, f"components of the {name} rung")
+        pictures[f"components {name}"] = card(images, component, s, data, f"components of z_{level}")
     figures["NELBO"] = evaluate(model.model, model.guide, data.test, seed=0)
     return Result(figures, pictures)
 
