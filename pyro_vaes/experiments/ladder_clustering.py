@@ -138,6 +138,11 @@ def remark(s: LadderClusteringSetting) -> str:
         "from the authors' readme; VaDE (K = 10) and GMVAE (their best K) recollected, not verified. VLAC's paper "
         "states no percentages in what is accessible."
     )
+    if s.dgm_images is not None:
+        said += (
+            f" GM-DGM, which takes {s.clusters[-1]} passes of its decoder, sees {s.dgm_images:,} images for "
+            f"{s.dgm_epochs} epochs here: its row is far from trained and says nothing of the method."
+        )
     if s.data == "svhn_subset":
         said += " This is a subset of 1,083 digits: nothing published on SVHN compares with it."
     return said
