@@ -1,4 +1,4 @@
-"""Effect handlers for evaluation: which rows a subsampling program covers, and programs run without their data."""
+"""Effect handlers for evaluation: which rows a program covers, programs without their data, latents at their means."""
 
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
@@ -8,7 +8,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["FixedRows", "WithoutData", "is_factor"]
+__all__ = ["FixedRows", "WithoutData", "is_factor", "take_means"]
 
 
 class FixedRows(Messenger):
@@ -52,6 +52,35 @@ class WithoutData(UnconditionMessenger):
     def _pyro_sample(self, msg: Message) -> None:
         if not msg["infer"].get("_deterministic") and not is_factor(msg):
             super()._pyro_sample(msg)
+
+
+class take_means(Messenger):
+    """Let latent sites take the means of their distributions instead of draws.
+
+    Around model and guide, what is computed from the latents no longer depends on chance; densities are those at the
+    means, so bounds are not to be computed under it.
+
+    Raises:
+        ValueError: A site's distribution has no mean.
+
+    Example:
+        >>> import pyro
+        >>> from pyro.distributions import Normal
+        >>> with take_means():
+        ...     pyro.sample("z", Normal(torch.tensor(3.0), 1.0))
+        tensor(3.)
+    """
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+            return
+        try:
+            msg["value"] = msg["fn"].mean
+        except NotImplementedError as error:
+            raise ValueError(
+                f"The distribution of {msg['name']!r} ({type(msg['fn']).__name__}) has no mean; take draws instead."
+            ) from error
+        msg["done"] = True
 
 
 def is_factor(site: Message) -> bool:
