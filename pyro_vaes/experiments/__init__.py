@@ -3,6 +3,8 @@
 from pyro_vaes.experiments.comparison import Method, compare
 from pyro_vaes.experiments.experiment import Experiment
 from pyro_vaes.experiments.findings import Findings, Row
+from pyro_vaes.experiments.linear_collapse import LINEAR_COLLAPSE
+from pyro_vaes.experiments.posterior_collapse import POSTERIOR_COLLAPSE
 from pyro_vaes.experiments.recursive_mixture import RECURSIVE_MIXTURE
 from pyro_vaes.experiments.results import Comparison, Measurement
 from pyro_vaes.experiments.setting import Setting
@@ -10,6 +12,8 @@ from pyro_vaes.experiments.study import Job, Result, Study
 from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE
 
 __all__ = [
+    "LINEAR_COLLAPSE",
+    "POSTERIOR_COLLAPSE",
     "RECURSIVE_MIXTURE",
     "VARIATIONAL_LAPLACE",
     "Comparison",

@@ -1,6 +1,7 @@
 """What is measured of a pair that may have collapsed, beside what the linear theory said before training."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,14 +23,14 @@ from pyro_vaes.diagnostics import (
 )
 from pyro_vaes.experiments.findings import Findings
 from pyro_vaes.experiments.study import Job, Result
-from pyro_vaes.infer import ClipGradNorm, fit, scale_latents
+from pyro_vaes.infer import Callback, ClipGradNorm, LearningRate, fit, scale_latents
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 
-__all__ = ["Fitted", "LinearPairOrNot", "kl_weights", "measured", "rank_correlation", "train"]
+__all__ = ["Fitted", "AnyPair", "kl_weights", "measured", "rank_correlation", "train"]
 
-LinearPairOrNot = VAE | ConditionalVAE | HierarchicalVAE
+AnyPair = VAE | ConditionalVAE | HierarchicalVAE
+Scale = float | Sequence[float] | None
 Rows = Tensor | tuple[Tensor, Tensor]
-TOP = {HierarchicalVAE: "z_2"}  # the site that may collapse; "z" of the others
 
 
 def kl_weights(betas: Mapping[str, float], *, released: bool) -> dict[str, float]:
@@ -60,17 +61,17 @@ class Fitted:
         pair: The pair.
         site: The latent site that may collapse.
         forecast: From the moments that decide for this pair: centred if it has biases.
-        uncentred: From the uncentred moments, as in the paper's closed forms.
+        uncentred: From the uncentred moments, as in the paper's closed forms; for conditional pairs alone.
     """
 
-    pair: LinearPairOrNot
+    pair: AnyPair
     site: str
     forecast: CollapseForecast
-    uncentred: CollapseForecast
+    uncentred: CollapseForecast | None
 
 
 def train(
-    pair: LinearPairOrNot,
+    pair: AnyPair,
     rows: Rows,
     weights: Mapping[str, float],
     loss: ELBO,
@@ -80,7 +81,8 @@ def train(
     lr: float = 1e-3,
     batch_size: int = 128,
     clip: float | None = None,
-    encoder_scales: tuple[float | None, float | None] = (None, None),
+    decay: bool = False,
+    encoder_scales: tuple[Scale, float | None] = (None, None),
 ) -> Fitted:
     """Forecast, then train with these KL weights.
 
@@ -92,12 +94,21 @@ def train(
         job: Seed, device, progress.
         epochs, lr, batch_size: Of Adam.
         clip: Largest norm of the gradient.
-        encoder_scales: Fixed standard deviations of q: the first is that of z or z_1.
+        decay: Whether the learning rate falls to 0 along a cosine.
+        encoder_scales: Fixed standard deviations of q: the first is that of z or z_1, the second that of z_2.
     """
     model, guide = scale_latents(weights)(pair.model), scale_latents(weights)(pair.guide)
-    scales = {"encoder_scales": encoder_scales} if isinstance(pair, HierarchicalVAE) else {}
-    scale = {} if isinstance(pair, HierarchicalVAE) else {"encoder_scale": encoder_scales[0]}
-    centred, uncentred = (forecast_collapse(model, rows, centred=c, **scales, **scale) for c in (None, False))
+    if isinstance(pair, HierarchicalVAE):
+        first, top = encoder_scales
+        assert first is None or isinstance(first, float)
+        forecast = forecast_collapse(model, rows, encoder_scales=(first, top))
+    else:
+        forecast = forecast_collapse(model, rows, encoder_scale=encoder_scales[0])
+    uncentred = forecast_collapse(model, rows, centred=False) if forecast.centred and forecast.conditional else None
+    callbacks: list[Callback] = [] if clip is None else [ClipGradNorm(clip)]
+    if decay:
+        steps = epochs * math.ceil(len(rows[0] if isinstance(rows, tuple) else rows) / batch_size)
+        callbacks.append(LearningRate(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps), per_step=True))
     fit(
         model,
         guide,
@@ -106,12 +117,12 @@ def train(
         optim=functools.partial(torch.optim.Adam, lr=lr, fused=job.device.type in ("cpu", "cuda")),
         epochs=epochs,
         batch_size=batch_size,
-        callbacks=[] if clip is None else [ClipGradNorm(clip)],
+        callbacks=callbacks,
         seed=job.seed,
         device=job.device,
         progress=job.progress,
     )
-    return Fitted(pair, TOP.get(type(pair), "z"), centred, uncentred)
+    return Fitted(pair, "z_2" if isinstance(pair, HierarchicalVAE) else "z", forecast, uncentred)
 
 
 def measured(
@@ -134,7 +145,6 @@ def measured(
     figures = {
         "KL": site.total_kl,
         "linear KL": forecast.total_kl,
-        "linear KL, not centred": fitted.uncentred[fitted.site].total_kl,
         "Burda AU": site.active_units,
         "linear AU": forecast.num_active,
         "released AU": site.active_pairs,
@@ -143,12 +153,14 @@ def measured(
         "squared error": _squared_error(fitted.pair, rows, None),
         "NLL": -log_likelihood(model, guide, few, num_particles).log_likelihood.mean().item(),
     }
+    if fitted.uncentred is not None:
+        figures["linear KL, not centred"] = fitted.uncentred[fitted.site].total_kl
     if fitted.site == "z_2":
         figures["error through z2"] = _squared_error(fitted.pair, rows, ["z_2"])
     return Result(figures, {"units": _units(fitted, report), **(pictures or {})})
 
 
-def _squared_error(pair: LinearPairOrNot, rows: Rows, through: Sequence[str] | None) -> float:
+def _squared_error(pair: AnyPair, rows: Rows, through: Sequence[str] | None) -> float:
     """E‖x - f(z)‖² with all latents at their means, or with only some kept."""
     with_means = take_means()(pair.model), take_means()(pair.guide)
     found = reconstruct(*with_means, rows, through=through, batch_size=1000)["x"]

@@ -1,7 +1,7 @@
 r"""The pairs of the collapse paper, linear and not: fixed noise, one normal prior, hidden layers without tricks.
 
     VAE              p(x|z)   = N(f(z), noise²)                q(z|x)
-    conditional VAE  p(y|z,x) = N(f(z) + g(x), noise²)         q(z|x,y), a network for each argument, their outputs added
+    conditional VAE  p(y|z,x) = N(f(z) + g(x), noise²)         q(z|x,y), a network per argument, outputs added
     hierarchical     p(z1|z2) = N(tanh f(z2), noise²)          q(z1|x) = N(tanh f(x), scale²), q(z2|z1)
                      p(x|z1)  = N(tanh f(z1), noise²)
 
