@@ -69,7 +69,7 @@ def setting(budget: str, data: str) -> LinearSetting:
     if budget == "smoke":
         return LinearSetting(budget, data, (2, 4, 2), (1, 1, 1), (1e-2,) * 3, True, steps=5, particles=2)
     if budget == "cpu":
-        return LinearSetting(budget, data, epochs=(20, 12, 15), lr=(3e-3, 3e-3, 3e-3), decay=True, batch_size=250)
+        return LinearSetting(budget, data, epochs=(10, 8, 10), lr=(4e-3, 4e-3, 4e-3), decay=True, batch_size=250)
     return LinearSetting(budget, data)
 
 

@@ -40,7 +40,7 @@ def setting(budget: str, data: str) -> CollapseSetting:
         epochs, correlated = (1, 1, 1, 1, 1), (64, 6, 16)
         return CollapseSetting(budget, data, 4, (8, 8, 8), epochs, 1e-3, correlated, 64, (16, 4))
     if budget == "cpu":
-        return CollapseSetting(budget, data, epochs=(15, 40, 60, 8, 5), vae_lr=1e-3, likelihood=(500, 64))
+        return CollapseSetting(budget, data, epochs=(15, 30, 60, 8, 4), vae_lr=1e-3, likelihood=(500, 64))
     return CollapseSetting(budget, data)
 
 
