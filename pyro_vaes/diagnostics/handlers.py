@@ -61,7 +61,7 @@ class take_means(Messenger):
     means, so bounds are not to be computed under it.
 
     Raises:
-        ValueError: A site's distribution has no mean.
+        ValueError: A site's distribution has no mean, or takes finitely many values.
 
     Example:
         >>> import pyro
@@ -74,12 +74,16 @@ class take_means(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
+        fn = msg["fn"]
         try:
-            msg["value"] = msg["fn"].mean
-        except NotImplementedError as error:
+            mean = None if fn.has_enumerate_support else fn.mean  # of a category there is none to compute with
+        except NotImplementedError:
+            mean = None
+        if mean is None:
             raise ValueError(
-                f"The distribution of {msg['name']!r} ({type(msg['fn']).__name__}) has no mean; take draws instead."
-            ) from error
+                f"The distribution of {msg['name']!r} ({type(fn).__name__}) has no mean in its support; take draws?"
+            )
+        msg["value"] = mean
         msg["done"] = True
 
 

@@ -38,7 +38,7 @@ class CollapseSetting:
         budget: Which sweeps.
         data: Name of the data set.
         latent_dim: Units of each latent site but those of E7.
-        hidden: Width of hidden layers: conditional pairs (E5), conditional pairs on one digit (E6), the others.
+        hidden: Width of hidden layers: of E5, of E6 and the forecasts, of E8 and E9.
         epochs: Of E5, of E6, of E7, of E8, of E9 and the forecasts.
         vae_lr: Learning rate of E9 and the forecasts.
         correlated: Rows and features of E7, and its batch size.
@@ -124,14 +124,15 @@ def plain(
     beta: float = 1.0,
     noise: float = 1.0,
     scale: float | None = None,
+    narrow: bool = False,
     released: bool = False,
 ) -> Result:
-    """E9 and the forecasts: a VAE whose encoder has an amortised or a fixed scale."""
+    """E9 and, narrow, the forecasts: a VAE whose encoder has an amortised or a fixed scale."""
     data = s.load(job)
     assert data.test is not None
     x, test = data.train.x, data.test.x
     with preserve_rng(job.seed):
-        pair = relu_vae(x.shape[1], s.latent_dim, s.hidden[2], noise=noise, scale=scale)
+        pair = relu_vae(x.shape[1], s.latent_dim, s.hidden[1 if narrow else 2], noise=noise, scale=scale)
     weights = kl_weights({"z": beta}, released=released)
     bound, epochs, scales = TraceMeanField_ELBO(), s.epochs[4], (scale, None)
     fitted = train(pair, x, weights, bound, job, epochs=epochs, lr=s.vae_lr, encoder_scales=scales)
