@@ -86,23 +86,42 @@ def test_values_of_linear_pairs_at_their_optimum_are_the_theory():
     assert found.kl.sum().item() == pytest.approx(theory.kl.sum().item(), abs=1e-6)
 
 
+def scattered(pair):
+    """With scales of q that are all different."""
+    for name, parameter in pair.named_parameters():
+        if name.endswith("log_scale"):
+            torch.nn.init.normal_(parameter)
+    return pair
+
+
 @pytest.mark.parametrize("kind", ["vae", "cvae", "hierarchical"])
 def test_kl_of_linear_pairs_is_that_of_the_exact_loss(kind):
     """Anywhere: with a vast noise nothing but 2 KL is left of L, of a hierarchy its last term."""
     torch.manual_seed(1)
     xx = X.T @ X / len(X)
     if kind == "vae":
-        pair = linear_vae_pair(6, 4, prior_scale=1.25)
+        pair = scattered(linear_vae_pair(6, 4, prior_scale=1.25))
         found, loss = trained_values(pair, X), vae_loss(pair, xx, noise=VAST, prior_scale=1.25)
     elif kind == "cvae":
-        pair = linear_cvae_pair(4, 2, 3, prior_scale=1.25)
+        pair = scattered(linear_cvae_pair(4, 2, 3, prior_scale=1.25))
         found, loss = trained_values(pair, (X[:, :4], X[:, 4:])), cvae_loss(pair, xx, 4, noise=VAST, prior_scale=1.25)
     else:
-        pair = linear_hierarchical_pair(6, (4, 3), prior_scale=1.25, encoder_scales=(0.7, None))
+        pair = scattered(linear_hierarchical_pair(6, (4, 3), prior_scale=1.25, encoder_scales=(0.7, None)))
         with_z2, without = (hierarchical_loss(pair, xx, prior_scale=1.25, betas=(1.0, b)) for b in (1.0, 0.0))
         found, loss = trained_values(pair, X), with_z2 - without
         assert set(found.values) == {"sv(U)", "sv(V)", "scale", "sv(U2)", "scale of z2"}
     assert 2 * found.kl.sum().item() == pytest.approx(loss.item(), rel=1e-9)
+
+
+def test_singular_values_of_a_conditional_encoder_are_those_on_the_residual():
+    torch.manual_seed(2)
+    pair, y, c = linear_cvae_pair(4, 2, 3), X[:, :4], X[:, 4:]
+    left = y - c @ torch.linalg.lstsq(c, y).solution  # what regression leaves
+    found = trained_values(pair, (y, c)).values
+    w, u = pair.encoder.loc.weight.detach(), pair.decoder[0].weight.detach()
+    of_means = torch.linalg.svdvals(left @ w[:, :4].T) / len(y) ** 0.5
+    torch.testing.assert_close(found["sv(V)"].sort(descending=True).values, of_means)
+    torch.testing.assert_close(found["sv(U)"], torch.linalg.svdvals(u[:, :3]))
 
 
 def test_E7_linear_forecast_of_correlated_data():
