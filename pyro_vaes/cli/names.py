@@ -14,9 +14,9 @@ from pyro_vaes.experiments import (
     LINEAR_COLLAPSE,
     POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
+    RECURSIVE_MIXTURE_BERNOULLI,
     VARIATIONAL_LAPLACE,
-    Experiment,
-    Study,
+    VARIATIONAL_LAPLACE_BERNOULLI,
 )
 from pyro_vaes.guides import (
     AmortizedHouseholder,
@@ -181,8 +181,16 @@ BOUNDS: dict[str, BoundEntry] = {
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
 }
 
-EXPERIMENTS: dict[str, Experiment | Study] = {
-    e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE, POSTERIOR_COLLAPSE, LINEAR_COLLAPSE)
+EXPERIMENTS = {
+    study.name: study
+    for study in (
+        VARIATIONAL_LAPLACE,
+        VARIATIONAL_LAPLACE_BERNOULLI,
+        RECURSIVE_MIXTURE,
+        RECURSIVE_MIXTURE_BERNOULLI,
+        POSTERIOR_COLLAPSE,
+        LINEAR_COLLAPSE,
+    )
 }
 
 
