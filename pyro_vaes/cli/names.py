@@ -11,10 +11,12 @@ from torch import nn
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
+    GIBBS_CHAIN,
     LINEAR_COLLAPSE,
     POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
+    VARIATIONAL_LADDER,
     VARIATIONAL_LAPLACE,
     VARIATIONAL_LAPLACE_BERNOULLI,
 )
@@ -199,6 +201,8 @@ EXPERIMENTS = {
         RECURSIVE_MIXTURE_BERNOULLI,
         POSTERIOR_COLLAPSE,
         LINEAR_COLLAPSE,
+        VARIATIONAL_LADDER,
+        GIBBS_CHAIN,
     )
 }
 
