@@ -12,6 +12,8 @@ from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Ne
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
     GIBBS_CHAIN,
+    LINEAR_COLLAPSE,
+    POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
     VARIATIONAL_LADDER,
@@ -197,6 +199,8 @@ EXPERIMENTS = {
         VARIATIONAL_LAPLACE_BERNOULLI,
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
+        POSTERIOR_COLLAPSE,
+        LINEAR_COLLAPSE,
         VARIATIONAL_LADDER,
         GIBBS_CHAIN,
     )
