@@ -12,6 +12,7 @@ from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Ne
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
     GIBBS_CHAIN,
+    LADDER_CLUSTERING,
     LINEAR_COLLAPSE,
     POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
@@ -199,6 +200,7 @@ EXPERIMENTS = {
         VARIATIONAL_LAPLACE_BERNOULLI,
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
+        LADDER_CLUSTERING,
         POSTERIOR_COLLAPSE,
         LINEAR_COLLAPSE,
         VARIATIONAL_LADDER,

@@ -10,6 +10,7 @@ from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixt
 from pyro_vaes.distributions.householder_normal import HouseholderNormal
 from pyro_vaes.distributions.integer_categorical import IntegerCategorical
 from pyro_vaes.distributions.inverse_autoregressive import InverseAutoregressive
+from pyro_vaes.distributions.mixture import Mixture
 from pyro_vaes.distributions.precision_normal import PrecisionNormal
 from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weights
 
@@ -23,6 +24,7 @@ __all__ = [
     "HouseholderNormal",
     "IntegerCategorical",
     "InverseAutoregressive",
+    "Mixture",
     "MixturePosterior",
     "PrecisionNormal",
     "RecursiveMixture",

@@ -22,6 +22,7 @@ from pyro_vaes.nn.likelihoods import (
 from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
@@ -46,6 +47,7 @@ __all__ = [
     "IAFHead",
     "LadderNetworks",
     "LaplaceLikelihood",
+    "MixturePrior",
     "Linear",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",

@@ -4,6 +4,7 @@ Every function takes `ax` (or `axes`) to draw into a figure of yours and makes a
 it returns what it drew into, keeps no state and changes no global setting.
 """
 
+from pyro_vaes.plots.clusters import cluster_cards
 from pyro_vaes.plots.collapse import collapse_curve, kl_bars
 from pyro_vaes.plots.criticism import expected_coverage, khat, ppc_panels, rank_hist
 from pyro_vaes.plots.forecast import kl_forecast, loss_with_thresholds, singular_values
@@ -20,6 +21,7 @@ __all__ = [
     "traversals",
     "manifold",
     "level_manifolds",
+    "cluster_cards",
     "latent_scatter",
     "posterior_against_prior",
     "kl_bars",
