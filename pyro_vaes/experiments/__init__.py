@@ -3,6 +3,7 @@
 from pyro_vaes.experiments.comparison import Method, compare
 from pyro_vaes.experiments.experiment import Experiment
 from pyro_vaes.experiments.findings import Findings, Row
+from pyro_vaes.experiments.mutual_posterior import MUTUAL_POSTERIOR
 from pyro_vaes.experiments.recursive_mixture import RECURSIVE_MIXTURE
 from pyro_vaes.experiments.results import Comparison, Measurement
 from pyro_vaes.experiments.setting import Setting
@@ -10,6 +11,7 @@ from pyro_vaes.experiments.study import Job, Result, Study
 from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE
 
 __all__ = [
+    "MUTUAL_POSTERIOR",
     "RECURSIVE_MIXTURE",
     "VARIATIONAL_LAPLACE",
     "Comparison",
