@@ -174,7 +174,9 @@ BOUNDS: dict[str, BoundEntry] = {
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
 }
 
-EXPERIMENTS: dict[str, Experiment | Study] = {e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE, MUTUAL_POSTERIOR)}
+EXPERIMENTS: dict[str, Experiment | Study] = {
+    e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE, MUTUAL_POSTERIOR)
+}
 
 
 def suggest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:

@@ -16,173 +16,26 @@ References:
 """
 
 import functools
-import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
-from pyro_vaes.data import Binarize, ImageData, ToUnit, load
-from pyro_vaes.diagnostics import collapse_report, log_likelihood, posterior_means, representation_report
+from pyro_vaes.experiments.code_figures import code_figures, divergence_figures, probe_figures
+from pyro_vaes.experiments.code_setting import CodeSetting, code_setting, lossy_vae
 from pyro_vaes.experiments.findings import Findings
 from pyro_vaes.experiments.study import Job, Result, Study
 from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, LearningRate, MutualPosterior_ELBO, fit
-from pyro_vaes.infer.mutual_posterior import Diverse, PosteriorPairs
+from pyro_vaes.infer.mutual_posterior import Diverse
 from pyro_vaes.infer.pair import preserve_rng
-from pyro_vaes.models import LossyVAE
-from pyro_vaes.nn import (
-    AutoregressiveLikelihood,
-    AutoregressivePrior,
-    BernoulliLikelihood,
-    Chain,
-    ConvEncoder,
-    NormalHead,
-    PixelCNN,
-    Reach,
-    ResidualEncoder,
-    ResidualPixelCNN,
-)
-from pyro_vaes.ops import off_diagonal
 from pyro_vaes.plots import divergence_histogram
 
-__all__ = ["MUTUAL_POSTERIOR", "Setting", "lossy_vae"]
-
-CONTEXT_CHANNELS = 4
+__all__ = ["MUTUAL_POSTERIOR"]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the cases share.
-
-    Attributes:
-        data: Name of the data set; bits are drawn afresh in every pass, and are fixed at evaluation.
-        residual: Whether encoder and decoder are the paper's residual networks rather than plain ones with ReLUs.
-        encoder_channels: Channels of the encoder's layers with stride 2.
-        features: Width of the encoder's last layer.
-        decoder_channels: Channels of the PixelCNN.
-        kernels: Sizes of the PixelCNN's masked kernels.
-        wide_kernels: Those of the stronger decoder.
-        latent_dim: Dimension D of z.
-        prior_hidden: Width of the hidden layer of each affine map of the flow prior.
-        prior_steps: Number of these maps.
-        train_images: How many images are trained on; None for all.
-        epochs: Passes over them, at most.
-        wide_epochs: Passes with the stronger decoder.
-        batch_size: Images per step, whose pairs are compared.
-        lr: Learning rate of Adam at the start.
-        patience: Epochs without a better validation bound before the learning rate is halved; training ends at the
-            third time. None for a constant rate and no end.
-        test_images: How many test images are measured.
-        likelihood_images: How many of these have their likelihood estimated.
-        num_particles: K of the importance-weighted estimate.
-        num_labels: Numbers of labels that the probes are fitted on, beside all of them.
-        valid_images: How many images are held out from training.
-    """
-
-    data: str
-    residual: bool = False
-    encoder_channels: tuple[int, ...] = (16, 32)
-    features: int = 128
-    decoder_channels: int = 24
-    kernels: tuple[int, ...] = (3, 3, 3, 3)
-    wide_kernels: tuple[int, ...] = (7, 7, 7, 7)
-    latent_dim: int = 32
-    prior_hidden: int = 64
-    prior_steps: int = 2
-    train_images: int | None = 10_000
-    epochs: int = 5
-    wide_epochs: int = 5
-    batch_size: int = 100
-    lr: float = 2e-3
-    patience: int | None = None
-    test_images: int = 2000
-    likelihood_images: int = 500
-    num_particles: int = 64
-    num_labels: tuple[int, ...] = (100, 1000)
-    valid_images: int = 2000
-
-    def load(self, job: Job) -> ImageData:
-        """The data as this setting wants them."""
-        data = load(self.data, job.root, preprocess=[ToUnit(), Binarize()], flatten=False, split=(self.valid_images, 0.1))
-        train = len(data.train) if self.train_images is None else self.train_images
-        return data.take(train, test=self.test_images).to(job.device)
-
-
-PAPER = Setting(
-    "mnist",
-    residual=True,
-    encoder_channels=(32, 64, 64),
-    features=512,
-    decoder_channels=64,
-    kernels=(7, 7, 7, 5, 5, 3, 3),
-    wide_kernels=(7, 7, 7, 7, 7, 5, 5, 5, 5, 3, 3, 3, 3),
-    prior_hidden=640,
-    prior_steps=8,
-    train_images=None,
-    epochs=1000,
-    wide_epochs=1000,
-    lr=1e-3,
-    patience=20,
-    likelihood_images=2000,
-    num_particles=512,
-)
-TINY = Setting(
-    "digits",
-    encoder_channels=(4,),
-    features=8,
-    decoder_channels=4,
-    kernels=(3, 3),
-    wide_kernels=(5, 5),
-    latent_dim=4,
-    prior_hidden=8,
-    prior_steps=1,
-    train_images=300,
-    epochs=1,
-    wide_epochs=1,
-    valid_images=100,
-    test_images=100,
-    likelihood_images=20,
-    num_particles=8,
-    num_labels=(50,),
-)
-
-
-def setting(budget: str, data: str) -> Setting:
-    """The paper's networks and training at the budget "gpu"; about 100 s for each case at "cpu"."""
-    chosen = {"smoke": TINY, "cpu": Setting(data), "gpu": PAPER}[budget]
-    return replace(chosen, data=data, valid_images=100 if data == "digits" else chosen.valid_images)
-
-
-def lossy_vae(s: Setting, image_shape: tuple[int, int, int], kernels: Sequence[int]) -> LossyVAE:
-    """Encoder, flow prior and a decoder with masked kernels of these sizes, freshly initialised."""
-    context = nn.Linear(s.latent_dim, CONTEXT_CHANNELS * math.prod(image_shape[1:]))
-    as_maps = nn.Unflatten(-1, (CONTEXT_CHANNELS, *image_shape[1:]))
-    trunk: nn.Module
-    if s.residual:
-        trunk = ResidualEncoder(image_shape, s.encoder_channels, s.features)
-        network: PixelCNN = ResidualPixelCNN(
-            image_shape, s.decoder_channels, kernels, context_channels=CONTEXT_CHANNELS
-        )
-    else:
-        trunk = ConvEncoder(image_shape, s.encoder_channels, s.features)
-        reaches = [Reach(k // 2, k // 2, k // 2) for k in kernels]
-        network = PixelCNN(
-            image_shape, s.decoder_channels, reaches, context_channels=CONTEXT_CHANNELS, activation=nn.ReLU
-        )
-    return LossyVAE(
-        Chain(trunk, NormalHead(s.features, s.latent_dim)),
-        nn.Sequential(context, as_maps, nn.ELU() if s.residual else nn.ReLU()),
-        AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network),
-        s.latent_dim,
-        prior=AutoregressivePrior(s.latent_dim, [s.prior_hidden], steps=s.prior_steps, affine=True),
-    )
-
-
-def _case(s: Setting, job: Job, *, eta: float, gamma: float, diverse: Diverse, wide: bool) -> Result:
+def _case(s: CodeSetting, job: Job, *, eta: float, gamma: float, diverse: Diverse, wide: bool) -> Result:
     """Train with one pair of weights; cases of one seed and decoder start from the same networks."""
     data = s.load(job)
     with preserve_rng(job.seed):
@@ -208,73 +61,19 @@ def _case(s: Setting, job: Job, *, eta: float, gamma: float, diverse: Diverse, w
         seed=job.seed,
         progress=job.progress,
     )
-    return measured(vae, data, s)
-
-
-def measured(vae: LossyVAE, data: ImageData, s: Setting) -> Result:
-    """All figures of a trained pair on test images, and the histogram of KL(q_i || q_j)."""
     assert data.test is not None
-    x = data.test.x
-    with torch.no_grad():
-        pairs = MutualPosterior_ELBO().pairs(vae.guide, x)
-    total = pairs.total.double().cpu()
-    collapse = collapse_report(vae.model, vae.guide, x)["z"]
-    estimate = log_likelihood(vae.model, vae.guide, x[: s.likelihood_images], s.num_particles)
-    figures = {
-        "NLL": -estimate.log_likelihood.mean().item(),
-        "-ELBO": -estimate.elbo.mean().item(),
-        "KL": collapse.total_kl,
-        "MI": collapse.mutual_information,
-        "active units": float(collapse.active_units),
-        **_divergences(pairs, total),
-        **_probes(vae, data, s),
-    }
-    return Result(figures, {"divergences": _histogram(total)})
-
-
-def _divergences(pairs: PosteriorPairs, total: Tensor) -> dict[str, float]:
-    """Figures of KL(q_i || q_j), and where their tail is from; the last ones are nan if all pairs are equal."""
-    each = off_diagonal(total)
-    size = len(total)
-    by_j, by_i = (total.sum(dim) / (size - 1) for dim in (0, 1))
-    return {
-        "MPD": pairs.mean.sum().item(),
-        "L_div / (D ln 2)": pairs.diversity().item() / (len(pairs.mean) * math.log(2)),
-        "S": pairs.smoothness().item(),
-        "pairs: median": each.median().item(),
-        "pairs: max / median": (each.max() / each.median()).item(),
-        "pairs: by j": (by_j.var() / each.var()).item(),
-        "pairs: by i": (by_i.var() / each.var()).item(),
-    }
-
-
-def _probes(vae: LossyVAE, data: ImageData, s: Setting) -> dict[str, float]:
-    """What the posterior means know about labels; nothing where training images have other labels, or none."""
-    train, test = data.train, data.test
-    assert test is not None
-    if train.labels is None or test.labels is None or not torch.isin(test.labels, train.labels).all():
-        return {}
-    means = (posterior_means(vae.model, vae.guide, part.x) for part in (train, test))
-    labels = (train.labels.cpu(), test.labels.cpu())
-    (m, m_test), (y, y_test) = means, labels
-    report = representation_report(m, y, m_test, y_test, num_labels=(*s.num_labels, None))
-    found = {"K-means": report.kmeans_accuracy, "K-means F1": report.kmeans_f1}
-    for name, probes in (("kNN", report.knn), ("linear", report.linear)):
-        found |= {f"{name} {p.num_labels if n else 'all'}": p.mean for p, n in zip(probes, (*s.num_labels, None))}
-    return found
-
-
-def _histogram(total: Tensor) -> Figure:
-    figure = divergence_histogram({"": off_diagonal(total)}).figure
-    assert isinstance(figure, Figure)
-    return figure
+    figures = code_figures(vae, data.test.x, likelihood_images=s.likelihood_images, num_particles=s.num_particles)
+    divergences, pairs = divergence_figures(vae, data.test.x)
+    picture = divergence_histogram({"": pairs}).figure
+    assert isinstance(picture, Figure)
+    return Result(figures | divergences | dict(probe_figures(vae, data, s.num_labels)), {"divergences": picture})
 
 
 GRID = ((0.0, 0.0), (1.0, 0.0), (0.0, 0.5), (1.0, 0.5), (2.0, 0.5))
 PLAIN, REGULARISED = "eta 0, gamma 0", "eta 1, gamma 0.5"
 
 
-def cases(s: Setting) -> Mapping[str, functools.partial[Result]]:
+def cases(s: CodeSetting) -> Mapping[str, functools.partial[Result]]:
     """The grid, the term as printed in place of the one as released, and two cases with a stronger decoder."""
     made = functools.partial(functools.partial, _case)
     released = functools.partial(made, diverse="mean_then_softplus")
@@ -323,7 +122,7 @@ LAGGING = {
 }
 
 
-def remark(s: Setting) -> str:
+def remark(s: CodeSetting) -> str:
     """Where published figures are from, and what is not as in the paper."""
     notes = ["Dynamic binarisation, nats per test image. The paper's own eta and gamma are not known."]
     if s.data == "mnist":
@@ -335,8 +134,8 @@ def remark(s: Setting) -> str:
         )
     if s.residual:
         notes.append(
-            "As in the paper but for: no average of the weights, no initialisation from data, log variances bounded, mu "
-            "and log sigma of the prior's maps from one network of twice the width without a direct connection."
+            "As in the paper but for: no average of the weights, no initialisation from data, log variances bounded, "
+            "mu and log sigma of the prior's maps from one network of twice the width without a direct connection."
         )
     else:
         images = "all" if s.train_images is None else f"{s.train_images:,}"
@@ -351,7 +150,7 @@ MUTUAL_POSTERIOR = Study(
     "mutual_posterior",
     "what eta and gamma of the mutual posterior divergence do to the code, the likelihood and probes",
     ("mnist", "fashion_mnist", "omniglot28", "digits"),
-    setting,
+    code_setting,
     cases,
     {"mnist": RECOLLECTED, "omniglot28": LAGGING},
     remark,

@@ -13,7 +13,6 @@ References:
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from pyro_vaes.nn.causal_conv import POINT, CausalBlock, MaskedConv2d, Reach, causal_mask, stacked_groups
@@ -66,6 +65,7 @@ class ResidualPixelCNN(PixelCNN):
         ValueError: A size is not a positive whole number, or the arguments do not fit together.
 
     Example:
+        >>> import torch
         >>> net = ResidualPixelCNN((1, 28, 28), 64, [7, 7, 7, 5, 5, 3, 3], context_channels=4)
         >>> max(-row for row, _ in net.receptive_field())
         15
