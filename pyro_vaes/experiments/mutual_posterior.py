@@ -42,9 +42,11 @@ def _case(s: CodeSetting, job: Job, *, eta: float, gamma: float, diverse: Divers
         vae = lossy_vae(s, data.image_shape, s.wide_kernels if wide else s.kernels)
     callbacks: list[Callback] = [ClipGradNorm(5.0)]
     if s.patience is not None:
+        any_gain = {"threshold": 0.0, "threshold_mode": "abs", "eps": 0.0}
+        plateau = functools.partial(ReduceLROnPlateau, factor=0.5, patience=s.patience, **any_gain)
         callbacks += [
             LearningRate(lambda o: ExponentialLR(o, 0.999998), per_step=True),
-            LearningRate(functools.partial(ReduceLROnPlateau, factor=0.5, patience=s.patience)),
+            LearningRate(plateau),
             EarlyStopping(3 * (s.patience + 1)),
         ]
     fit(
