@@ -73,8 +73,8 @@ class CodeSetting:
     lr: float = 2e-3
     patience: int | None = None
     test_images: int = 2000
-    likelihood_images: int = 500
-    num_particles: int = 64
+    likelihood_images: int = 400
+    num_particles: int = 50
     num_labels: tuple[int, ...] = (100, 1000)
     valid_images: int = 2000
 
