@@ -18,6 +18,7 @@ References:
 import functools
 import statistics
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -42,11 +43,13 @@ def _case(s: CodeSetting, job: Job, *, eta: float, gamma: float, diverse: Divers
         vae = lossy_vae(s, data.image_shape, s.wide_kernels if wide else s.kernels)
     callbacks: list[Callback] = [ClipGradNorm(5.0)]
     if s.patience is not None:
-        any_gain = {"threshold": 0.0, "threshold_mode": "abs", "eps": 0.0}
-        plateau = functools.partial(ReduceLROnPlateau, factor=0.5, patience=s.patience, **any_gain)
+        any_gain: Literal["abs"] = "abs"  # counts as one, however small, as for the end of training
+        halved = functools.partial(
+            ReduceLROnPlateau, factor=0.5, patience=s.patience, threshold=0.0, threshold_mode=any_gain, eps=0.0
+        )
         callbacks += [
             LearningRate(lambda o: ExponentialLR(o, 0.999998), per_step=True),
-            LearningRate(plateau),
+            LearningRate(halved),
             EarlyStopping(3 * (s.patience + 1)),
         ]
     fit(
