@@ -48,12 +48,45 @@ def test_the_smoke_budget_gives_finite_figures_and_one_picture_for_each_case(tmp
     assert len(list((tmp_path / "x").glob("*.png"))) == 3
 
 
-def test_cases_of_one_seed_start_from_the_same_networks_and_the_weights_matter():
-    case = MUTUAL_POSTERIOR.cases(TINY)
-    none, still, strong = replace(TINY, epochs=0), case[PLAIN], case["eta 2, gamma 0.5"]
-    assert still(none, Job(seed=3)).figures == strong(none, Job(seed=3)).figures
-    assert still(none, Job(seed=3)).figures != still(none, Job(seed=4)).figures
-    assert still(TINY, Job(seed=3)).figures != strong(TINY, Job(seed=3)).figures
+class Caught(Exception):
+    """What an experiment hands to `fit`."""
+
+    def __init__(self, model, guide, data, **options):
+        super().__init__()
+        self.model, self.options = model, options
+
+
+def caught(monkeypatch, case, seed=0):
+    def catch(*args, **options):
+        raise Caught(*args, **options)
+
+    monkeypatch.setattr(mutual_posterior, "fit", catch)
+    with pytest.raises(Caught) as found:
+        case(TINY, Job(seed=seed))
+    return found.value
+
+
+def test_cases_of_one_seed_start_from_the_same_networks_and_differ_in_the_bound(monkeypatch):
+    found = {name: caught(monkeypatch, case, seed=3) for name, case in MUTUAL_POSTERIOR.cases(TINY).items()}
+    losses = {name: c.options["loss"] for name, c in found.items()}
+    assert {name: (x.eta, x.gamma, x.diverse == "pairwise") for name, x in losses.items()} == {
+        "eta 0, gamma 0": (0.0, 0.0, False),
+        "eta 1, gamma 0": (1.0, 0.0, False),
+        "eta 0, gamma 0.5": (0.0, 0.5, False),
+        "eta 1, gamma 0.5": (1.0, 0.5, False),
+        "eta 2, gamma 0.5": (2.0, 0.5, False),
+        "eta 1, gamma 0.5, as printed": (1.0, 0.5, True),
+        "wide decoder, eta 0, gamma 0": (0.0, 0.0, False),
+        "wide decoder, eta 1, gamma 0.5": (1.0, 0.5, False),
+    }
+    weights = {name: list(c.model.__self__.parameters()) for name, c in found.items()}
+    for name, parameters in weights.items():
+        first = weights[f"wide decoder, {PLAIN}" if "wide" in name else PLAIN]
+        assert all(torch.equal(a, b) for a, b in zip(parameters, first, strict=True))
+    reach = {n: max(-r for r, _ in c.model.__self__.likelihood.network.receptive_field()) for n, c in found.items()}
+    assert reach[PLAIN] == 2 and reach[f"wide decoder, {PLAIN}"] == 4
+    other = list(caught(monkeypatch, MUTUAL_POSTERIOR.cases(TINY)[PLAIN], seed=4).model.__self__.parameters())
+    assert not torch.equal(other[0], weights[PLAIN][0])
 
 
 def test_one_sharp_posterior_is_far_from_all_and_the_tail_is_by_j():
