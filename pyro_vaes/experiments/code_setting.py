@@ -60,7 +60,7 @@ class CodeSetting:
     residual: bool = False
     encoder_channels: tuple[int, ...] = (16, 32)
     features: int = 128
-    decoder_channels: int = 24
+    decoder_channels: int = 16
     kernels: tuple[int, ...] = (3, 3, 3, 3)
     wide_kernels: tuple[int, ...] = (7, 7, 7, 7)
     latent_dim: int = 32
