@@ -17,7 +17,7 @@ References:
 
 import functools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -90,24 +90,31 @@ def cases(s: CodeSetting) -> Mapping[str, functools.partial[Result]]:
     }
 
 
+# case, what it is held against, and figures as differences (plus) or ratios (times)
+COMPARED = (
+    (REGULARISED, PLAIN, (("KL", "times"), ("NLL", "plus"), ("kNN all", "plus"))),
+    (REGULARISED, "eta 1, gamma 0", (("S", "times"), ("pairs: max / median", "times"))),
+    (f"wide decoder, {REGULARISED}", f"wide decoder, {PLAIN}", (("KL", "plus"), ("NLL", "plus"), ("kNN all", "plus"))),
+)
+
+
 def summary(found: Findings) -> list[str]:
-    """The regularised case against the plain one, seed by seed."""
-    by_seed = {(r.case, r.seed): r.figures for r in found.rows if not r.error}
-    both = [s for c, s in by_seed if c == PLAIN and (REGULARISED, s) in by_seed]
-    if not both:
-        return []
+    """Cases against others, seed by seed: means and ranges."""
+    figures = {(r.case, r.seed): r.figures for r in found.rows if not r.error}
+    lines = []
+    for case, base, columns in COMPARED:
+        both = [(figures[base, s], figures[case, s]) for c, s in figures if c == base and (case, s) in figures]
+        told = [_change(both, column, kind) for column, kind in columns if both and column in both[0][0]]
+        if told:
+            seeds = f"{len(both)} seed" + "s" * (len(both) > 1)
+            lines.append(f"{case} against {base}, {seeds}: {', '.join(told)}.")
+    return lines
 
-    def shown(column: str, change: str) -> str:
-        before, after = ([by_seed[case, s][column] for s in both] for case in (PLAIN, REGULARISED))
-        pairs = zip(before, after, strict=True)
-        each = [b / a if change == "times" else b - a for a, b in pairs]
-        low, high = min(each), max(each)
-        return f"{column} {change} {statistics.fmean(each):.2f} ({low:.2f} to {high:.2f})"
 
-    shares = [shown("KL", "times"), shown("NLL", "plus"), shown("S", "times")]
-    if "kNN all" in by_seed[PLAIN, both[0]]:
-        shares.append(shown("kNN all", "plus"))
-    return [f"{REGULARISED} against {PLAIN}, over {len(both)} seeds: {', '.join(shares)}."]
+def _change(both: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str, kind: str) -> str:
+    pairs = [(before[column], after[column]) for before, after in both]
+    each = [after / before if kind == "times" else after - before for before, after in pairs]
+    return f"{column} {kind} {statistics.fmean(each):.3g} ({min(each):.3g} to {max(each):.3g})"
 
 
 RECOLLECTED = {

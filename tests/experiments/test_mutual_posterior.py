@@ -167,14 +167,15 @@ def test_the_summary_compares_seed_by_seed():
     def row(case, seed, kl, nll, s, knn):
         return Row(case, seed, {"KL": kl, "NLL": nll, "S": s, "kNN all": knn})
 
-    rows = [
-        row(PLAIN, 1, 2.0, 80.0, 10.0, 0.5),
-        row(PLAIN, 2, 4.0, 81.0, 10.0, 0.6),
-        row(REGULARISED, 1, 6, 80.5, 5, 0.9),
-    ]
+    rows = [row(PLAIN, 1, 2.0, 80.0, 10.0, 0.5), row(PLAIN, 2, 4.0, 81.0, 10.0, 0.6)]
+    assert MUTUAL_POSTERIOR.summary(Findings("x", {}, rows)) == []
+    rows.append(row(REGULARISED, 1, 6, 80.5, 5, 0.9))
     (line,) = MUTUAL_POSTERIOR.summary(Findings("x", {}, rows))
-    assert "over 1 seeds: KL times 3.00 (3.00 to 3.00), NLL plus 0.50" in line and "kNN all plus 0.40" in line
-    rows.append(row(REGULARISED, 2, 8, 81.0, 10, 0.6))
-    (line,) = MUTUAL_POSTERIOR.summary(Findings("x", {}, rows))
-    assert "over 2 seeds: KL times 2.50 (2.00 to 3.00), NLL plus 0.25 (0.00 to 0.50), S times 0.75" in line
-    assert MUTUAL_POSTERIOR.summary(Findings("x", {}, rows[:2])) == []
+    assert line == (
+        "eta 1, gamma 0.5 against eta 0, gamma 0, 1 seed: KL times 3 (3 to 3), NLL plus 0.5 (0.5 to 0.5), "
+        "kNN all plus 0.4 (0.4 to 0.4)."
+    )
+    rows += [row(REGULARISED, 2, 8, 81.0, 10, 0.6), row("eta 1, gamma 0", 2, 8, 81.0, 40, 0.6)]
+    first, second = MUTUAL_POSTERIOR.summary(Findings("x", {}, rows))
+    assert "2 seeds: KL times 2.5 (2 to 3), NLL plus 0.25 (0 to 0.5)" in first
+    assert second == "eta 1, gamma 0.5 against eta 1, gamma 0, 1 seed: S times 0.25 (0.25 to 0.25)."
