@@ -78,6 +78,7 @@ def test_cases_of_one_seed_start_from_the_same_networks_and_differ_in_the_bound(
         "eta 1, gamma 0.5, as printed": (1.0, 0.5, True),
         "wide decoder, eta 0, gamma 0": (0.0, 0.0, False),
         "wide decoder, eta 1, gamma 0.5": (1.0, 0.5, False),
+        "wide decoder, eta 2, gamma 0.5": (2.0, 0.5, False),
     }
     weights = {name: list(c.model.__self__.parameters()) for name, c in found.items()}
     for name, parameters in weights.items():
@@ -99,6 +100,17 @@ def test_one_sharp_posterior_is_far_from_all_and_the_tail_is_by_j():
     assert sharp["S"] > 100 * even["S"] and sharp["pairs: by j"] > 0.7 and sharp["pairs: by i"] < 0.1
     assert abs(even["pairs: by j"] - even["pairs: by i"]) < 1e-6, "with one scale KL is symmetric"
     assert sharp["S"] == pytest.approx(pairs.std().item()) and sharp["pairs: median"] == pairs.median().item()
+
+
+def test_close_to_collapse_the_terms_are_proportional_to_the_divergence():
+    """n = 1500, seed 0; S is a moment of pairs of 8 x n normals: relative standard error about sqrt(2 / n) = 4 %."""
+    torch.manual_seed(0)
+    loc = 0.01 * torch.randn(1500, 8).double()
+    figures, _ = figures_of(loc, torch.ones_like(loc))
+    away = 8 * math.log(2) * (1 - figures["L_div / (D ln 2)"])
+    assert away == pytest.approx(figures["MPD"] / 2, rel=1e-3)
+    assert loc.square().sum(1).mean().item() / 2 == pytest.approx(figures["MPD"] / 2, rel=4e-3)  # KL to N(0, I)
+    assert figures["S"] == pytest.approx(math.sqrt(2 / 8) * figures["MPD"], rel=0.12)
 
 
 def test_divergence_figures_are_those_of_the_bound():
