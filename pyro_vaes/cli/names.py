@@ -11,9 +11,11 @@ from torch import nn
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
+    GIBBS_CHAIN,
     MUTUAL_POSTERIOR,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
+    VARIATIONAL_LADDER,
     VARIATIONAL_LAPLACE,
     VARIATIONAL_LAPLACE_BERNOULLI,
 )
@@ -197,6 +199,8 @@ EXPERIMENTS = {
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
         MUTUAL_POSTERIOR,
+        VARIATIONAL_LADDER,
+        GIBBS_CHAIN,
     )
 }
 

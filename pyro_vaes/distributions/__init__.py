@@ -3,6 +3,7 @@
 from pyro_vaes.distributions.aggregate import AggregateGaussian, MixturePosterior
 from pyro_vaes.distributions.autoregressive import Autoregressive
 from pyro_vaes.distributions.autoregressive_flow import AutoregressiveFlow
+from pyro_vaes.distributions.bernoulli import Bernoulli
 from pyro_vaes.distributions.constraints import grid
 from pyro_vaes.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixture
@@ -16,6 +17,7 @@ __all__ = [
     "AggregateGaussian",
     "Autoregressive",
     "AutoregressiveFlow",
+    "Bernoulli",
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
     "HouseholderNormal",

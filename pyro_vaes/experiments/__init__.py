@@ -2,15 +2,19 @@
 
 from pyro_vaes.experiments.comparison import Method
 from pyro_vaes.experiments.findings import Findings, Row
+from pyro_vaes.experiments.gibbs_chain import GIBBS_CHAIN
 from pyro_vaes.experiments.mutual_posterior import MUTUAL_POSTERIOR
 from pyro_vaes.experiments.recursive_mixture import RECURSIVE_MIXTURE, RECURSIVE_MIXTURE_BERNOULLI
 from pyro_vaes.experiments.study import Job, Result, Study
+from pyro_vaes.experiments.variational_ladder import VARIATIONAL_LADDER
 from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE, VARIATIONAL_LAPLACE_BERNOULLI
 
 __all__ = [
     "MUTUAL_POSTERIOR",
+    "GIBBS_CHAIN",
     "RECURSIVE_MIXTURE",
     "RECURSIVE_MIXTURE_BERNOULLI",
+    "VARIATIONAL_LADDER",
     "VARIATIONAL_LAPLACE",
     "VARIATIONAL_LAPLACE_BERNOULLI",
     "Findings",

@@ -19,6 +19,7 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
@@ -47,6 +48,7 @@ __all__ = [
     "IAFHead",
     "LadderNetworks",
     "LaplaceLikelihood",
+    "Linear",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
     "NormalHead",

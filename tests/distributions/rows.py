@@ -16,6 +16,7 @@ from pyro_vaes.distributions import (
     AggregateGaussian,
     Autoregressive,
     AutoregressiveFlow,
+    Bernoulli,
     ContinuousBernoulli,
     DiscretizedLogisticMixture,
     HouseholderNormal,
@@ -228,13 +229,13 @@ LAPLACE = Row(
 )
 BERNOULLI = Row(
     "Bernoulli",
-    dist.Bernoulli,
+    Bernoulli,
     lambda b: {"logits": real(*b)},
     lambda a, x: stats.bernoulli.logpmf(x, special.expit(a["logits"])),
     values=lambda a: torch.tensor([0.0, 1.0], dtype=torch.float64),
     bad_args=(("logits", math.nan),),
     bad_values=(0.5, 2.0, math.nan),
-    cls=dist.Bernoulli,
+    cls=Bernoulli,
 )
 CONTINUOUS_BERNOULLI = Row(
     "ContinuousBernoulli",
