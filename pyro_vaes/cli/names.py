@@ -12,7 +12,9 @@ from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Ne
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
     GIBBS_CHAIN,
+    LINEAR_COLLAPSE,
     MUTUAL_POSTERIOR,
+    POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
     VARIATIONAL_LADDER,
@@ -199,6 +201,8 @@ EXPERIMENTS = {
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
         MUTUAL_POSTERIOR,
+        POSTERIOR_COLLAPSE,
+        LINEAR_COLLAPSE,
         VARIATIONAL_LADDER,
         GIBBS_CHAIN,
     )

@@ -8,6 +8,7 @@ from pyro_vaes.plots.collapse import collapse_curve, kl_bars
 from pyro_vaes.plots.criticism import expected_coverage, khat, ppc_panels, rank_hist
 from pyro_vaes.plots.divergences import divergence_histogram
 from pyro_vaes.plots.forecast import kl_forecast, loss_with_thresholds, singular_values
+from pyro_vaes.plots.forecast_sweep import forecast_bars, forecast_scatter
 from pyro_vaes.plots.images import image_grid, reconstructions, samples
 from pyro_vaes.plots.ladder import level_manifolds
 from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
@@ -26,6 +27,8 @@ __all__ = [
     "collapse_curve",
     "divergence_histogram",
     "kl_forecast",
+    "forecast_scatter",
+    "forecast_bars",
     "singular_values",
     "loss_with_thresholds",
     "loss_curves",
