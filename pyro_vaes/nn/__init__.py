@@ -26,6 +26,8 @@ from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
+from pyro_vaes.nn.residual_encoder import ResidualEncoder
+from pyro_vaes.nn.residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
 
 __all__ = [
     "MADE",
@@ -58,10 +60,13 @@ __all__ = [
     "Program",
     "Reach",
     "ResidualBlock",
+    "ResidualEncoder",
+    "ResidualPixelCNN",
     "SigmoidNormalHead",
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "bottleneck_block",
     "large_ladder",
     "medium_ladder",
     "mlp_ladder",
