@@ -11,9 +11,15 @@ from torch import nn
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
+    GIBBS_CHAIN,
+    LADDER_CLUSTERING,
+    LINEAR_COLLAPSE,
     LOSSY_COINS,
+    MUTUAL_POSTERIOR,
+    POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
+    VARIATIONAL_LADDER,
     VARIATIONAL_LAPLACE,
     VARIATIONAL_LAPLACE_BERNOULLI,
     VARIATIONAL_LOSSY,
@@ -199,6 +205,12 @@ EXPERIMENTS = {
         RECURSIVE_MIXTURE_BERNOULLI,
         VARIATIONAL_LOSSY,
         LOSSY_COINS,
+        LADDER_CLUSTERING,
+        MUTUAL_POSTERIOR,
+        POSTERIOR_COLLAPSE,
+        LINEAR_COLLAPSE,
+        VARIATIONAL_LADDER,
+        GIBBS_CHAIN,
     )
 }
 

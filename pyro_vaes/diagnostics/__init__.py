@@ -18,6 +18,7 @@ from pyro_vaes.diagnostics.datatree import summary, to_datatree, to_inference_da
 from pyro_vaes.diagnostics.forecast import forecast_collapse
 from pyro_vaes.diagnostics.forecast_tables import CollapseForecast, ForecastComparison
 from pyro_vaes.diagnostics.gap import InferenceGap, inference_gap
+from pyro_vaes.diagnostics.handlers import take_means
 from pyro_vaes.diagnostics.likelihood import LogLikelihood, log_likelihood, log_weights, pareto_khat
 from pyro_vaes.diagnostics.predictive import posterior_predictive, prior_predictive, reconstruct
 from pyro_vaes.diagnostics.representation import RepresentationReport, posterior_means, representation_report
@@ -61,6 +62,7 @@ __all__ = [
     "reconstruct",
     "representation_report",
     "summary",
+    "take_means",
     "to_datatree",
     "to_inference_data",
 ]

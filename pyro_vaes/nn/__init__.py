@@ -19,11 +19,15 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
+from pyro_vaes.nn.residual_encoder import ResidualEncoder
+from pyro_vaes.nn.residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
 from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
 
 __all__ = [
@@ -46,6 +50,8 @@ __all__ = [
     "IAFHead",
     "LadderNetworks",
     "LaplaceLikelihood",
+    "MixturePrior",
+    "Linear",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
     "NormalHead",
@@ -55,11 +61,14 @@ __all__ = [
     "Program",
     "Reach",
     "ResidualBlock",
+    "ResidualEncoder",
+    "ResidualPixelCNN",
     "SigmoidNormalHead",
     "StandardNormal",
     "WeightHead",
     "as_posterior",
     "initialise_weight_norm",
+    "bottleneck_block",
     "large_ladder",
     "medium_ladder",
     "mlp_ladder",
