@@ -14,6 +14,7 @@ from pyro_vaes.experiments import (
     GIBBS_CHAIN,
     LADDER_CLUSTERING,
     LINEAR_COLLAPSE,
+    LOSSY_COINS,
     MUTUAL_POSTERIOR,
     POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
@@ -21,6 +22,7 @@ from pyro_vaes.experiments import (
     VARIATIONAL_LADDER,
     VARIATIONAL_LAPLACE,
     VARIATIONAL_LAPLACE_BERNOULLI,
+    VARIATIONAL_LOSSY,
 )
 from pyro_vaes.guides import (
     AmortizedHouseholder,
@@ -201,6 +203,8 @@ EXPERIMENTS = {
         VARIATIONAL_LAPLACE_BERNOULLI,
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
+        VARIATIONAL_LOSSY,
+        LOSSY_COINS,
         LADDER_CLUSTERING,
         MUTUAL_POSTERIOR,
         POSTERIOR_COLLAPSE,

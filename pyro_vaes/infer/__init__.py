@@ -29,6 +29,7 @@ from pyro_vaes.infer.progressive import ProgressiveRungs
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO
 from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
+from pyro_vaes.infer.weight_average import WeightAverage
 
 __all__ = [
     "Adversarial_ELBO",
@@ -57,6 +58,7 @@ __all__ = [
     "StickingTheLanding_ELBO",
     "StratifiedMixture_ELBO",
     "TensorBoard",
+    "WeightAverage",
     "check",
     "evaluate",
     "fit",

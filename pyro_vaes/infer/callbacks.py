@@ -81,8 +81,12 @@ class Callback:
     def rolled_back(self, run: Run) -> None:
         """After the weights went back to the epoch's start and the learning rate was halved."""
 
+    def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
+        """The weights by name to evaluate and to leave behind, or None for those that the steps have reached."""
+        return None
+
     def epoch(self, run: Run) -> None:
-        """After an epoch and its held-out evaluation."""
+        """After an epoch and its held-out evaluation, with the weights that were evaluated in place."""
 
     def finish(self, run: Run) -> None:
         """After the last epoch, also when stopped early."""

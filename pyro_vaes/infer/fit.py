@@ -37,6 +37,7 @@ from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.quiet import known_modules, quiet_elbo
 from pyro_vaes.infer.resume import is_saved, resume_run, save_run, writable
 from pyro_vaes.infer.step import MakeOptimizer, Step, make_optimizer
+from pyro_vaes.infer.weight_average import settle, settled
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -170,12 +171,14 @@ def fit(
             while run.epoch < epochs and not run.stop:
                 pyro.util.set_rng_seed(derived_seed(seed, run.epoch, rank))
                 _epoch(run, step, guard, batches, held_out, seed, fabric, bar)
-                for callback in callbacks:
-                    callback.epoch(run)
-                run.history.stopped = run.stop
-                if directory is not None:
-                    save_run(directory, run, guard, batches, seed, fabric)
+                with settled(run) as last:
+                    for callback in callbacks:
+                        callback.epoch(run)
+                    run.history.stopped = run.stop
+                    if directory is not None:
+                        save_run(directory, run, guard, batches, seed, fabric, last)
         last = {n: t.clone() for n, t in pair.state().items()}
+        settle(run)
         for callback in callbacks:
             callback.finish(run)
         if directory is not None and callbacks:
@@ -215,7 +218,9 @@ def _epoch(
     history.learning_rate.append(float(run.optimizer.param_groups[0]["lr"]))
     if held_out is not None:
         rank = 0 if fabric is None else fabric.global_rank
-        history.valid.append(_mean(torch.stack(total_loss(run.pair, step.loss, held_out, seed, place, rank)), fabric))
+        with settled(run):
+            sums = total_loss(run.pair, step.loss, held_out, seed, place, rank)
+        history.valid.append(_mean(torch.stack(sums), fabric))
     history.seconds.append(time.perf_counter() - started)
     shown = {"train": f"{history.train[-1]:.2f}"} | ({"valid": f"{history.valid[-1]:.2f}"} if history.valid else {})
     bar.set_postfix(shown | {"unit": "nats/datum"})

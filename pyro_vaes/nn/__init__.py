@@ -28,6 +28,7 @@ from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
 from pyro_vaes.nn.residual_encoder import ResidualEncoder
 from pyro_vaes.nn.residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
+from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
 
 __all__ = [
     "MADE",
@@ -66,6 +67,7 @@ __all__ = [
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "initialise_weight_norm",
     "bottleneck_block",
     "large_ladder",
     "medium_ladder",
@@ -75,5 +77,6 @@ __all__ = [
     "plain_block",
     "residual_block",
     "stack",
+    "weight_norm",
     "window",
 ]
