@@ -227,26 +227,30 @@ def report(
 def reproduce(
     name: Annotated[str, typer.Argument(help="The experiment (see `list`).", show_default=False)],
     budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (about an hour), gpu.")] = "smoke",
-    data: Annotated[str | None, typer.Option(help="A data set.", show_default="digits for smoke, else mnist")] = None,
-    output: Annotated[str, typer.Option(help="gaussian or bernoulli.")] = "gaussian",
-    seeds: Annotated[str, typer.Option(help="One run of every method for each.")] = "1,2,3",
-    only: Annotated[str | None, typer.Option(help="Methods by name, divided by ;", show_default="all")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data set.", show_default="the experiment's own; digits for smoke")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="gaussian or bernoulli, for comparisons of guides.", show_default="gaussian")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="One run of every case for each.")] = "1,2,3",
+    only: Annotated[str | None, typer.Option(help="Cases by name, divided by ;", show_default="all")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="under runs/reproduce")] = None,
     root: Root = None,
     device: Device = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
-    """Repeat a paper's comparison: its published figures beside ours, as a table and as JSON.
+    """Repeat a paper's experiment: its published figures beside ours, as a table, as JSON, and pictures if it has any.
 
     An interrupted run goes on where it stopped when it is started again.
     """
     with user_errors():
         experiment = choose("experiment", name, EXPERIMENTS)
-        parts = [name, *([data] if data else []), output, budget]
+        parts = [name, *([data] if data else []), *([output] if output else []), budget]
         path = out or Path("runs") / "reproduce" / f"{'-'.join(parts)}.json"
         options = {"budget": budget, "data": data, "output": output, "seeds": seeds, "only": only, "device": device}
         given = " ".join(f"--{n} {shlex.quote(v)}" for n, v in options.items() if v is not None)
-        comparison = experiment.run(
+        findings = experiment.run(
             budget,
             data=data,
             output=output,
@@ -258,7 +262,7 @@ def reproduce(
             about={"command": f"pyro-vaes reproduce {name} {given}", **versions()},
             progress=progress,
         )
-        typer.echo(comparison)
+        typer.echo(findings)
         typer.echo(f"Written to {path}.")
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
-from pyro_vaes.experiments import RECURSIVE_MIXTURE, VARIATIONAL_LAPLACE
+from pyro_vaes.experiments import RECURSIVE_MIXTURE, VARIATIONAL_LAPLACE, Experiment, Study
 from pyro_vaes.guides import (
     AmortizedHouseholder,
     AmortizedIAF,
@@ -174,7 +174,7 @@ BOUNDS: dict[str, BoundEntry] = {
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
 }
 
-EXPERIMENTS = {e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE)}
+EXPERIMENTS: dict[str, Experiment | Study] = {e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE)}
 
 
 def suggest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:

@@ -9,10 +9,10 @@ import torch
 from pyro_vaes.experiments.comparison import Method, compare
 from pyro_vaes.experiments.results import Comparison
 from pyro_vaes.experiments.setting import Setting
+from pyro_vaes.experiments.study import BUDGETS, chosen_cases
 
-__all__ = ["BUDGETS", "Experiment", "image_setting"]
+__all__ = ["Experiment", "image_setting"]
 
-BUDGETS = ("smoke", "cpu", "gpu")
 DATA = ("digits", "mnist", "fashion_mnist", "omniglot28", "svhn_subset", "cifar10_subset", "svhn", "cifar10")
 COLOUR = {"svhn_subset", "cifar10_subset", "svhn", "cifar10"}
 SUBSETS = {"svhn_subset", "cifar10_subset"}
@@ -55,7 +55,7 @@ class Experiment:
         budget: str = "cpu",
         *,
         data: str | None = None,
-        output: str = "gaussian",
+        output: str | None = None,
         seeds: Sequence[int] = (0, 1, 2),
         only: Sequence[str] = (),
         root: str | os.PathLike[str] | None = None,
@@ -67,9 +67,9 @@ class Experiment:
         """Train, measure, tabulate.
 
         Arguments:
-            budget: One of `BUDGETS`.
+            budget: ``"smoke"`` (seconds), ``"cpu"`` or ``"gpu"``.
             data: Name of the data set; by default digits for ``"smoke"``, else mnist.
-            output: ``"gaussian"`` or ``"bernoulli"``.
+            output: ``"gaussian"``, the default, or ``"bernoulli"``.
             seeds: One run of every method for each; only the first counts for ``"smoke"``.
             only: Names of methods, as in the table, if not all.
             root, device, out, about, progress: As for :func:`~pyro_vaes.experiments.comparison.compare`.
@@ -82,16 +82,14 @@ class Experiment:
         data = data or ("digits" if budget == "smoke" else "mnist")
         if data not in DATA:
             raise ValueError(f"This comparison runs on {', '.join(DATA)}, but got {data!r}.")
+        output = output or "gaussian"
         if output == "bernoulli" and data in COLOUR:
             raise ValueError(f"Colour images are not binarised, so {data} needs output='gaussian'; or take mnist?")
         setting = self.setting(budget, data, output)
         methods = {m.name: m for m in self.methods(budget)}
-        unknown = [n for n in only if n not in methods]
-        if unknown:
-            raise ValueError(f"The budget {budget!r} compares {', '.join(methods)}, but got {unknown}.")
         return compare(
             setting,
-            [methods[n] for n in only] if only else list(methods.values()),
+            list(chosen_cases(methods, only, budget).values()),
             seeds[:1] if budget == "smoke" else seeds,
             root=root,
             device=device,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pyro_vaes.experiments.setting import Setting
+from pyro_vaes.experiments.table import aligned, markdown, spread, write_json
 
 __all__ = ["Comparison", "Measurement"]
 
@@ -61,16 +62,7 @@ class Comparison:
     about: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        head = ("method", "ELBO", "IW", "IW - ELBO", "s/epoch", "ms/batch", "published")
-        table = [head, *self._lines()]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        rows = [
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in table
-        ]
-        return "\n".join([self.title(), *rows, *([self.remark] if self.remark else [])])
+        return "\n".join([self.title(), *aligned(self._table()), *([self.remark] if self.remark else [])])
 
     def title(self) -> str:
         s = self.setting
@@ -83,8 +75,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """The same table for a README."""
-        head = "| method | ELBO | IW | IW − ELBO | s/epoch | ms/batch | published |\n|---|---|---|---|---|---|---|"
-        return "\n".join([f"*{self.title()}.*", "", head, *(f"| {' | '.join(line)} |" for line in self._lines())])
+        return "\n".join([f"*{self.title()}.*", "", *markdown(self._table())])
 
     def by_method(self) -> dict[str, list[Measurement]]:
         """The measurements by method, in the order of their first appearance."""
@@ -93,8 +84,8 @@ class Comparison:
             grouped.setdefault(m.method, []).append(m)
         return grouped
 
-    def _lines(self) -> list[tuple[str, ...]]:
-        lines: list[tuple[str, ...]] = []
+    def _table(self) -> list[tuple[str, ...]]:
+        lines: list[tuple[str, ...]] = [("method", "ELBO", "IW", "IW − ELBO", "s/epoch", "ms/batch", "published")]
         for name, all_seeds in self.by_method().items():
             good = [m for m in all_seeds if not m.error]
             label = name if len(good) == len(all_seeds) else f"{name} ({len(all_seeds) - len(good)} failed)"
@@ -102,9 +93,9 @@ class Comparison:
             lines.append(
                 (
                     label,
-                    _spread([m.elbo for m in good]),
-                    _spread([m.log_likelihood for m in good]),
-                    _spread([m.gap for m in good]),
+                    spread([m.elbo for m in good]),
+                    spread([m.log_likelihood for m in good]),
+                    spread([m.gap for m in good]),
                     _median([m.seconds_per_epoch for m in good]),
                     _median([m.inference_ms for m in good]),
                     stated,
@@ -113,16 +104,8 @@ class Comparison:
         return lines
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON, by a rename, so that a killed run leaves the last whole file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # JSON has no nan
-        measured = [{n: None if v != v else v for n, v in asdict(m).items()} for m in self.measurements]
-        content = {**asdict(self), "measurements": measured, "table": str(self).splitlines()}
-        text = json.dumps(content, indent=1, allow_nan=False)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text + "\n")
-        partial.replace(path)
+        """Write everything as JSON."""
+        write_json(path, {**asdict(self), "table": str(self).splitlines()})
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Comparison":
@@ -132,13 +115,6 @@ class Comparison:
         raw["measurements"] = [{n: math.nan if v is None else v for n, v in m.items()} for m in raw["measurements"]]
         setting, measurements = Setting(**raw["setting"]), [Measurement(**m) for m in raw["measurements"]]
         return cls(setting, measurements, raw["published"], raw["remark"], raw["about"])
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    mean = statistics.fmean(values)
-    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
 def _median(values: Sequence[float]) -> str:

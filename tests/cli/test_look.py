@@ -173,7 +173,7 @@ def test_reproduce(tmp_path: Path, command):
     assert result.exit_code == 0, result.output
     assert "published" in result.stdout and "ME-2" in result.stdout and str(out) in result.stdout
     about = json.loads(out.read_text())["about"]
-    assert about["command"].startswith("pyro-vaes reproduce recursive_mixture --budget smoke --output gaussian")
+    assert about["command"].startswith("pyro-vaes reproduce recursive_mixture --budget smoke --seeds 1,2,3")
     assert "torch" in about["versions"]
     assert command(*words).stdout == result.stdout, "what is there is not measured again"
     result = command("reproduce", "recursive_mixtures")

@@ -9,9 +9,9 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_vaes.experiments import RECURSIVE_MIXTURE, VARIATIONAL_LAPLACE, Comparison, Measurement, Method, compare
-from pyro_vaes.experiments.experiment import BUDGETS
 from pyro_vaes.experiments.methods import laplace, mixture, vae
 from pyro_vaes.experiments.setting import Networks, Setting
+from pyro_vaes.experiments.study import BUDGETS
 
 TINY = Setting("digits", "gaussian", (8,), 2, epochs=1, train_images=128, test_images=16, num_particles=5)
 
