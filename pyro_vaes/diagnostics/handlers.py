@@ -8,7 +8,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["FixedRows", "WithoutData", "is_factor"]
+__all__ = ["AtMeans", "FixedRows", "WithoutData", "is_factor"]
 
 
 class FixedRows(Messenger):
@@ -52,6 +52,22 @@ class WithoutData(UnconditionMessenger):
     def _pyro_sample(self, msg: Message) -> None:
         if not msg["infer"].get("_deterministic") and not is_factor(msg):
             super()._pyro_sample(msg)
+
+
+class AtMeans(Messenger):
+    """Let each latent of a guide be the mean of its distribution instead of a draw."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["value"] is not None or site_is_subsample(msg) or is_factor(msg):
+            return
+        try:
+            msg["value"] = msg["fn"].mean
+        except NotImplementedError as error:
+            raise ValueError(
+                f"The guide's site {msg['name']!r} ({type(msg['fn']).__name__}) has no mean; average over draws "
+                "instead: num_samples=100."
+            ) from error
+        msg["done"] = True
 
 
 def is_factor(site: Message) -> bool:

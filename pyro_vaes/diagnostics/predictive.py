@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_vaes.diagnostics.handlers import AtMeans
 from pyro_vaes.diagnostics.particles import Args, Particles, aligned, was_observed
 from pyro_vaes.infer.bound import Program
 
@@ -61,19 +62,29 @@ def prior_predictive(
 
 
 def reconstruct(
-    model: Program, guide: Program, data: object, *, num_samples: int = 1, batch_size: int = 128, seed: int = 0
+    model: Program,
+    guide: Program,
+    data: object,
+    *,
+    num_samples: int = 1,
+    at_means: bool = False,
+    batch_size: int = 128,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Means of the observations' distributions given latents drawn from the guide, averaged over the draws.
 
-    Arguments are those of :func:`posterior_predictive`.
+    Arguments are those of :func:`posterior_predictive`, and:
+        at_means: Whether each latent is the mean of its distribution in the guide rather than drawn from it.
 
     Returns:
         For each observed site a tensor with shape ``(N, *event)``: what the decoder says, without observation noise.
 
     Raises:
-        ValueError: An observation's distribution has no mean, such as a category's.
+        ValueError: A distribution has no mean, such as a category's.
     """
     particles = _particles(model, guide, data, num_samples, batch_size, seed)
+    if at_means:
+        particles.pair.guide = AtMeans()(particles.pair.guide)
 
     def batch(args: Args) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}

@@ -9,7 +9,14 @@ from torch.nn.functional import softplus
 
 from pyro_vaes.nn.mlp import concatenate
 
-__all__ = ["LogVarianceHead", "MultivariateNormalHead", "NormalHead", "SigmoidNormalHead", "WeightHead", "bounded_scale"]
+__all__ = [
+    "LogVarianceHead",
+    "MultivariateNormalHead",
+    "NormalHead",
+    "SigmoidNormalHead",
+    "WeightHead",
+    "bounded_scale",
+]
 
 MIN_SCALE, MAX_SCALE = 1e-3, 1e2
 

@@ -23,7 +23,6 @@ References:
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -107,8 +106,8 @@ def _code_shape(image_shape: ImageShape, latent_dim: int, stages: int | None) ->
     if number < 1 or height % 2**number or width % 2**number:
         raise ValueError(
             f"Each stage halves height and width, but {height} x {width} pixels cannot be halved {number} times: "
-            f"resize the images (to {max(1, round(height / 8)) * 8} x {max(1, round(width / 8)) * 8}?), or pass another "
-            "number of stages, at least 1."
+            f"resize the images (to {max(1, round(height / 8)) * 8} x {max(1, round(width / 8)) * 8}?), or pass "
+            "another number of stages, at least 1."
         )
     if latent_dim < 8 or latent_dim % 8:
         raise ValueError(f"The code has latent_dim / 8 channels, but latent_dim={latent_dim}: take a multiple of 8.")
@@ -133,6 +132,7 @@ class ResNetV2Encoder(nn.Module):
         ValueError: The image cannot be halved so often, or d is no multiple of 8.
 
     Example:
+        >>> import torch
         >>> ResNetV2Encoder((1, 16, 16), 16, filters=4)(torch.zeros(5, 1, 16, 16)).shape
         torch.Size([5, 2, 4, 4])
     """
@@ -176,6 +176,7 @@ class ResNetV2Decoder(nn.Module):
         ValueError: The image cannot be halved so often, or d is no multiple of 8.
 
     Example:
+        >>> import torch
         >>> ResNetV2Decoder(16, (1, 16, 16), filters=4)(torch.zeros(3, 5, 16)).shape
         torch.Size([3, 5, 1, 16, 16])
     """

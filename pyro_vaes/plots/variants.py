@@ -110,8 +110,8 @@ def transitions(
         The axes, which hold one picture.
 
     Raises:
-        ValueError: If `steps` is below 2, `start` and `end` differ in shape or are no codes, or `decode` returns another
-            number of images.
+        ValueError: If `steps` is below 2, `start` and `end` differ in shape or are no codes, or `decode` returns
+            another number of images.
 
     References:
         | How to train your VAE (Rivera, 2024), figure 5
@@ -127,8 +127,8 @@ def transitions(
         raise ValueError(f"steps={steps}, but a way needs at least 2 pictures.")
     if start.shape != end.shape or start.dim() not in (1, 2):
         raise ValueError(
-            f"start has shape {tuple(start.shape)} and end {tuple(end.shape)}; wanted codes (K,) or (R, K), one end for "
-            "each start."
+            f"start has shape {tuple(start.shape)} and end {tuple(end.shape)}; wanted codes (K,) or (R, K), one end "
+            "for each start."
         )
     share = (torch.arange(steps) / (steps - 1)).to(start).unsqueeze(-1)  # exactly 0 and 1 at the ends
     start, end = (z.reshape(-1, 1, z.shape[-1]) for z in (start, end))

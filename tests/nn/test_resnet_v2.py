@@ -113,7 +113,7 @@ def test_a_down_block_keeps_the_even_pixels_of_its_short_cut():
 
 @pytest.mark.parametrize("lead", [(), (4,), (3, 4)])
 def test_networks_take_any_leading_dimensions(lead):
-    encoder, decoder, sampler, discriminator = networks((2, 16, 32), 8, 4)
+    encoder, decoder, _, discriminator = networks((2, 16, 32), 8, 4)
     x = torch.randn(*lead, 2, 16, 32)
     assert encoder(x).shape == (*lead, 1, 4, 8)
     assert torch.equal(encoder(x.flatten(-3)), encoder(x))
@@ -171,7 +171,10 @@ def test_sampler_survives_extreme_log_variances():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResNetV2Encoder((1, 28, 28), 8), r"28 x 28 pixels cannot be halved 3 times: resize the images \(to 32"),
+        (
+            lambda: ResNetV2Encoder((1, 28, 28), 8),
+            r"28 x 28 pixels cannot be halved 3 times: resize the images \(to 32",
+        ),
         (lambda: ResNetV2Decoder(8, (1, 16, 16), stages=0), "at least 1"),
         (lambda: ResNetV2Encoder((1, 16, 16), 12), "latent_dim=12: take a multiple of 8"),
         (lambda: PatchDiscriminator((1, 64, 64), (4, 4)), "five convolutions"),
