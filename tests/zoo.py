@@ -23,6 +23,8 @@ from pyro_vaes.guides import (
 )
 from pyro_vaes.infer import (
     MMD_ELBO,
+    Adversarial_ELBO,
+    AggregatePosterior_ELBO,
     DReG_ELBO,
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
@@ -217,6 +219,18 @@ GUIDES: dict[str, Callable[[Built], Callable | None]] = {
     ),
 }
 
+class Spread(nn.Module):
+    """A discriminator of data with any shape: a score of their mean and mean square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.score(torch.stack([x.mean(1), x.square().mean(1)], 1))
+
+
 BOUNDS: dict[str, Callable] = {
     "trace": Trace_ELBO,
     "trace_vectorized": lambda: Trace_ELBO(num_particles=3, vectorize_particles=True),
@@ -229,6 +243,9 @@ BOUNDS: dict[str, Callable] = {
     "dreg": lambda: DReG_ELBO(3),
     "stratified_mixture": StratifiedMixture_ELBO,
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
+    "aggregate_posterior": lambda: AggregatePosterior_ELBO("mixture"),
+    "adversarial": lambda: Adversarial_ELBO(Trace_ELBO(), Spread()),
+    "adversarial_aggregate": lambda: Adversarial_ELBO(AggregatePosterior_ELBO(), Spread()),
     "mutual_posterior": lambda: MutualPosterior_ELBO(eta=1.0, gamma=0.1),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
@@ -241,10 +258,15 @@ def undefined(model: str, guide: str, bound: str) -> bool:
     Analytic KLs with a guide that runs against the model's order, or whose density is meant to cancel
     draw by draw; bounds without score functions with a guide that is
     not reparameterised; the bounds of mixtures with other guides; divergences between posteriors where the guide draws
-    a site given another.
+    a site given another; aggregates of posteriors that are not normal, or under priors that are not, or that depend on
+    other latents; discriminators of draws that are not reparameterised, or of observations without a mean.
     """
     if bound == "mutual_posterior":
         return guide == "own" and model.startswith("hierarchical")
+    if bound.startswith("adversarial") and (guide == "mixture" or model == "lossy_vae"):
+        return True
+    if "aggregate" in bound:
+        return guide in ("mixture", "iaf") or model.startswith(("hierarchical", "lossy", "user_constrained"))
     if guide == "mixture":
         return bound in REPARAMETERISED
     if bound in OF_MIXTURES:

@@ -230,9 +230,6 @@ def reproduce(
     data: Annotated[
         str | None, typer.Option(help="A data set.", show_default="the experiment's own; digits for smoke")
     ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="gaussian or bernoulli, for comparisons of guides.", show_default="gaussian")
-    ] = None,
     seeds: Annotated[str, typer.Option(help="One run of every case for each.")] = "1,2,3",
     only: Annotated[str | None, typer.Option(help="Cases by name, divided by ;", show_default="all")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="under runs/reproduce")] = None,
@@ -246,14 +243,13 @@ def reproduce(
     """
     with user_errors():
         experiment = choose("experiment", name, EXPERIMENTS)
-        parts = [name, *([data] if data else []), *([output] if output else []), budget]
+        parts = [name, *([data] if data else []), budget]
         path = out or Path("runs") / "reproduce" / f"{'-'.join(parts)}.json"
-        options = {"budget": budget, "data": data, "output": output, "seeds": seeds, "only": only, "device": device}
+        options = {"budget": budget, "data": data, "seeds": seeds, "only": only, "device": device}
         given = " ".join(f"--{n} {shlex.quote(v)}" for n, v in options.items() if v is not None)
         findings = experiment.run(
             budget,
             data=data,
-            output=output,
             seeds=whole_numbers(seeds, "seeds"),
             only=[n.strip() for n in only.split(";")] if only else (),
             root=root,

@@ -10,7 +10,12 @@ from torch import nn
 
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
-from pyro_vaes.experiments import RECURSIVE_MIXTURE, VARIATIONAL_LAPLACE, Experiment, Study
+from pyro_vaes.experiments import (
+    RECURSIVE_MIXTURE,
+    RECURSIVE_MIXTURE_BERNOULLI,
+    VARIATIONAL_LAPLACE,
+    VARIATIONAL_LAPLACE_BERNOULLI,
+)
 from pyro_vaes.guides import (
     AmortizedHouseholder,
     AmortizedIAF,
@@ -174,7 +179,15 @@ BOUNDS: dict[str, BoundEntry] = {
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
 }
 
-EXPERIMENTS: dict[str, Experiment | Study] = {e.name: e for e in (VARIATIONAL_LAPLACE, RECURSIVE_MIXTURE)}
+EXPERIMENTS = {
+    study.name: study
+    for study in (
+        VARIATIONAL_LAPLACE,
+        VARIATIONAL_LAPLACE_BERNOULLI,
+        RECURSIVE_MIXTURE,
+        RECURSIVE_MIXTURE_BERNOULLI,
+    )
+}
 
 
 def suggest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:

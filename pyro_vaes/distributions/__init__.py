@@ -1,5 +1,6 @@
 """Distributions that Pyro and torch lack, or have wrong in a corner; each is usable alone."""
 
+from pyro_vaes.distributions.aggregate import AggregateGaussian, MixturePosterior
 from pyro_vaes.distributions.autoregressive import Autoregressive
 from pyro_vaes.distributions.autoregressive_flow import AutoregressiveFlow
 from pyro_vaes.distributions.constraints import grid
@@ -12,6 +13,7 @@ from pyro_vaes.distributions.precision_normal import PrecisionNormal
 from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weights
 
 __all__ = [
+    "AggregateGaussian",
     "Autoregressive",
     "AutoregressiveFlow",
     "ContinuousBernoulli",
@@ -19,6 +21,7 @@ __all__ = [
     "HouseholderNormal",
     "IntegerCategorical",
     "InverseAutoregressive",
+    "MixturePosterior",
     "PrecisionNormal",
     "RecursiveMixture",
     "grid",

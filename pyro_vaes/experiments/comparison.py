@@ -1,32 +1,27 @@
 """Several guides for one model: same data, same networks, same epochs and seeds; trained, measured, tabulated."""
 
 import functools
-import logging
-import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import torch
 from pyro.infer import ELBO
 
-from pyro_vaes.data import ImageData
 from pyro_vaes.diagnostics import log_likelihood
-from pyro_vaes.experiments.results import Comparison, Measurement
 from pyro_vaes.experiments.setting import Networks, Setting
+from pyro_vaes.experiments.study import Job, Result, Study
 from pyro_vaes.infer import fit
 from pyro_vaes.infer.pair import Pair, preserve_rng
 from pyro_vaes.models import VAE
 
-__all__ = ["Guide", "Method", "compare"]
-
-logger = logging.getLogger(__name__)
-
+__all__ = ["Guide", "Method", "compare", "comparison", "image_setting"]
 
 Guide = Callable[..., object]
+
+COLOUR = ("svhn_subset", "cifar10_subset", "svhn", "cifar10")
+GREY = ("mnist", "digits", "fashion_mnist", "omniglot28")
 
 
 @dataclass(frozen=True)
@@ -44,66 +39,71 @@ class Method:
     refine: Mapping[str, Callable[[VAE], Guide]] = field(default_factory=dict)
 
 
-def compare(
-    setting: Setting,
-    methods: Sequence[Method],
-    seeds: Sequence[int] = (0,),
-    *,
-    root: str | os.PathLike[str] | None = None,
-    device: torch.device | str = "cpu",
-    out: str | os.PathLike[str] | None = None,
-    published: Mapping[str, float] | None = None,
-    remark: str = "",
-    about: Mapping[str, object] | None = None,
-    progress: bool = True,
-) -> Comparison:
-    """Train and measure every method with every seed.
+def image_setting(budget: str, data: str) -> Setting:
+    """One hidden layer of 256 and a code of 16, or 512 and 32 for colour images, with Adam 5e-4.
+
+    ``"smoke"`` takes seconds; ``"cpu"`` trains for 3 epochs and measures 1000 test images; ``"gpu"`` trains for 100
+    and measures all.
+    """
+    hidden, latent_dim = ((512,), 32) if data in COLOUR else ((256,), 16)
+    shared = Setting(data, hidden=hidden, latent_dim=latent_dim, budget=budget)
+    if budget == "smoke":
+        small = replace(shared, hidden=(16,), latent_dim=4, epochs=1)
+        return replace(small, train_images=512, test_images=64, num_particles=10)
+    return replace(shared, epochs=3, test_images=1000) if budget == "cpu" else replace(shared, epochs=100)
+
+
+def comparison(
+    name: str,
+    about: str,
+    setting: Callable[[str, str, str], Setting],
+    methods: Callable[[str], Sequence[Method]],
+    published: Mapping[tuple[str, str], tuple[Mapping[str, float], str]],
+    output: str,
+) -> Study[Setting]:
+    """A paper's comparison of guides with one likelihood as a study.
 
     Arguments:
-        setting: What they share.
-        methods: What is compared.
-        seeds: Of the networks' weights, the order of the data and all noise; methods with one seed start from the same
-            model.
-        root: Folder of the data files, as for :func:`~pyro_vaes.data.load`.
-        device: Where to train.
-        out: A JSON file, written after each measurement. If it is there already with the same setting, what it holds is
-            not computed again.
-        published: Log-likelihoods by method, to be shown beside.
-        remark: How far they can be compared.
-        about: Command, machine and versions, for the record.
-        progress: Whether to show progress bars.
+        name: Of the paper's method.
+        about: What it compares, in one line.
+        setting: From budget, data and output to what the methods share.
+        methods: From the budget to the methods.
+        published: By data and output, log-likelihoods by method, and where they come from.
+        output: ``"gaussian"``, or ``"bernoulli"``, for which colour images are not binarised.
+    """
+    here = {data: entry for (data, likelihood), entry in published.items() if likelihood == output}
+
+    def remark(setting: Setting) -> str:
+        notes = [here[setting.data][1]] if setting.data in here else []
+        if setting.data.endswith("_subset"):
+            notes.append(f"{setting.data} is a subset of the published data: no figure on it is one on the full data")
+        if output == "gaussian":
+            notes.append("Gaussian densities of pixels have no upper bound: other epochs, other figures")
+        return ". ".join(notes) + "." * bool(notes)
+
+    return Study(
+        name if output == "gaussian" else f"{name}_{output}",
+        f"{about}; {output} output",
+        GREY if output == "bernoulli" else GREY + COLOUR,
+        lambda budget, data: setting(budget, data, output),
+        lambda shared: {method.name: functools.partial(compare, method) for method in methods(shared.budget)},
+        published={data: {method: {"IW": v} for method, v in values.items()} for data, (values, _) in here.items()},
+        remark=remark,
+    )
+
+
+def compare(method: Method, setting: Setting, job: Job) -> Result:
+    """Train one method from one seed; measure it, in nats per datum on test images, and its refinements.
+
+    Methods with one seed start from the same model. The columns: ELBO, the mean log importance weight; IW, the
+    importance-weighted estimate with the setting's number of particles; the median seconds per epoch; the median
+    milliseconds of the posterior of one batch; how many numbers the guide learns.
 
     Raises:
-        ValueError: ``out`` holds the comparison of another setting.
+        FloatingPointError: Training diverged.
     """
-    result = Comparison(setting, [], dict(published or {}), remark, dict(about or {}))
-    if out is not None and Path(out).exists():
-        earlier = Comparison.read(out)
-        if earlier.setting != setting:
-            raise ValueError(
-                f"{out} holds a comparison with another setting ({earlier.title()}). Choose another file, or delete it."
-            )
-        result.measurements = [m for m in earlier.measurements if not m.error]
-    data = setting.load(root).to(device)
-    wanted = [(s, m) for s in seeds for m in methods]
-    done = {(m.seed, m.method) for m in result.measurements}
-    for seed, method in wanted:
-        if {(seed, method.name), *((seed, name) for name in method.refine)} <= done:
-            continue
-        result.measurements = [
-            m for m in result.measurements if m.seed != seed or m.method not in (method.name, *method.refine)
-        ]
-        result.measurements += _measure(setting, method, seed, data, torch.device(device), progress)
-        if out is not None:
-            result.save(out)
-    return result
-
-
-def _measure(
-    setting: Setting, method: Method, seed: int, data: ImageData, device: torch.device, progress: bool
-) -> list[Measurement]:
-    """Train one method from one seed; measure it and its refinements."""
-    with preserve_rng(seed):
+    data = setting.load(job.root).to(job.device)
+    with preserve_rng(job.seed):
         networks = Networks.for_data(setting, data)
         vae, guide, loss = method.build(networks)
     try:
@@ -112,36 +112,33 @@ def _measure(
             guide,
             data.train,
             loss=loss,
-            optim=functools.partial(torch.optim.Adam, lr=setting.lr, fused=device.type in ("cpu", "cuda")),
+            optim=functools.partial(torch.optim.Adam, lr=setting.lr, fused=job.device.type in ("cpu", "cuda")),
             epochs=setting.epochs,
-            device=device,
+            device=job.device,
             batch_size=setting.batch_size,
-            seed=seed,
-            progress=progress,
+            seed=job.seed,
+            progress=job.progress,
         )
-    except (ValueError, ArithmeticError) as error:
-        logger.warning("%s with seed %d stopped: %s", method.name, seed, error)
-        return [Measurement(method.name, seed, math.nan, math.nan, math.nan, math.nan, 0, str(error).splitlines()[0])]
+    except ValueError as error:  # a curvature that is not positive definite, at weights that training came to
+        raise FloatingPointError(str(error)) from error
     test = (data.test or data.train)[: setting.test_images]
     assert isinstance(test, torch.Tensor)
-    guides = {method.name: guide} | {name: make(vae) for name, make in method.refine.items()}
+    own = _figures(vae, guide, test, setting) | {"s/epoch": statistics.median(history.seconds)}
+    return Result(own, beside={name: _figures(vae, make(vae), test, setting) for name, make in method.refine.items()})
+
+
+def _figures(vae: VAE, guide: Guide, test: torch.Tensor, setting: Setting) -> dict[str, float]:
+    estimate = log_likelihood(vae.model, guide, test, setting.num_particles)
+    elbo, iw = estimate.elbo.mean().item(), estimate.log_likelihood.mean().item()
     in_model = {id(p) for p in (*vae.decoder.parameters(), *vae.likelihood.parameters())}
-    found = []
-    for name, q in guides.items():
-        estimate = log_likelihood(vae.model, q, test, setting.num_particles)
-        learned = {p for m in Pair(vae.model, q).modules.values() for p in m.parameters() if id(p) not in in_model}
-        found.append(
-            Measurement(
-                name,
-                seed,
-                estimate.elbo.mean().item(),
-                estimate.log_likelihood.mean().item(),
-                statistics.median(history.seconds) if q is guide else math.nan,
-                _inference_ms(vae, q, test[: setting.batch_size]),
-                sum(p.numel() for p in learned),
-            )
-        )
-    return found
+    learned = {p for m in Pair(vae.model, guide).modules.values() for p in m.parameters() if id(p) not in in_model}
+    return {
+        "ELBO": elbo,
+        "IW": iw,
+        "IW − ELBO": iw - elbo,
+        "ms/batch": _inference_ms(vae, guide, test[: setting.batch_size]),
+        "guide parameters": sum(p.numel() for p in learned),
+    }
 
 
 def _inference_ms(vae: VAE, guide: Guide, batch: torch.Tensor, repeats: int = 15) -> float:

@@ -65,7 +65,9 @@ class Findings:
 
     def title(self) -> str:
         """The study and its setting in one line."""
-        shared = ", ".join(f"{name} {_short(value)}" for name, value in self.setting.items())
+        shared = ", ".join(
+            f"{name} {_short(value)}" for name, value in self.setting.items() if value not in (None, [], ())
+        )
         return f"{self.study}: {shared}; mean ± sd over seeds"
 
     def markdown(self) -> str:

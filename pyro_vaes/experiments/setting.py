@@ -42,6 +42,7 @@ class Setting:
         num_particles: K of the importance-weighted estimate.
         batch_size: Images per step.
         lr: Learning rate of Adam.
+        budget: ``"smoke"``, ``"cpu"`` or ``"gpu"``, which decides what is compared.
     """
 
     data: str
@@ -55,6 +56,7 @@ class Setting:
     num_particles: int = 100
     batch_size: int = 128
     lr: float = 5e-4
+    budget: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.output not in ("gaussian", "bernoulli"):

@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 
 from pyro_vaes.experiments.findings import Findings, Row
 
-__all__ = ["BUDGETS", "Job", "Result", "Study", "chosen_cases"]
+__all__ = ["BUDGETS", "Job", "Result", "Study"]
 
 BUDGETS = ("smoke", "cpu", "gpu")
 S = TypeVar("S")
-C = TypeVar("C")
 logger = logging.getLogger(__name__)
 
 
@@ -36,10 +35,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case showed: figures by column, and pictures by name."""
+    """What one case showed: figures by column, pictures by name, and figures of what else was measured, by name."""
 
     figures: Mapping[str, float]
     pictures: Mapping[str, Figure] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ class Study(Generic[S]):
         budget: str = "cpu",
         *,
         data: str | None = None,
-        output: str | None = None,
         seeds: Sequence[int] = (1, 2, 3),
         only: Sequence[str] = (),
         root: str | os.PathLike[str] | None = None,
@@ -85,7 +84,6 @@ class Study(Generic[S]):
         Arguments:
             budget: One of `BUDGETS`.
             data: One of :attr:`data`; by default the first, for ``"smoke"`` digits where it is among them.
-            output: None: unlike a comparison of guides, a study has its own likelihood.
             seeds: One run of every case for each; only the first counts for ``"smoke"``.
             only: Names of cases, if not all.
             root: Folder of the data files, as for :func:`~pyro_vaes.data.load`.
@@ -96,17 +94,18 @@ class Study(Generic[S]):
             progress: Whether to show progress bars.
 
         Raises:
-            ValueError: An unknown budget, data set or case; an output; ``out`` holds another study or setting.
+            ValueError: An unknown budget, data set or case; ``out`` holds another study or setting.
         """
         if budget not in BUDGETS:
             raise ValueError(f"The budgets are {', '.join(BUDGETS)}, but got {budget!r}.")
         data = data or ("digits" if budget == "smoke" and "digits" in self.data else self.data[0])
         if data not in self.data:
             raise ValueError(f"{self.name} runs on {', '.join(self.data)}, but got {data!r}.")
-        if output is not None:
-            raise ValueError(f"{self.name} has its own likelihood, but got output={output!r}; leave it out?")
         setting = self.setting(budget, data)
-        cases = chosen_cases(self.cases(setting), only, budget)
+        cases = self.cases(setting)
+        unknown = [n for n in only if n not in cases]
+        if unknown:
+            raise ValueError(f"The budget {budget!r} compares {', '.join(cases)}, but got {unknown}.")
         published = self.published.get(data, {})
         record = {"experiment": self.name, "budget": budget, **(about or {})}
         findings = Findings(self.name, _plain(setting), [], published, self.remark(setting), [], record)
@@ -114,11 +113,11 @@ class Study(Generic[S]):
             findings.rows = _earlier(out, findings)
         for seed in seeds[:1] if budget == "smoke" else seeds:
             for name, case in cases.items():
-                if (name, seed) in {(r.case, r.seed) for r in findings.rows}:
+                if (only and name not in only) or (name, seed) in {(r.case, r.seed) for r in findings.rows}:
                     continue
                 job = Job(seed, root, torch.device(device), progress)
-                row, pictures = _measured(name, case, setting, job)
-                findings.rows.append(row)
+                rows, pictures = _measured(name, case, setting, job)
+                findings.rows += rows
                 findings.summary = list(self.summary(findings))
                 if out is not None:
                     findings.save(out)
@@ -129,26 +128,17 @@ class Study(Generic[S]):
         return findings
 
 
-def chosen_cases(cases: Mapping[str, C], only: Sequence[str], budget: str) -> dict[str, C]:
-    """The cases of these names, in their own order; all of them for no name.
-
-    Raises:
-        ValueError: There is no such case at this budget.
-    """
-    unknown = [n for n in only if n not in cases]
-    if unknown:
-        raise ValueError(f"The budget {budget!r} compares {', '.join(cases)}, but got {unknown}.")
-    return {n: case for n, case in cases.items() if not only or n in only}
-
-
-def _measured(name: str, case: Callable[[S, Job], Result], setting: S, job: Job) -> tuple[Row, Mapping[str, Figure]]:
+def _measured(
+    name: str, case: Callable[[S, Job], Result], setting: S, job: Job
+) -> tuple[list[Row], Mapping[str, Figure]]:
     started = time.perf_counter()
     try:
         result = case(setting, job)
     except ArithmeticError as error:  # a run that diverged is a finding; anything else is a mistake
         logger.warning("%s with seed %d stopped: %s", name, job.seed, error)
-        return Row(name, job.seed, error=str(error).splitlines()[0]), {}
-    return Row(name, job.seed, dict(result.figures), time.perf_counter() - started), result.pictures
+        return [Row(name, job.seed, error=str(error).splitlines()[0])], {}
+    own = Row(name, job.seed, dict(result.figures), time.perf_counter() - started)
+    return [own, *(Row(other, job.seed, dict(f)) for other, f in result.beside.items())], result.pictures
 
 
 def _earlier(out: str | os.PathLike[str], findings: Findings) -> list[Row]:

@@ -14,12 +14,14 @@ def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation, the mean alone for one value, a dash for none; only finite values count.
 
     Example:
-        >>> spread([1.0, 2.0]), spread([0.1234]), spread([])
-        ('1.50 ± 0.71', '0.123', '-')
+        >>> spread([1.0, 2.0]), spread([0.1234]), spread([16, 16]), spread([])
+        ('1.50 ± 0.71', '0.123', '16', '-')
     """
     known = [v for v in values if math.isfinite(v)]
     if not known:
         return "-"
+    if len(set(known)) == 1 and known[0] == int(known[0]) and abs(known[0]) >= 10:
+        return str(int(known[0]))  # a count
     mean = statistics.fmean(known)
     digits = 2 if abs(mean) >= 1 else 3
     return f"{mean:.{digits}f} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else f"{mean:.{digits}f}"

@@ -1,5 +1,7 @@
 """Bounds, effect handlers and the training loop."""
 
+from pyro_vaes.infer.adversarial import Adversarial_ELBO
+from pyro_vaes.infer.aggregate_posterior import AggregatePosterior_ELBO, AggregateTerms
 from pyro_vaes.infer.bound import Bound
 from pyro_vaes.infer.callbacks import (
     Callback,
@@ -28,6 +30,9 @@ from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO
 from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
 
 __all__ = [
+    "Adversarial_ELBO",
+    "AggregatePosterior_ELBO",
+    "AggregateTerms",
     "Bound",
     "Callback",
     "CheckReport",

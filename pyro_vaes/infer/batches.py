@@ -4,6 +4,7 @@ A *source* has a length, ``batch(index, generator)`` that returns the model's po
 fresh preprocessing noise from the generator, or fixed noise without one), and ``to(device)``.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, cast, runtime_checkable
 
@@ -122,17 +123,36 @@ class SourceBatches:
             )
         self.source, self.batch_size, self.shuffle = source, batch_size, shuffle
         self.rank, self.world_size = rank, world_size
+        self.keeps_last = True  # also where the last batch is shorter than the others
 
     def __len__(self) -> int:
+        if not self.keeps_last:
+            return len(self.source) // self.batch_size
         return -(-len(self.source) // self.batch_size)
+
+    @property
+    def last_size(self) -> int:
+        """Rows of an epoch's last batch, over all processes."""
+        return (len(self.source) % self.batch_size if self.keeps_last else 0) or self.batch_size
 
     @property
     def num_data(self) -> int:
         return len(self.source)
 
     def to(self, device: torch.device) -> "SourceBatches":
-        source = self.source.to(device)
-        return SourceBatches(source, self.batch_size, shuffle=self.shuffle, rank=self.rank, world_size=self.world_size)
+        moved = copy.copy(self)
+        moved.source = self.source.to(device)
+        return moved
+
+    def whole(self) -> "SourceBatches":
+        """The same batches without the last one where that is shorter than the others; the only one is kept.
+
+        Which rows that leaves out is new in each epoch, as their order is.
+        """
+        assert self.shuffle
+        whole = copy.copy(self)
+        whole.keeps_last = len(self.source) < self.batch_size
+        return whole
 
     def epoch(self, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
         """The batches of one epoch; every rank gets its own rows of each batch."""
@@ -146,7 +166,7 @@ class SourceBatches:
         if rest:
             order = torch.cat([order, order[torch.arange(rest) % len(order)]])
         noise = _generator(device, seed, epoch, 1 + self.rank)
-        for index in order.to(device).split(self.batch_size):
+        for index in order.to(device).split(self.batch_size)[: len(self)]:
             yield self.source.batch(index[self.rank :: self.world_size], noise)
 
     def suspects(self, rows: int) -> Batch | None:

@@ -1,7 +1,8 @@
 """What our bounds share: a bound is one function, ``differentiable_loss``; loss and gradients follow."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.infer import ELBO
@@ -9,13 +10,23 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor
 
-__all__ = ["Bound", "Program"]
+if TYPE_CHECKING:
+    from pyro_vaes.infer.callbacks import Callback
+
+__all__ = ["Bound", "Program", "layers"]
 
 Program = Callable[..., object]
 
 
 class Bound(ELBO):
-    """A Pyro ELBO defined by its differentiable loss, the negative bound summed over the batch."""
+    """A Pyro ELBO defined by its differentiable loss, the negative bound summed over the batch.
+
+    Attributes:
+        min_rows: Fewest rows of a batch for which it is defined. Where there must be several, it is a function of them
+            together, and :func:`~pyro_vaes.infer.fit` leaves the last, short batch of an epoch out.
+    """
+
+    min_rows = 1
 
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
@@ -24,6 +35,10 @@ class Bound(ELBO):
     def sub_losses(self, model: Program, guide: Program, *args: object) -> list[Callable[[], Tensor]]:
         """The losses of one training step, to be computed, differentiated and stepped one after the other."""
         return [lambda: self.differentiable_loss(model, guide, *args)]
+
+    def callbacks(self) -> Sequence["Callback"]:
+        """What the bound needs to happen between the steps of every run of :func:`~pyro_vaes.infer.fit`."""
+        return ()
 
     def loss(self, model: Program, guide: Program, *args: object) -> float:
         with torch.no_grad():
@@ -51,3 +66,11 @@ class Bound(ELBO):
         self, model: Program, guide: Program, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> tuple[Trace, Trace]:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+def layers(bound: ELBO) -> Iterator[ELBO]:
+    """A bound, and the bounds that it is built on, from the outside inwards."""
+    layer: ELBO | None = bound
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "base", None)

@@ -22,15 +22,15 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.handlers import is_latent
-from pyro_vaes.infer.importance import DataPlate, find_data_plate, over_particles, per_datum_log_prob
+from pyro_vaes.infer.importance import DataPlate, ImportanceWeighted_ELBO, over_particles, per_datum_log_prob
 from pyro_vaes.infer.path_derivative import gated_trace
 
 __all__ = ["DReG_ELBO"]
 
 
-class DReG_ELBO(Bound):
+class DReG_ELBO(ImportanceWeighted_ELBO):
     """The bound of :class:`~pyro_vaes.infer.ImportanceWeighted_ELBO`, with the doubly reparameterised gradient.
 
     Values, and gradients of parameters that the model alone uses, are those of ``ImportanceWeighted_ELBO`` draw by
@@ -53,17 +53,9 @@ class DReG_ELBO(Bound):
         torch.Size([])
     """
 
-    def __init__(self, num_particles: int = 2) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
-        super().__init__(num_particles=num_particles)
-        self._known: tuple[Program, Program, DataPlate] | None = None
-
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, with the doubly reparameterised gradient for the guide."""
-        if self._known is None or self._known[:2] != (model, guide):  # plates are read off once for each pair
-            self._known = model, guide, find_data_plate(model, guide, args)
-        plate, num = self._known[2], self.num_particles
+        plate, num = self._plate(model, guide, args), self.num_particles
         guide_trace, gates = gated_trace(over_particles(guide, num, plate), args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)
         self._refuse_score_function(drawn)

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_vaes.infer.batches import Batches, SourceBatches, as_batches, derived_seed, train_and_valid
+from pyro_vaes.infer.bound import Bound, layers
 from pyro_vaes.infer.callbacks import Callback, KLWarmup, Run, SoftFreeBits
 from pyro_vaes.infer.check import check
 from pyro_vaes.infer.evaluation import full_size, total_loss
@@ -61,6 +62,7 @@ def fit(
     checkpoint: str | pathlib.Path | None = None,
     resume: bool = False,
     on_nan: OnNaN = "raise",
+    drop_last: bool | None = None,
     fabric: "Fabric | None" = None,
     progress: bool = True,
 ) -> History:
@@ -92,6 +94,9 @@ def fit(
         resume: Go on from that directory if it holds a checkpoint; the result is that of an uninterrupted run.
         on_nan: A loss or gradient that is not finite: ``"raise"`` with a table of the sites, ``"skip"`` the step, or
             ``"rollback"`` to the epoch's start at half the learning rate.
+        drop_last: Whether each epoch leaves out its last batch where that is shorter than the others (other rows each
+            time, as the order is new). By default it does for bounds that compare the rows of a batch and need several
+            (``min_rows``), where a shorter batch has another objective. Held-out data are never left out.
         fabric: A launched Lightning ``Fabric`` for several devices or machines (extra ``distributed``).
         progress: Whether to show a progress bar.
 
@@ -123,6 +128,7 @@ def fit(
             f"{weighted[0]} weighs the KL term, and the importance-weighted bound has none: it would do nothing. Use "
             "Trace_ELBO, or leave the callback out."
         )
+    callbacks = (*callbacks, *(c for b in layers(bound) if isinstance(b, Bound) for c in b.callbacks()))
     rank, world_size = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
     place = torch.device(device) if device is not None else pair.device() or torch.device("cpu")
     seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
@@ -134,6 +140,7 @@ def fit(
     held_out = None
     if valid_data is not None:
         held_out = as_batches(valid_data, 4 * batch_size, shuffle=False, rank=rank, world_size=world_size).to(place)
+    batches = _enough_rows(batches, held_out, bound, drop_last)
     directory = None if checkpoint is None else writable(pathlib.Path(checkpoint), rank)
 
     with preserve_rng(seed), warnings.catch_warnings(), contextlib.ExitStack() as stack:
@@ -235,6 +242,29 @@ def _first_batch(pair: Pair, batches: Batches, seed: int, place: torch.device) -
             return pair.arguments(next(iter(batches.epoch(seed, 0, place))))
         except StopIteration:
             raise ValueError("The data has no batches. Is the loader's data set empty?") from None
+
+
+def _enough_rows(batches: Batches, held_out: Batches | None, bound: ELBO, drop_last: bool | None) -> Batches:
+    """The training batches with or without a short last one, if the bound is defined for all that come."""
+    min_rows = max(getattr(b, "min_rows", 1) for b in layers(bound))
+    if isinstance(batches, SourceBatches) and (min_rows > 1 if drop_last is None else drop_last):
+        batches = batches.whole()
+    elif drop_last:
+        raise ValueError(
+            "drop_last=True is for data that fit cuts into batches itself, but these come in batches of their own. "
+            "Leave the short one out there: DataLoader(..., drop_last=True)."
+        )
+    for name, part in (("training", batches), ("held-out", held_out)):
+        rows = part.last_size if isinstance(part, SourceBatches) else min_rows
+        if isinstance(part, SourceBatches) and part is held_out:  # each process evaluates rows of its own
+            rows //= part.world_size
+        if rows < min_rows:
+            raise ValueError(
+                f"The last batch of the {name} data has {rows} rows, but {type(bound).__name__} compares the rows of a "
+                f"batch and needs at least {min_rows}. Choose another batch_size, or leave a row out (the batches of "
+                "held-out data have 4 * batch_size rows)."
+            )
+    return batches
 
 
 def _preflight(pair: Pair, loss: ELBO, batches: Batches, first: tuple[object, ...]) -> None:

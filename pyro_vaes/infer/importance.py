@@ -175,11 +175,15 @@ class ImportanceWeighted_ELBO(Bound):
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, differentiable through reparameterised sites."""
-        if self._known is None or self._known[:2] != (model, guide):  # plates are read off once for each pair
-            self._known = model, guide, find_data_plate(model, guide, args)
-        plate = self._known[2]
+        plate = self._plate(model, guide, args)
         log_weights, guide_trace, _ = per_datum_log_weights(model, guide, args, self.num_particles, plate)
         self._refuse_score_function(guide_trace)
         bound = log_weights.logsumexp(0) - math.log(self.num_particles)  # (B,)
         scale = 1.0 if plate.full_size is None else plate.full_size / len(bound)
         return -scale * bound.sum()
+
+    def _plate(self, model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
+        """The pair's data plate, read off once for each pair."""
+        if self._known is None or self._known[:2] != (model, guide):
+            self._known = model, guide, find_data_plate(model, guide, args)
+        return self._known[2]

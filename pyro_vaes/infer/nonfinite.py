@@ -6,11 +6,12 @@ from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyro_vaes.infer.callbacks import Run
 from pyro_vaes.infer.tables import site_table
 
-__all__ = ["Guard", "NonFiniteError", "OnNaN", "num_rows"]
+__all__ = ["Guard", "NonFiniteError", "OnNaN", "num_rows", "step_if_finite"]
 
 OnNaN = Literal["raise", "skip", "rollback"]
 Args = tuple[object, ...]
@@ -43,7 +44,7 @@ class Guard:
         if on_nan not in get_args(OnNaN):
             raise ValueError(f"on_nan must be one of {get_args(OnNaN)}, but got {on_nan!r}.")
         self.run, self.on_nan, self.device = run, on_nan, device
-        self.deferred = device.type != "cpu" and bool(getattr(run.optimizer, "_step_supports_amp_scaling", False))
+        self.deferred = _knows_found_inf(run.optimizer, device)
         self.interval = 50
         self.in_a_row = self.rollbacks = 0
         self.parameters = list(run.pair.parameters.values())
@@ -72,10 +73,7 @@ class Guard:
         norm = self._norm()
         good = torch.isfinite(value + norm)
         if self.deferred:
-            optimizer = self.run.optimizer
-            optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
-            optimizer.step()
+            _step_where(self.run.optimizer, good)
             self._count(torch.where(good, value, 0.0), torch.where(good, norm, 0.0), num_rows(args))
             self.pending.append((args, good, value))
             if len(self.pending) >= self.interval:
@@ -94,8 +92,7 @@ class Guard:
 
     def release(self) -> None:
         """Take the flag back from the optimiser: that of the last step must not rule the user's next one."""
-        for name in ("found_inf", "grad_scale"):
-            self.run.optimizer.__dict__.pop(name, None)
+        _release(self.run.optimizer)
 
     def _norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -167,3 +164,30 @@ class Guard:
         for name, tensor in self.run.pair.state().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 tensor.copy_(self.weights[name])
+
+
+def step_if_finite(optimizer: Optimizer, loss: Tensor) -> None:
+    """Take an optimiser's step unless the loss or a gradient is not finite."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    good = torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients))
+    if _knows_found_inf(optimizer, loss.device):
+        _step_where(optimizer, good)
+        _release(optimizer)
+    elif bool(good):
+        optimizer.step()
+
+
+def _knows_found_inf(optimizer: Optimizer, device: torch.device) -> bool:
+    """Whether the optimiser can be told on the device to take no step, without a host synchronisation."""
+    return device.type != "cpu" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _step_where(optimizer: Optimizer, good: Tensor) -> None:
+    optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _release(optimizer: Optimizer) -> None:
+    for name in ("found_inf", "grad_scale"):
+        optimizer.__dict__.pop(name, None)

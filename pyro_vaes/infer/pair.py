@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from pyro_vaes.infer.handlers import ParameterRecorder, local_parameters, untouched_store
 from pyro_vaes.infer.programs import Program, modules_of, num_positional
 
-__all__ = ["Pair", "Program", "preserve_rng"]
+__all__ = ["Pair", "Program", "modes", "preserve_rng"]
 
 
 @contextlib.contextmanager
@@ -29,6 +29,19 @@ def preserve_rng(seed: int | None = None) -> Iterator[None]:
         pyro.util.set_rng_state(state)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextlib.contextmanager
+def modes(*modules: nn.Module, training: bool) -> Iterator[None]:
+    """Put modules into training or evaluation mode; afterwards each of their parts is in its own again."""
+    before = {m: m.training for module in modules for m in module.modules()}
+    try:
+        for module in modules:
+            module.train(training)
+        yield
+    finally:
+        for part, mode in before.items():
+            part.training = mode
 
 
 class Pair:
@@ -100,14 +113,8 @@ class Pair:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Aside, in evaluation mode and without gradients; every module's own mode comes back."""
-        modes = {m: m.training for module in self.modules.values() for m in module.modules()}
-        try:
-            with self.aside(), torch.no_grad():
-                self.train(False)
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with modes(*self.modules.values(), training=False), self.aside(), torch.no_grad():
+            yield
 
     def materialise(self, args: tuple[object, ...]) -> None:
         """Run both programs once, so that lazily made modules and free-standing param statements exist."""

@@ -19,7 +19,7 @@ from pyro_vaes.infer.mean_field import dependencies
 from pyro_vaes.infer.pair import preserve_rng
 from pyro_vaes.infer.tables import random_sites
 
-__all__ = ["PosteriorRecorder", "PosteriorSite", "find_posteriors", "mapped"]
+__all__ = ["PosteriorRecorder", "PosteriorSite", "find_posteriors", "mapped", "sites_given_others"]
 
 Args = tuple[object, ...]
 ParameterMap = Callable[[Tensor, int], Tensor]
@@ -203,6 +203,11 @@ class _Look:
                 trace = poutine.trace(program).get_trace(*self.args)
                 densities.append({n: trace.nodes[n]["fn"].log_prob(v) for n, v in values.items() if n != name})
         return {n for n, one in densities[0].items() if not torch.allclose(one, densities[1][n], equal_nan=True)}
+
+
+def sites_given_others(program: Program, args: Args) -> set[str]:
+    """The sites of a program, run aside, whose distributions change with the values of its other latent sites."""
+    return _Look(program, args).given_others()
 
 
 def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> tuple[PosteriorSite, ...]:

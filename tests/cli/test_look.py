@@ -171,7 +171,7 @@ def test_reproduce(tmp_path: Path, command):
     words = ["reproduce", "recursive_mixture", "--only", "VAE; ME-2", "--out", out, "--no-progress"]
     result = command(*words)
     assert result.exit_code == 0, result.output
-    assert "published" in result.stdout and "ME-2" in result.stdout and str(out) in result.stdout
+    assert "IW − ELBO" in result.stdout and "ME-2" in result.stdout and str(out) in result.stdout
     about = json.loads(out.read_text())["about"]
     assert about["command"].startswith("pyro-vaes reproduce recursive_mixture --budget smoke --seeds 1,2,3")
     assert "torch" in about["versions"]

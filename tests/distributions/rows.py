@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import (
+    AggregateGaussian,
     Autoregressive,
     AutoregressiveFlow,
     ContinuousBernoulli,
@@ -19,6 +21,7 @@ from pyro_vaes.distributions import (
     HouseholderNormal,
     IntegerCategorical,
     InverseAutoregressive,
+    MixturePosterior,
     PrecisionNormal,
     RecursiveMixture,
 )
@@ -399,6 +402,45 @@ AUTOREGRESSIVE_FLOW = Row(
     moments=False,
 )
 
+
+def posteriors_args(b: Shape) -> Args:
+    """Five diagonal normals over two numbers."""
+    return {"loc": real(*b, 5, 2), "scale": between(0.4, 1.0, *b, 5, 2)}
+
+
+def mixture_posterior_density(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+    parts = [stats.norm.pdf(x, m, s).prod(-1) for m, s in zip(a["loc"], a["scale"], strict=True)]
+    return np.log(np.mean(parts, axis=0))
+
+
+def aggregate_row(moment: Literal["means", "mixture"]) -> Row:
+    def density(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+        variance = a["loc"].var(0) + (np.square(a["scale"]).mean(0) if moment == "mixture" else 0)
+        return stats.norm.logpdf(x, a["loc"].mean(0), np.sqrt(variance)).sum(-1)
+
+    return Row(
+        f"AggregateGaussian.{moment}",
+        functools.partial(AggregateGaussian, moment=moment),
+        posteriors_args,
+        density,
+        breaks=lambda a: list(np.linspace(-18, 18, 13)),
+        bad_args=(("scale", -1.0), ("loc", math.nan)),
+        event_shape=(2,),
+        cls=AggregateGaussian,
+    )
+
+
+MIXTURE_POSTERIOR = Row(
+    "MixturePosterior",
+    MixturePosterior,
+    posteriors_args,
+    mixture_posterior_density,
+    breaks=lambda a: list(np.linspace(-12, 12, 9)),
+    bad_args=(("scale", -1.0), ("loc", math.nan)),
+    event_shape=(2,),
+    cls=MixturePosterior,
+)
+
 UNIVARIATE = [
     NORMAL,
     LAPLACE,
@@ -418,6 +460,9 @@ ROWS = [
     INVERSE_AUTOREGRESSIVE,
     AUTOREGRESSIVE,
     AUTOREGRESSIVE_FLOW,
+    aggregate_row("means"),
+    aggregate_row("mixture"),
+    MIXTURE_POSTERIOR,
     autoregressive_row("MADE", [0.0, 1.0]),
     autoregressive_row("PixelCNN.binary", [0.0, 1.0]),
     autoregressive_row("PixelCNN.categorical", [0.0, 1.0, 2.0]),

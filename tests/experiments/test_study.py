@@ -87,8 +87,6 @@ def test_bad_input():
         study([]).run("cpu", data="mnits")
     with pytest.raises(ValueError, match=r"compares good, diverged, but got \['god'\]"):
         study([]).run("cpu", only=["god"])
-    with pytest.raises(ValueError, match="its own likelihood, but got output='bernoulli'"):
-        study([]).run("cpu", output="bernoulli")
 
 
 def test_figures_that_not_all_cases_have():

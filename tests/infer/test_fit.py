@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vaes.data import load
 from pyro_vaes.guides import AmortizedNormal
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, KLWarmup, SoftFreeBits, evaluate, fit
+from pyro_vaes.infer import DReG_ELBO, FreeBits_ELBO, ImportanceWeighted_ELBO, KLWarmup, SoftFreeBits, evaluate, fit
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
 from tests.infer.pairs import (
@@ -384,11 +384,12 @@ def test_without_a_differentiable_loss_the_same_parameters_train():
     assert all(torch.allclose(ends[0][n], ends[1][n], atol=1e-5) for n in ends[0])
 
 
+@pytest.mark.parametrize("bound", [ImportanceWeighted_ELBO, DReG_ELBO])
 @pytest.mark.parametrize("callback", [lambda: KLWarmup(10), lambda: SoftFreeBits(1.0, lambda: 1.0)])
-def test_kl_weights_are_refused_where_they_do_nothing(callback):
+def test_kl_weights_are_refused_where_they_do_nothing(callback, bound):
     vae = binary_vae()
     with pytest.raises(ValueError, match="would do nothing"):
-        quick(vae.model, vae.guide, binary(), loss=ImportanceWeighted_ELBO(3), callbacks=[callback()])
+        quick(vae.model, vae.guide, binary(), loss=bound(3), callbacks=[callback()])
 
 
 def test_arguments_out_of_range():

@@ -1,0 +1,236 @@
+r"""A discriminator on top of any bound: reconstructions are to look like data.
+
+    loss / B     = loss of the bound / B + w BCE(1, D(x_hat)),      x_hat = mean of p(x | z), z the guide's own draw
+    L_dis        = w BCE(1, D(x)) + w BCE(0, D(x_hat)),             x_hat held fixed
+
+BCE(t, D) is the binary cross-entropy of the discriminator's logits, a mean over images and, of a patch discriminator,
+over the map of patches. Each step moves the pair by the first and the discriminator by the second, both from the images
+of one pass of the pair; neither loss has a gradient for the other's parameters.
+
+References:
+    | How to Train Your VAE (Rivera, 2024)
+    | https://arxiv.org/abs/2309.13160
+    | Autoencoding beyond pixels using a learned similarity metric (Larsen et al., 2016)
+    | https://arxiv.org/abs/1512.09300
+    | Image-to-Image Translation with Conditional Adversarial Networks (Isola et al., 2017), for logits of patches
+    | https://arxiv.org/abs/1611.07004
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import softplus
+from torch.optim import Optimizer
+
+from pyro_vaes.infer.bound import Bound, Program, layers
+from pyro_vaes.infer.callbacks import Callback, Run
+from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
+from pyro_vaes.infer.global_batch import is_shared
+from pyro_vaes.infer.importance import find_data_plate
+from pyro_vaes.infer.nonfinite import step_if_finite
+from pyro_vaes.infer.observations import ObservationRecorder
+from pyro_vaes.infer.pair import modes
+from pyro_vaes.infer.posteriors import PosteriorRecorder
+from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
+from pyro_vaes.infer.step import MakeOptimizer, make_optimizer
+from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
+
+__all__ = ["Adversarial_ELBO"]
+
+Args = tuple[object, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What the discriminator is shown of one run: data ``(B, *event)`` and reconstructions ``(K B, *event)``."""
+
+    real: Tensor
+    fake: Tensor
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A pair with recorders around both programs, found once so that the wrapped bound sees one pair."""
+
+    model: Program
+    guide: Program
+    observed: ObservationRecorder
+    drawn: PosteriorRecorder
+    plate: str
+
+
+class Adversarial_ELBO(Bound):
+    """Any bound with a discriminator of data and reconstructions, which has an optimiser of its own.
+
+    :func:`~pyro_vaes.infer.fit` needs nothing else: after each step of the pair it takes one of the discriminator, and
+    its checkpoints hold both. In a loop of one's own, or after ``SVI.step``, :meth:`discriminator_step` takes it::
+
+        loss = bound.differentiable_loss(model, guide, x)
+        (loss / len(x)).backward()
+        optimizer.step()
+        bound.discriminator_step()
+
+    The loss stays a sum over the data: the adversarial term times the batch's number of rows, or the number of data
+    that a subsampling plate stands for. Reconstructions are the means of the observation given the draws with which the
+    wrapped bound has run the model; of several particles all are shown. A step of the pair changes nothing of the
+    discriminator, running statistics included. A step that is not finite is left out.
+
+    Arguments:
+        base: The bound, any with a differentiable loss, but those of mixtures and ``DReG_ELBO``, whose draws are special.
+        discriminator: Maps images ``(B, *event)`` to logits with any shape; the module is trained in place and moves to
+            the images' device.
+        weight: w, 0 or more; the released 100.
+        optim: The discriminator's optimiser, as for ``fit``; Adam with learning rate 1e-3 by default.
+        site: The observed site that holds the images; needed where there are several.
+
+    Raises:
+        ValueError: An argument is of no use; at a call, the pair's observation has no mean or its draws no gradient, or
+            several processes share the step.
+
+    Example:
+        >>> from pyro_vaes.infer import AggregatePosterior_ELBO, fit
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, LaplaceLikelihood, NormalHead
+        >>> vae = VAE(NormalHead(3, 2), MLP(2, [], 3), LaplaceLikelihood(0.1), latent_dim=2)
+        >>> bound = Adversarial_ELBO(AggregatePosterior_ELBO(), MLP(3, [8], 1), weight=1.0)
+        >>> history = fit(vae.model, vae.guide, torch.randn(64, 3), loss=bound, batch_size=16, epochs=1, progress=False)
+    """
+
+    def __init__(
+        self,
+        base: ELBO,
+        discriminator: nn.Module,
+        *,
+        weight: float = 100.0,
+        optim: MakeOptimizer | Optimizer | PyroOptim | None = None,
+        site: str | None = None,
+    ) -> None:
+        if not hasattr(base, "differentiable_loss"):
+            raise ValueError(
+                f"base must be a bound with a differentiable loss, but {type(base).__name__} has none; Trace_ELBO()?"
+            )
+        other = [b for b in layers(base) if isinstance(b, StratifiedMixture_ELBO | RecursiveMixture_ELBO | DReG_ELBO)]
+        if other:
+            raise ValueError(
+                f"{type(other[0]).__name__} has draws that are no plain draws of the guide (one of each component of a "
+                "mixture, or with gradients of their own), and a discriminator of their reconstructions would send "
+                "wrong gradients to the guide. Use Trace_ELBO?"
+            )
+        if not isinstance(discriminator, nn.Module) or not any(p.requires_grad for p in discriminator.parameters()):
+            raise ValueError(
+                f"The discriminator must be a module with parameters to train, but got {type(discriminator).__name__}."
+            )
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight is that of a penalty, a number of 0 or more, but got {weight}.")
+        super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
+        self.base, self.discriminator, self.weight, self.site = base, discriminator, weight, site
+        self._optim, self._optimizer = optim, cast(Optimizer | None, None)
+        self._known: tuple[Program, Program, _Recorded] | None = None
+        self._images: _Images | None = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The discriminator's optimiser, made when it is first asked for."""
+        if self._optimizer is None:
+            parameters = [p for p in self.discriminator.parameters() if p.requires_grad]
+            self._optimizer = make_optimizer(self._optim, cast(list[Tensor], parameters))
+        return self._optimizer
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+        """The base's loss plus N w BCE(1, D(x_hat)), without a gradient for the discriminator."""
+        if is_shared():
+            raise ValueError(
+                "Adversarial_ELBO trains its discriminator on one process, but several share this step. Use one device."
+            )
+        loss, images, num_data = self._run(self.base.differentiable_loss, model, guide, args)
+        self._images = _Images(images.real.detach(), images.fake.detach())
+        return loss + num_data * self._generator_term(images.fake)
+
+    def loss(self, model: Program, guide: Program, *args: object) -> float:
+        with torch.no_grad(), modes(self.discriminator, training=False):
+            loss, images, num_data = self._run(self.base.loss, model, guide, args)
+            return float(loss + num_data * self._generator_term(images.fake))
+
+    def discriminator_loss(self) -> Tensor:
+        """w BCE(1, D(x)) + w BCE(0, D(x_hat)) of the images of the latest loss, ``()``; they are forgotten afterwards.
+
+        Raises:
+            ValueError: There are none: no loss was computed since.
+        """
+        if self._images is None:
+            raise ValueError(
+                "The discriminator learns from the images of the latest differentiable_loss (or SVI.step), and there "
+                "was none since its last step. Compute the pair's loss first."
+            )
+        images, self._images = self._images, None
+        self.discriminator.to(images.real.device)
+        dtype = next(self.discriminator.parameters()).dtype  # the pass of the pair may have been in mixed precision
+        real, fake = (self.discriminator(x.to(dtype)) for x in (images.real, images.fake))
+        return self.weight * (softplus(-real).mean() + softplus(fake).mean())
+
+    def discriminator_step(self) -> Tensor:
+        """Differentiate :meth:`discriminator_loss` and step the discriminator's optimiser; returns it, detached."""
+        loss, optimizer = self.discriminator_loss(), self.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        step_if_finite(optimizer, loss.detach())
+        return loss.detach()
+
+    def callbacks(self) -> Sequence[Callback]:
+        return (_DiscriminatorSteps(self),)
+
+    def _generator_term(self, fake: Tensor) -> Tensor:
+        """w BCE(1, D(x_hat)) by copies of the discriminator's state, so that nothing of it changes."""
+        self.discriminator.to(fake.device)
+        state = {n: p.detach() for n, p in self.discriminator.named_parameters()}
+        state |= {n: b.clone() for n, b in self.discriminator.named_buffers()}
+        return self.weight * softplus(-functional_call(self.discriminator, state, (fake,))).mean()
+
+    def _run(self, bound: Callable[..., T], model: Program, guide: Program, args: Args) -> tuple[T, _Images, int]:
+        """A function of the base's, the images that it has met, and the number of data that they stand for."""
+        pair = self._record(model, guide, args)
+        loss = bound(pair.model, pair.guide, *args)
+        drawn, observation = pair.drawn.take(), pair.observed.take(self.site)
+        for name, message in drawn.items():
+            if torch.is_grad_enabled() and not message["fn"].has_rsample:
+                raise ValueError(
+                    "Adversarial_ELBO needs reparameterised draws, through which the discriminator's gradient reaches "
+                    f"the guide, but the site {name!r} ({type(message['fn']).__name__}) has none. Use Trace_ELBO "
+                    "alone, or AmortizedNormal?"
+                )
+        event_shape = observation.fn.event_shape
+        real, fake = (t.reshape(-1, *event_shape) for t in (observation.value, observation.mean))
+        return loss, _Images(real, fake), observation.num_data(pair.plate)
+
+    def _record(self, model: Program, guide: Program, args: Args) -> _Recorded:
+        if self._known is None or self._known[:2] != (model, guide):
+            plate = find_data_plate(model, guide, args)
+            observed, drawn = ObservationRecorder(), PosteriorRecorder()
+            self._known = model, guide, _Recorded(observed(model), drawn(guide), observed, drawn, plate.name)
+        return self._known[2]
+
+
+class _DiscriminatorSteps(Callback):
+    """The discriminator's share of a run of ``fit``: its steps, and its state in the run's checkpoints."""
+
+    def __init__(self, bound: Adversarial_ELBO) -> None:
+        self.bound = bound
+
+    def stepped(self, run: Run) -> None:
+        self.bound.discriminator_step()
+
+    def state_dict(self) -> dict[str, object]:
+        bound = self.bound
+        return {"discriminator": bound.discriminator.state_dict(), "optimizer": bound.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.bound.discriminator.load_state_dict(cast(dict[str, Tensor], state["discriminator"]))
+        self.bound.optimizer.load_state_dict(cast(dict[str, object], state["optimizer"]))
