@@ -11,6 +11,7 @@ from torch import nn
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
+    AGGREGATE_POSTERIOR,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
     VARIATIONAL_LAPLACE,
@@ -186,6 +187,7 @@ EXPERIMENTS = {
         VARIATIONAL_LAPLACE_BERNOULLI,
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
+        AGGREGATE_POSTERIOR,
     )
 }
 

@@ -2,48 +2,66 @@
 
 import os
 from collections.abc import Callable
+from typing import cast
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vaes import plots
 from pyro_vaes.data import ImageData, ToSigned, load
-from pyro_vaes.diagnostics import aggregate_report, classifier_features, kernel_distance, reconstruction_report
+from pyro_vaes.diagnostics import (
+    AggregateReport,
+    aggregate_report,
+    classifier_features,
+    draw_from_aggregate,
+    kernel_distance,
+    reconstruction_report,
+)
+from pyro_vaes.infer.pair import preserve_rng
 from pyro_vaes.models import VAE
 
-__all__ = ["discriminator_accuracy", "generate", "measure", "pictures", "portraits_of"]
+__all__ = ["discriminator_accuracy", "fitted_aggregate", "generate", "measure", "pictures", "portraits_of"]
 
+RANGE = (-1.0, 1.0)
 SENSITIVE = 0.01
 """A unit is in use if a step of 1 changes the pixels by this much on average: a 200th of their range."""
-PICTURES_OF_A_CLASS = 10
-"""People with fewer pictures are left out of the classifier whose features KID takes."""
+OFTEN = 10
+"""People with fewer training pictures are left out of the classifier whose features KID takes."""
+FITTED = 2000
+"""Training images over which the aggregate is fitted that samples are drawn from."""
+
+Root = str | os.PathLike[str] | None
 
 
-def portraits_of(root: str | os.PathLike[str] | None = None) -> tuple[Tensor, Tensor]:
-    """AT&T's faces cropped to squares and averaged down to 64 x 64, ``(400, 1, 64, 64)``, and their persons ``(400,)``."""
+def portraits_of(root: Root = None) -> tuple[Tensor, Tensor]:
+    """AT&T's faces cut to squares and averaged down to 64 x 64, ``(400, 1, 64, 64)``, and their persons ``(400,)``."""
     data = load("att_faces", root, flatten=False, split=(0, 0), preprocess=ToSigned())
     assert data.train.labels is not None
     return F.interpolate(data.train.x[..., 10:102, :], (64, 64), mode="area"), data.train.labels
 
 
+def fitted_aggregate(vae: VAE, data: ImageData) -> AggregateReport:
+    """The aggregate posterior of training images, to draw latents from."""
+    return aggregate_report(vae.model, vae.guide, data.train[:FITTED], num_sensitivity=0, max_mixture=2)
+
+
 @torch.no_grad()
-def generate(vae: VAE, loc: Tensor, scale: Tensor, size: int, *, seed: int = 0) -> Tensor:
-    """Pictures decoded from draws of a diagonal normal, clipped to [-1, 1], ``(size, C, H, W)``."""
-    noise = torch.randn(size, len(loc), generator=torch.Generator().manual_seed(seed)).to(loc)
-    return torch.cat([vae.decoder(z).clamp(-1, 1) for z in (loc + scale * noise).split(256)])
+def generate(program: Callable[..., object], size: int, *, seed: int = 0) -> Tensor:
+    """New images ``(size, C, H, W)``, the means of p(x | z) cut to [-1, 1], for latents as the program draws them."""
+    with preserve_rng(seed):
+        parts = [min(256, size - start) for start in range(0, size, 256)]
+        traces = [poutine.trace(program).get_trace(size=part) for part in parts]
+    return torch.cat([t.nodes["x"]["fn"].mean for t in traces]).clamp(*RANGE)
 
 
-def measure(
-    vae: VAE, data: ImageData, *, portraits: bool = False, root: str | os.PathLike[str] | None = None, seed: int = 0
-) -> dict[str, float]:
+def measure(vae: VAE, data: ImageData, *, portraits: bool = False, root: Root = None, seed: int = 0) -> dict[str, float]:
     """The columns of the table, on the test images (and on AT&T's faces)."""
-    assert data.test is not None
-    test = data.test.x
-    errors, report = reconstruction_report(vae.model, vae.guide, test), aggregate_report(vae.model, vae.guide, test)
-    assert report.sensitivity is not None
+    test = _test(data)
+    errors = reconstruction_report(vae.model, vae.guide, test, seed=seed)
+    report = aggregate_report(vae.model, vae.guide, test, num_sensitivity=16, seed=seed)
     figures = {
         "L1 mean": errors.l1_mean,
         "L1 sample": errors.l1_sample,
@@ -52,76 +70,71 @@ def measure(
         "Var min": report.mean_variance.min().item(),
         "Var median": report.mean_variance.median().item(),
         "sigma": report.mean_scale.mean().item(),
-        "agg. var": report.aggregate_variance.mean().item(),
-        "KL": float(report.mean_kl),
-        "KL agg.": float(report.aggregate_kl),
-        "KL means": float(report.means_kl),
-        "MI": float(report.mutual_information),
+        "agg. var": report.variance.mean().item(),
+        "KL": report.decomposition.mean_kl,
+        "KL agg.": report.decomposition.aggregate_kl,
+        "KL means": report.means_kl,
+        "MI": report.mutual_information,
         "in use": float((report.sensitivity > SENSITIVE).sum()),
     }
     features = _features(data)
     if features is not None:
-        real, zeros = features(test), torch.zeros_like(report.loc)
-        prior = generate(vae, zeros.to(test), zeros.to(test) + 1, len(test), seed=seed)
-        fitted = generate(vae, *_aggregate(report.loc, report.aggregate_variance, test), len(test), seed=seed)
-        figures["KID N(0, I)"] = kernel_distance(features(prior), real)
-        figures["KID aggregate"] = kernel_distance(features(fitted), real)
+        real, fitted = features(test), draw_from_aggregate(fitted_aggregate(vae, data))(vae.model)
+        for name, program in (("KID N(0, I)", vae.model), ("KID aggregate", fitted)):
+            figures[name] = kernel_distance(features(generate(program, len(test), seed=seed)), real)
     if portraits:
-        others = reconstruction_report(vae.model, vae.guide, portraits_of(root)[0].to(test))
+        others = reconstruction_report(vae.model, vae.guide, portraits_of(root)[0].to(test), seed=seed)
         figures |= {"L1 AT&T": others.l1_mean, "sharpness AT&T": others.high_frequency_ratio}
     return figures
 
 
-def _aggregate(loc: Tensor, variance: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    return loc.to(like), variance.sqrt().to(like)
+def _test(data: ImageData) -> Tensor:
+    assert data.test is not None
+    return data.test.x
 
 
 def _features(data: ImageData) -> Callable[[Tensor], Tensor] | None:
-    """Features of a classifier of the people with several training pictures; None for data without labels."""
+    """Features of a classifier of the people with several training pictures; None for data without such labels."""
     labels = data.train.labels
     if labels is None or labels.dim() > 1:
         return None
-    often = labels.bincount()[labels] >= PICTURES_OF_A_CLASS
+    often = labels.bincount()[labels] >= OFTEN
     return classifier_features(data.train.x[often], labels[often])
 
 
 @torch.no_grad()
 def discriminator_accuracy(vae: VAE, discriminator: nn.Module, data: ImageData) -> dict[str, float]:
     """Shares of real patches and of patches of reconstructions that the discriminator judges right."""
-    assert data.test is not None
-    x = data.test.x
-    fake = vae.decoder(vae.posterior(x).mean)
-    real_share, fake_share = (discriminator(images) > 0 for images in (x, fake))
-    return {"real right": real_share.float().mean().item(), "fake right": 1 - fake_share.float().mean().item()}
+    real = [discriminator(x) > 0 for x in _test(data).split(256)]
+    fake = [discriminator(vae.decoder(vae.posterior(x).mean)) < 0 for x in _test(data).split(256)]
+    return {f"{name} right": torch.cat(r).float().mean().item() for name, r in (("real", real), ("fake", fake))}
 
 
 @torch.no_grad()
-def pictures(
-    vae: VAE, data: ImageData, *, portraits: bool = False, root: str | os.PathLike[str] | None = None
-) -> dict[str, Figure]:
+def pictures(vae: VAE, data: ImageData, *, portraits: bool = False, root: Root = None) -> dict[str, Figure]:
     """Reconstructions, the paper's figures 4 and 5, and samples, of test images (and of AT&T's faces)."""
-    assert data.test is not None
-    test = data.test.x
-    report = aggregate_report(vae.model, vae.guide, test, num_sensitivity=1)
-    means = vae.posterior(test[:8]).mean
-    scale = vae.posterior(test[:1]).variance.sqrt()
-    zeros = torch.zeros_like(means[0])
+    x = _test(data)[:16]
+    q = vae.posterior(x)
+    fitted = draw_from_aggregate(fitted_aggregate(vae, data))(vae.model)
+    scale = q.variance.sqrt()
+    wide = {"columns": 8, "value_range": RANGE}
     shown = {
-        "reconstructions": plots.reconstructions(test[:16], vae.decoder(vae.posterior(test[:16]).mean), columns=8, value_range=RANGE),
-        "variants": plots.variants(vae.decoder, means[:1], scale, value_range=RANGE),
-        "transitions": plots.transitions(vae.decoder, means[:4], means[4:8], value_range=RANGE),
-        "samples from N(0, I)": plots.samples(generate(vae, zeros, zeros + 1, 32), columns=8, value_range=RANGE, title="Latents from N(0, I)"),
-        "samples from the aggregate": plots.samples(
-            generate(vae, *_aggregate(report.loc, report.aggregate_variance, test), 32), columns=8, value_range=RANGE, title="Latents from the fitted aggregate"
-        ),
+        "reconstructions": plots.reconstructions(x, vae.decoder(q.mean), **wide),
+        "variants": plots.variants(vae.decoder, q.mean[0], scale[0], value_range=RANGE),
+        "transitions": plots.transitions(vae.decoder, q.mean[:4], q.mean[4:8], value_range=RANGE),
+        "samples prior": plots.samples(generate(vae.model, 32), title="Latents from N(0, I)", **wide),
+        "samples aggregate": plots.samples(generate(fitted, 32), title="Latents from the fitted aggregate", **wide),
     }
     if portraits:
         faces, people = portraits_of(root)
-        first = torch.stack([(people == person).nonzero()[0, 0] for person in range(8)])
-        last = torch.stack([(people == person).nonzero()[-1, 0] for person in range(8)])
-        start, end = (faces[rows].to(test) for rows in (first, last))
-        shown["AT&T reconstructions"] = plots.reconstructions(start, vae.decoder(vae.posterior(start).mean), columns=8, value_range=RANGE)
-        shown["AT&T transitions"] = plots.transitions(
-            vae.decoder, vae.posterior(start[:4]).mean, vae.posterior(end[:4]).mean, value_range=RANGE, title="From one picture of a person to another, a row for each"
+        start, end = (
+            torch.stack([faces[people == person][shot] for person in range(8)]).to(x) for shot in (0, -1)
         )
-    return {name: ax.figure for name, ax in shown.items()}
+        one, other = vae.posterior(start).mean, vae.posterior(end).mean
+        shown |= {
+            "AT&T reconstructions": plots.reconstructions(start, vae.decoder(one), **wide),
+            "AT&T transitions": plots.transitions(
+                vae.decoder, one[:4], other[:4], value_range=RANGE, title="From one picture of a person to another"
+            ),
+        }
+    return {name: cast(Figure, ax.figure) for name, ax in shown.items()}
