@@ -219,6 +219,7 @@ GUIDES: dict[str, Callable[[Built], Callable | None]] = {
     ),
 }
 
+
 class Spread(nn.Module):
     """A discriminator of data with any shape: a score of their mean and mean square."""
 

@@ -1,5 +1,12 @@
 """What is learnt from a fitted pair: likelihoods, gaps, calibration, replicates, ArviZ groups, codes, collapse."""
 
+from pyro_vaes.diagnostics.aggregate import (
+    AggregateReport,
+    KLDecomposition,
+    aggregate_report,
+    draw_from_aggregate,
+    kl_decomposition,
+)
 from pyro_vaes.diagnostics.ais import AnnealedLikelihood, ais
 from pyro_vaes.diagnostics.bdmc import Sandwich, bdmc
 from pyro_vaes.diagnostics.calibration import Calibration, calibration
@@ -23,6 +30,11 @@ from pyro_vaes.diagnostics.representation import RepresentationReport, posterior
 from pyro_vaes.diagnostics.sharpness import ReconstructionReport, high_frequency_ratio, reconstruction_report
 
 __all__ = [
+    "AggregateReport",
+    "KLDecomposition",
+    "aggregate_report",
+    "draw_from_aggregate",
+    "kl_decomposition",
     "Calibration",
     "AnnealedLikelihood",
     "ClusteringReport",

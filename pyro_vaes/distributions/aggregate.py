@@ -11,6 +11,7 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, Self, cast, get_args
 
 import torch
@@ -22,6 +23,7 @@ from torch.distributions.kl import register_kl
 __all__ = ["AggregateGaussian", "MixturePosterior", "Moment"]
 
 Moment = Literal["means", "mixture"]
+MAX_ELEMENTS = 2**24  # of a tensor of draws, posteriors and units
 SMALL = 1e-8  # as released: the variance ratio at which the logarithm of the KL stops running off to minus infinity
 
 
@@ -98,9 +100,7 @@ class AggregateGaussian(_Posteriors):
 
     has_rsample = True
 
-    def __init__(
-        self, loc: Tensor, scale: Tensor, moment: Moment = "means", validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, moment: Moment = "means", validate_args: bool | None = None) -> None:
         if moment not in get_args(Moment):
             raise ValueError(f"moment must be one of {get_args(Moment)}, but got {moment!r}.")
         super().__init__(loc, scale, validate_args=validate_args)
@@ -189,17 +189,33 @@ class MixturePosterior(_Posteriors):
         Raises:
             ValueError: ``num_samples`` is below 2, or there is a batch shape.
         """
+        return self._average(lambda z, log_q, _: log_q - p.log_prob(z), num_samples)
+
+    def information(self, num_samples: int = 4) -> tuple[Tensor, Tensor]:
+        """I(i; z) = mean_i KL(q_i || q), what a draw tells of the posterior that it is from, and its standard error.
+
+        It lies between 0 and log n, and no estimate exceeds log n. Arguments, results and errors are those of
+        :meth:`kl_estimate`.
+        """
+        return self._average(lambda _, log_q, own: own - log_q, num_samples)
+
+    def _average(
+        self, integrand: Callable[[Tensor, Tensor, Tensor], Tensor], num_samples: int
+    ) -> tuple[Tensor, Tensor]:
+        """The mean over the mixture of a function of z, log q(z) and log q_i(z), z ~ q_i, and its standard error."""
         if num_samples < 2 or self.batch_shape:
             raise ValueError(
                 f"The estimate is of one mixture from at least 2 draws of each of its parts, but got batch shape "
                 f"{tuple(self.batch_shape)} and num_samples={num_samples}."
             )
         parts = Normal(self.loc, self.scale, validate_args=False).to_event(1)
-        ratios = []
-        for z in parts.sample(torch.Size([num_samples])):  # (n, d), one draw of each at a time: memory n² d
-            ratios.append(self.log_prob(z) - p.log_prob(z))
-        ratio = torch.stack(ratios)  # (S, n)
-        return ratio.mean(), ratio.var(0).mean().div(ratio.numel()).sqrt()
+        rows = max(1, MAX_ELEMENTS // self.loc.numel())
+        values = []
+        for z in parts.sample(torch.Size([num_samples])):  # (n, d), one draw of each
+            log_q = torch.cat([self.log_prob(some) for some in z.split(rows)])
+            values.append(integrand(z, log_q, parts.log_prob(z)))
+        value = torch.stack(values)  # (S, n)
+        return value.mean(), value.var(0).mean().div(value.numel()).sqrt()
 
 
 def _total(p: AggregateGaussian, q: torch.distributions.Normal) -> Tensor:

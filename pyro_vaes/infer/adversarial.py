@@ -84,7 +84,8 @@ class Adversarial_ELBO(Bound):
     discriminator, running statistics included. A step that is not finite is left out.
 
     Arguments:
-        base: The bound, any with a differentiable loss, but those of mixtures and ``DReG_ELBO``, whose draws are special.
+        base: The bound, any with a differentiable loss but those of mixtures and ``DReG_ELBO``, whose draws are
+            no plain ones of the guide.
         discriminator: Maps images ``(B, *event)`` to logits with any shape; the module is trained in place and moves to
             the images' device.
         weight: w, 0 or more; the released 100.

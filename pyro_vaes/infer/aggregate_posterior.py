@@ -174,7 +174,9 @@ def _weight(site: NormalSite, guide_sites: dict[str, Message], model_sites: dict
     messages = [guide_sites[site.posterior.name], *(model_sites[n] for n in site.latents)]
     scales = [m["scale"] for m in messages]
     numbers = [s for s in scales if not isinstance(s, Tensor)]  # those on a device are not waited for
-    if any(isinstance(s, Tensor) and s.numel() > 1 for s in scales) or max(numbers, default=1) > min(numbers, default=1) * (1 + 1e-6):
+    if any(isinstance(s, Tensor) and s.numel() > 1 for s in scales) or max(numbers, default=1) > min(
+        numbers, default=1
+    ) * (1 + 1e-6):
         said = [f"of shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"{s:g}" for s in scales]
         raise ValueError(
             f"The site {site.posterior.name!r} has scales {said} in the guide and in the model, but what all rows pay "

@@ -12,6 +12,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vaes.infer.bound import layers
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.infer.mean_field import mean_field_violations
 from pyro_vaes.infer.pair import Pair
@@ -116,7 +117,7 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
             *_scale_problems(guide_trace, model_trace),
         ]
         if not any(p.fatal for p in problems):
-            if isinstance(getattr(bound, "base", bound), TraceMeanField_ELBO):
+            if any(isinstance(b, TraceMeanField_ELBO) for b in layers(bound)):
                 problems += [*mean_field_problems(pair, args), *_density_problems(guide_trace)]
             problems += _gradient_problems(pair, bound, args)
     return CheckReport(table, tuple(sorted(problems, key=lambda p: not p.fatal)))

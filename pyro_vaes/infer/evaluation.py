@@ -6,6 +6,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vaes.infer.batches import Batches, as_batches, derived_seed
+from pyro_vaes.infer.bound import layers
 from pyro_vaes.infer.check import CheckReport, mean_field_problems
 from pyro_vaes.infer.handlers import local_parameters
 from pyro_vaes.infer.importance import find_data_plate
@@ -49,7 +50,7 @@ def evaluate(
     pair, bound = Pair(model, guide), Trace_ELBO() if loss is None else loss
     place = pair.device() or torch.device("cpu")
     batches = as_batches(data, batch_size, shuffle=False).to(place)
-    if isinstance(getattr(bound, "base", bound), TraceMeanField_ELBO):  # as in fit: it would be wrong without a word
+    if any(isinstance(b, TraceMeanField_ELBO) for b in layers(bound)):  # as in fit: it would be wrong without a word
         with pair.evaluating(), pyro.validation_enabled(False):
             args = pair.arguments(next(iter(batches.epoch(seed, 0, place))))
             CheckReport("", tuple(mean_field_problems(pair, args))).raise_if_fatal()

@@ -123,7 +123,7 @@ def fit(
         raise ValueError("resume=True needs the directory to resume from: pass checkpoint='runs/my_run'.")
     pair, bound = Pair(model, guide), Trace_ELBO() if loss is None else loss
     weighted = [type(c).__name__ for c in callbacks if isinstance(c, KLWarmup | SoftFreeBits)]
-    if weighted and isinstance(getattr(bound, "base", bound), ImportanceWeighted_ELBO):
+    if weighted and any(isinstance(b, ImportanceWeighted_ELBO) for b in layers(bound)):
         raise ValueError(
             f"{weighted[0]} weighs the KL term, and the importance-weighted bound has none: it would do nothing. Use "
             "Trace_ELBO, or leave the callback out."

@@ -1,6 +1,6 @@
 """Normal posteriors in the coordinates of their own prior, in which every prior is N(0, I).
 
-    q(z | x) = N(loc, S),  p(z) = N(loc_p, diag scale_p²)    ->    e = (z - loc_p) / scale_p,  q(e | x) = N(..), p(e) = N(0, I)
+    q(z | x) = N(loc, S),    p(z) = N(loc_p, diag scale_p²)    ->    e = (z - loc_p) / scale_p,    p(e) = N(0, I)
 
 Under a standard normal prior these are z itself. No divergence changes, and data with priors of their own (a
 conditional model's) have one prior in common.
@@ -40,6 +40,7 @@ class Standardised:
         entropy: Of each posterior there, nats, ``(n,)``.
         prior_loc: Means of the priors, ``(n, U)``.
         prior_scale: Standard deviations of the priors, likewise.
+        diagonal: Whether the units of a posterior are independent.
     """
 
     loc: Tensor
@@ -47,6 +48,7 @@ class Standardised:
     entropy: Tensor
     prior_loc: Tensor
     prior_scale: Tensor
+    diagonal: bool
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,13 @@ class NormalSite:
 
     def standardised(self, guide_sites: Sites, model_sites: Sites) -> Standardised:
         """The posteriors that a run of both programs has met."""
-        loc, scale, entropy = _moments(self.posterior.rows(guide_sites[self.posterior.name]))
+        q = _elements(self.posterior.rows(guide_sites[self.posterior.name]))
+        loc, scale, entropy = _flat(q.mean), _flat(q.stddev), _flat(q.entropy()).sum(1)
         priors = [_elements(self.posterior.rows(model_sites[name])) for name in self.latents]
         prior_loc, prior_scale = (torch.cat([_flat(getattr(p, n)) for p in priors], 1) for n in ("loc", "scale"))
         loc, scale = (loc - prior_loc) / prior_scale, scale / prior_scale
-        return Standardised(loc, scale, entropy - prior_scale.log().sum(1), prior_loc, prior_scale)
-
-
-def _moments(fn: Distribution) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and standard deviations ``(n, U)`` and entropies ``(n,)`` of normals with n rows."""
-    base = _elements(fn)
-    return _flat(base.mean), _flat(base.stddev), _flat(base.entropy()).sum(1)
+        entropy = entropy - prior_scale.log().sum(1)
+        return Standardised(loc, scale, entropy, prior_loc, prior_scale, isinstance(q, Normal))
 
 
 def _flat(tensor: Tensor) -> Tensor:
