@@ -106,7 +106,7 @@ def classifier_features(
     seed: int = 0,
     progress: bool = False,
 ) -> Features:
-    """Train a small convolutional classifier and take its last hidden layer as features.
+    """Train a small convolutional classifier and take its last hidden layer as features, standardised over its images.
 
     Arguments:
         images: ``(N, C, H, W)``.
@@ -144,10 +144,13 @@ def classifier_features(
     network.eval()
 
     @torch.no_grad()
-    def features(x: Tensor) -> Tensor:
+    def raw(x: Tensor) -> Tensor:
         return torch.cat([network.features(part) for part in x.split(512)])
 
-    return features
+    known = raw(images)
+    loc, scale = known.mean(0), known.std(0)
+    scale = torch.where(scale > 0, scale, 1.0)  # of features that are never active
+    return lambda x: (raw(x) - loc) / scale
 
 
 def _nothing(x: Tensor, y: Tensor) -> None:

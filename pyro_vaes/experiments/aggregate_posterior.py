@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.data import HorizontalFlip, ImageData, ToSigned, load
 from pyro_vaes.data.files import Library
-from pyro_vaes.experiments.face_measures import discriminator_accuracy, measure, pictures
+from pyro_vaes.experiments.face_measures import discriminator_accuracy, fitted_aggregate, measure, pictures
 from pyro_vaes.experiments.findings import Findings
 from pyro_vaes.experiments.study import Job, Result, Study
 from pyro_vaes.infer import Adversarial_ELBO, AggregatePosterior_ELBO, fit
@@ -92,7 +92,7 @@ class FaceSetting:
 def setting(budget: str, data: str) -> FaceSetting:
     """``"gpu"``: the published configuration on CelebA-HQ, its scaled version on smaller images.
 
-    ``"cpu"``: the scaled version with few filters and epochs and a higher learning rate, and the dense networks, at both
+    ``"cpu"``: the scaled version with few filters and epochs and a higher learning rate, and the dense networks at both
     weights; ``"smoke"``: seconds.
     """
     if budget == "gpu" and data == "celeba_hq":
@@ -117,8 +117,8 @@ def faces(s: FaceSetting, root: str | os.PathLike[str] | None = None) -> ImageDa
         found = [place / folder for place in Library(root).folders if (place / folder).is_dir()]
         if not found:
             raise FileNotFoundError(
-                f"{s.data} is read from the folder {folder} in {Library(root).folders[0]}, which does not exist: put the "
-                "pictures there, or pass the folder above as root."
+                f"{s.data} is read from the folder {folder} in {Library(root).folders[0]}, which does not exist: put "
+                "the pictures there, or pass the folder above as root."
             )
         source = found[0]
     size = None if s.data in ("lfw64", "digits") else s.image_shape[1]
@@ -188,17 +188,29 @@ class Case:
         loss = AggregatePosterior_ELBO(variance_weight=s.variance_weight) if self.proposed else TraceMeanField_ELBO()
         if discriminator is not None:
             loss = Adversarial_ELBO(loss, discriminator, weight=s.adversarial_weight, optim=adam)
-        options = {"batch_size": s.batch_size, "seed": job.seed, "device": job.device, "progress": job.progress}
-        fit(vae.model, vae.guide, data.train, loss=loss, optim=adam, epochs=epochs, drop_last=True, **options)
+        fit(
+            vae.model,
+            vae.guide,
+            data.train,
+            loss=loss,
+            optim=adam,
+            epochs=epochs,
+            batch_size=s.batch_size,
+            drop_last=True,
+            seed=job.seed,
+            device=job.device,
+            progress=job.progress,
+        )
         return vae.eval(), discriminator
 
     def __call__(self, s: FaceSetting, job: Job) -> Result:
         data = faces(s, job.root).to(job.device)
         vae, discriminator = self.train(s, data, job)
-        figures = measure(vae, data, portraits=s.portraits, root=job.root, seed=job.seed)
+        fitted = fitted_aggregate(vae, data)
+        figures = measure(vae, data, fitted, portraits=s.portraits, root=job.root, seed=job.seed)
         if discriminator is not None:
             figures |= discriminator_accuracy(vae, discriminator, data)
-        return Result(figures, pictures(vae, data, portraits=s.portraits, root=job.root))
+        return Result(figures, pictures(vae, data, fitted, portraits=s.portraits, root=job.root))
 
 
 def cases(s: FaceSetting) -> Mapping[str, Case]:

@@ -1,5 +1,6 @@
 """What is measured and drawn of an auto-encoder of faces; pixels in [-1, 1]."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import cast
@@ -57,7 +58,9 @@ def generate(program: Callable[..., object], size: int, *, seed: int = 0) -> Ten
     return torch.cat([t.nodes["x"]["fn"].mean for t in traces]).clamp(*RANGE)
 
 
-def measure(vae: VAE, data: ImageData, *, portraits: bool = False, root: Root = None, seed: int = 0) -> dict[str, float]:
+def measure(
+    vae: VAE, data: ImageData, fitted: AggregateReport, *, portraits: bool = False, root: Root = None, seed: int = 0
+) -> dict[str, float]:
     """The columns of the table, on the test images (and on AT&T's faces)."""
     test = _test(data)
     errors = reconstruction_report(vae.model, vae.guide, test, seed=seed)
@@ -79,8 +82,8 @@ def measure(vae: VAE, data: ImageData, *, portraits: bool = False, root: Root = 
     }
     features = _features(data)
     if features is not None:
-        real, fitted = features(test), draw_from_aggregate(fitted_aggregate(vae, data))(vae.model)
-        for name, program in (("KID N(0, I)", vae.model), ("KID aggregate", fitted)):
+        real, aggregate = features(test), draw_from_aggregate(fitted)(vae.model)
+        for name, program in (("KID N(0, I)", vae.model), ("KID aggregate", aggregate)):
             figures[name] = kernel_distance(features(generate(program, len(test), seed=seed)), real)
     if portraits:
         others = reconstruction_report(vae.model, vae.guide, portraits_of(root)[0].to(test), seed=seed)
@@ -111,30 +114,29 @@ def discriminator_accuracy(vae: VAE, discriminator: nn.Module, data: ImageData) 
 
 
 @torch.no_grad()
-def pictures(vae: VAE, data: ImageData, *, portraits: bool = False, root: Root = None) -> dict[str, Figure]:
+def pictures(
+    vae: VAE, data: ImageData, fitted: AggregateReport, *, portraits: bool = False, root: Root = None
+) -> dict[str, Figure]:
     """Reconstructions, the paper's figures 4 and 5, and samples, of test images (and of AT&T's faces)."""
     x = _test(data)[:16]
     q = vae.posterior(x)
-    fitted = draw_from_aggregate(fitted_aggregate(vae, data))(vae.model)
-    scale = q.variance.sqrt()
-    wide = {"columns": 8, "value_range": RANGE}
+    row = functools.partial(plots.reconstructions, columns=8, value_range=RANGE)
+    grid = functools.partial(plots.samples, columns=8, value_range=RANGE)
+    walk = functools.partial(plots.transitions, vae.decoder, value_range=RANGE)
+    new = generate(draw_from_aggregate(fitted)(vae.model), 32)
     shown = {
-        "reconstructions": plots.reconstructions(x, vae.decoder(q.mean), **wide),
-        "variants": plots.variants(vae.decoder, q.mean[0], scale[0], value_range=RANGE),
-        "transitions": plots.transitions(vae.decoder, q.mean[:4], q.mean[4:8], value_range=RANGE),
-        "samples prior": plots.samples(generate(vae.model, 32), title="Latents from N(0, I)", **wide),
-        "samples aggregate": plots.samples(generate(fitted, 32), title="Latents from the fitted aggregate", **wide),
+        "reconstructions": row(x, vae.decoder(q.mean)),
+        "variants": plots.variants(vae.decoder, q.mean[0], q.variance.sqrt()[0], value_range=RANGE),
+        "transitions": walk(q.mean[:4], q.mean[4:8]),
+        "samples prior": grid(generate(vae.model, 32), title="Latents from N(0, I)"),
+        "samples aggregate": grid(new, title="Latents from the fitted aggregate"),
     }
     if portraits:
         faces, people = portraits_of(root)
-        start, end = (
-            torch.stack([faces[people == person][shot] for person in range(8)]).to(x) for shot in (0, -1)
-        )
+        start, end = (torch.stack([faces[people == person][shot] for person in range(8)]).to(x) for shot in (0, -1))
         one, other = vae.posterior(start).mean, vae.posterior(end).mean
         shown |= {
-            "AT&T reconstructions": plots.reconstructions(start, vae.decoder(one), **wide),
-            "AT&T transitions": plots.transitions(
-                vae.decoder, one[:4], other[:4], value_range=RANGE, title="From one picture of a person to another"
-            ),
+            "AT&T reconstructions": row(start, vae.decoder(one)),
+            "AT&T transitions": walk(one[:4], other[:4], title="From one picture of a person to another"),
         }
     return {name: cast(Figure, ax.figure) for name, ax in shown.items()}

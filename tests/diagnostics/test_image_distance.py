@@ -80,6 +80,8 @@ def test_features_tell_the_classes_that_they_were_trained_on_apart():
     even, odd = features(test)[::2], features(test)[1::2]
     few = features(test[labels < 3])
     assert features(test).shape == (637, 16)
+    known = features(x)
+    assert known.mean(0).abs().max() < 1e-4 and ((known.std(0) - 1).abs() < 1e-4).sum() > 8  # the others are inactive
     assert kernel_distance(even, odd) < 0.1 * kernel_distance(even, few)
     assert frechet_distance(even, odd) < 0.5 * frechet_distance(even, few)
     assert torch.equal(features(test), classifier_features(x, y, channels=(8, 16), num_features=16, epochs=8)(test))
