@@ -95,18 +95,18 @@ def setting(budget: str, data: str) -> FaceSetting:
     ``"cpu"``: the scaled version with few filters and epochs and a higher learning rate, and the dense networks at both
     weights; ``"smoke"``: seconds.
     """
-    if budget == "gpu" and data == "celeba_hq":
-        return FaceSetting(data, (3, 256, 256), 512, 128, epochs=300, lr=1e-4, batch_size=10)
     shape = SHAPES[data]
     both = (5000.0, round(5000 * math.prod(shape) / FULL_SIZE, 1))
+    scaled = FaceSetting(data, shape, portraits=data == "lfw64", test_images=1000 if "celeba" in data else None)
     if budget == "smoke":
-        small = FaceSetting(data, shape, 8, 4, (16,), epochs=1, dense_epochs=1, train_images=128, test_images=64)
-        return replace(small, dense_weights=both[1:])
-    portraits = data == "lfw64"
+        tiny = replace(scaled, latent_dim=8, filters=4, hidden=(16,), train_images=128, test_images=64, portraits=False)
+        return replace(tiny, dense_weights=both[1:], epochs=1, dense_epochs=1)
     if budget == "cpu":
-        small = FaceSetting(data, shape, filters=16, epochs=3, lr=1e-3, bfloat16=True)
-        return replace(small, dense_weights=both, portraits=portraits)
-    return FaceSetting(data, shape, residual_weights=both, portraits=portraits)
+        return replace(scaled, filters=16, epochs=3, lr=1e-3, bfloat16=True, dense_weights=both)
+    if data == "celeba_hq":
+        full = replace(scaled, image_shape=(3, 256, 256), latent_dim=512, filters=128)
+        return replace(full, epochs=300, lr=1e-4, batch_size=10)
+    return replace(scaled, residual_weights=both)
 
 
 def faces(s: FaceSetting, root: str | os.PathLike[str] | None = None) -> ImageData:

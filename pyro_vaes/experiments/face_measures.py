@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from matplotlib.figure import Figure
 from pyro import poutine
+from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,12 +20,23 @@ from pyro_vaes.diagnostics import (
     classifier_features,
     draw_from_aggregate,
     kernel_distance,
+    posterior_means,
     reconstruction_report,
 )
 from pyro_vaes.infer.pair import preserve_rng
 from pyro_vaes.models import VAE
 
-__all__ = ["discriminator_accuracy", "fitted_aggregate", "generate", "measure", "pictures", "portraits_of"]
+__all__ = [
+    "correlated",
+    "discriminator_accuracy",
+    "effective_units",
+    "fitted_aggregate",
+    "generate",
+    "measure",
+    "pictures",
+    "portraits_of",
+    "samplers",
+]
 
 RANGE = (-1.0, 1.0)
 SENSITIVE = 0.01
@@ -50,12 +62,47 @@ def fitted_aggregate(vae: VAE, data: ImageData) -> AggregateReport:
 
 
 @torch.no_grad()
+def correlated(vae: VAE, x: Tensor) -> Callable[..., object]:
+    """The model with latents from a normal with all covariances of the aggregate posterior of x, ``(N, C, H, W)``.
+
+    The objective, and so the diagonal aggregate, sees one unit at a time: units may all say the same.
+    """
+    q = vae.posterior(x)
+    covariance = torch.cov(q.mean.mT, correction=0) + q.variance.mean(0).diag()
+    joint = MultivariateNormal(q.mean.mean(0), covariance)
+    return lambda size: poutine.condition(vae.model, data={"z": joint.sample((size,))})(size=size)
+
+
+def effective_units(means: Tensor) -> float:
+    """How many independent units of one variance would vary as much: (sum of eigenvalues)² / sum of their squares.
+
+    Arguments:
+        means: Posterior means ``(N, d)``; the eigenvalues are those of their covariance.
+
+    Example:
+        >>> round(effective_units(torch.tensor([[1.0, 1.0], [-1.0, -1.0]])), 3)
+        1.0
+    """
+    values = torch.linalg.eigvalsh(torch.cov(means.double().mT))
+    return (values.sum().square() / values.square().sum()).item()
+
+
+@torch.no_grad()
 def generate(program: Callable[..., object], size: int, *, seed: int = 0) -> Tensor:
     """New images ``(size, C, H, W)``, the means of p(x | z) cut to [-1, 1], for latents as the program draws them."""
     with preserve_rng(seed):
         parts = [min(256, size - start) for start in range(0, size, 256)]
         traces = [poutine.trace(program).get_trace(size=part) for part in parts]
     return torch.cat([t.nodes["x"]["fn"].mean for t in traces]).clamp(*RANGE)
+
+
+def samplers(vae: VAE, data: ImageData, fitted: AggregateReport) -> dict[str, Callable[..., object]]:
+    """Three ways to draw the latents of new images: prior, diagonal aggregate, and aggregate with all covariances."""
+    return {
+        "N(0, I)": vae.model,
+        "aggregate": draw_from_aggregate(fitted)(vae.model),
+        "correlated": correlated(vae, cast(Tensor, data.train[:FITTED])),
+    }
 
 
 def measure(
@@ -78,13 +125,15 @@ def measure(
         "KL agg.": report.decomposition.aggregate_kl,
         "KL means": report.means_kl,
         "MI": report.mutual_information,
+        "effective": effective_units(posterior_means(vae.model, vae.guide, test)),
+        "sensitivity": report.sensitivity.median().item(),
         "in use": float((report.sensitivity > SENSITIVE).sum()),
     }
     features = _features(data)
     if features is not None:
-        real, aggregate = features(test), draw_from_aggregate(fitted)(vae.model)
-        for name, program in (("KID N(0, I)", vae.model), ("KID aggregate", aggregate)):
-            figures[name] = kernel_distance(features(generate(program, len(test), seed=seed)), real)
+        real, programs = features(test), samplers(vae, data, fitted)
+        for name, program in programs.items():
+            figures[f"KID {name}"] = kernel_distance(features(generate(program, len(test), seed=seed)), real)
     if portraits:
         others = reconstruction_report(vae.model, vae.guide, portraits_of(root)[0].to(test), seed=seed)
         figures |= {"L1 AT&T": others.l1_mean, "sharpness AT&T": others.high_frequency_ratio}
@@ -123,14 +172,13 @@ def pictures(
     row = functools.partial(plots.reconstructions, columns=8, value_range=RANGE)
     grid = functools.partial(plots.samples, columns=8, value_range=RANGE)
     walk = functools.partial(plots.transitions, vae.decoder, value_range=RANGE)
-    new = generate(draw_from_aggregate(fitted)(vae.model), 32)
     shown = {
         "reconstructions": row(x, vae.decoder(q.mean)),
         "variants": plots.variants(vae.decoder, q.mean[0], q.variance.sqrt()[0], value_range=RANGE),
         "transitions": walk(q.mean[:4], q.mean[4:8]),
-        "samples prior": grid(generate(vae.model, 32), title="Latents from N(0, I)"),
-        "samples aggregate": grid(new, title="Latents from the fitted aggregate"),
     }
+    for name, program in samplers(vae, data, fitted).items():
+        shown[f"samples {name}"] = grid(generate(program, 32), title=f"Latents from {name}")
     if portraits:
         faces, people = portraits_of(root)
         start, end = (torch.stack([faces[people == person][shot] for person in range(8)]).to(x) for shot in (0, -1))
