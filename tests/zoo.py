@@ -246,7 +246,6 @@ BOUNDS: dict[str, Callable] = {
     "recursive_mixture": lambda: RecursiveMixture_ELBO(num_kl_samples=2),
     "aggregate_posterior": lambda: AggregatePosterior_ELBO("mixture"),
     "adversarial": lambda: Adversarial_ELBO(Trace_ELBO(), Spread()),
-    "adversarial_aggregate": lambda: Adversarial_ELBO(AggregatePosterior_ELBO(), Spread()),
     "mutual_posterior": lambda: MutualPosterior_ELBO(eta=1.0, gamma=0.1),
 }
 OF_MIXTURES = {"stratified_mixture", "recursive_mixture"}
@@ -264,9 +263,9 @@ def undefined(model: str, guide: str, bound: str) -> bool:
     """
     if bound == "mutual_posterior":
         return guide == "own" and model.startswith("hierarchical")
-    if bound.startswith("adversarial") and (guide == "mixture" or model == "lossy_vae"):
-        return True
-    if "aggregate" in bound:
+    if bound == "adversarial":
+        return guide == "mixture" or model == "lossy_vae"
+    if bound == "aggregate_posterior":
         return guide in ("mixture", "iaf") or model.startswith(("hierarchical", "lossy", "user_constrained"))
     if guide == "mixture":
         return bound in REPARAMETERISED

@@ -290,8 +290,8 @@ class draw_from_aggregate(Messenger):
     """A handler: draw latents from the fitted aggregate, N(m, A) in the prior's coordinates, instead of the prior.
 
     Under the objective of the aggregate posterior, data drawn from N(0, I) are not those that the decoder has learnt,
-    as the aggregate's variance is up to 2. Around a program, ``draw_from_aggregate(report)(vae.model)(size=64)``, or as
-    a context.
+    as the aggregate's variance is up to 2. Around the model, ``draw_from_aggregate(report)(vae.model)(size=64)``, or as
+    a context in which it runs, and the guide does not.
 
     Arguments:
         report: Measured on training data.
