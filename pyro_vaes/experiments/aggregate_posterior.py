@@ -224,8 +224,8 @@ def cases(s: FaceSetting) -> Mapping[str, Case]:
 def remark(s: FaceSetting) -> str:
     """What a reader of the figures must know."""
     notes = [
-        "The paper prints no figure, so none stands beside these. Pixels in [-1, 1], all on the test images. "
-        "sharpness: variance of the Laplacian of reconstructions over that of the data. dead: units with Var(mu) < 0.01. "
+        "The paper prints no figure, so none stands beside these. Pixels in [-1, 1], all on the test images",
+        "sharpness: variance of the Laplacian of reconstructions over that of data. dead: units with Var(mu) < 0.01. "
         "effective: independent units that would vary as much. in use: units whose step of 1 moves pixels by 0.01",
         "KID through the features of a small classifier trained on this data set compares with no KID elsewhere",
     ]
