@@ -30,6 +30,7 @@ from pyro_vaes.infer.global_batch import global_batch
 from pyro_vaes.infer.nonfinite import step_if_finite
 from pyro_vaes.models import VAE, ConditionalVAE
 from pyro_vaes.nn import MLP, Chain, ConvDecoder, ConvEncoder, GaussianLikelihood, LaplaceLikelihood, NormalHead
+from pyro_vaes.nn.mlp import concatenate
 
 SHAPE = (1, 6, 6)
 adam = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -248,6 +249,28 @@ def test_subsampling_plates_scale_the_term_like_the_bound():
     torch.testing.assert_close(added, 40 * 2 * bce(dis(fake), torch.ones(8, 1)), rtol=1e-5, atol=1e-5)
 
 
+class Joined(nn.Module):
+    """A network of one input, given several."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs):
+        return self.net(concatenate(inputs))
+
+
+class ThenJoined(nn.Module):
+    """A head of what a network says of the image, and of the covariate."""
+
+    def __init__(self, net, head):
+        super().__init__()
+        self.net, self.head = net, head
+
+    def forward(self, x, c):
+        return self.head(self.net(x), c)
+
+
 # -- bounds and pairs -------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +284,7 @@ def test_subsampling_plates_scale_the_term_like_the_bound():
         lambda: FreeBits_ELBO(0.1),
     ],
 )
-@pytest.mark.parametrize("pair", ["mlp", "conv", "conditional"])
+@pytest.mark.parametrize("pair", ["mlp", "conv", "conditional_mlp", "conditional_conv"])
 def test_any_bound_and_pair(base, pair):
     torch.manual_seed(0)
     if pair == "conv":
@@ -269,6 +292,11 @@ def test_any_bound_and_pair(base, pair):
     elif pair == "mlp":
         vae = VAE(NormalHead(4, 2), MLP(2, [5], 4), GaussianLikelihood(0.5), 2)
         dis, args = MLP(4, [5], 1), (torch.randn(20, 4),)
+    elif pair == "conditional_conv":
+        encoder = ThenJoined(ConvEncoder(SHAPE, [2], 6), NormalHead(6 + 3, 2))
+        decoder = Joined(ConvDecoder(2 + 3, [2], SHAPE))
+        vae = ConditionalVAE(encoder, decoder, LaplaceLikelihood(0.5, event_dim=3), 2)
+        dis, args = patches(), (faces(), torch.randn(20, 3))
     else:
         prior = NormalHead(3, 2)
         vae = ConditionalVAE(NormalHead(4 + 3, 2), MLP(2 + 3, [5], 4), GaussianLikelihood(0.5), 2, prior=prior)
