@@ -241,7 +241,13 @@ def remark(s: FaceSetting) -> str:
 
 def summary(findings: Findings) -> list[str]:
     """Proposed against standard with the same networks and weight."""
-    columns = {"dead": "dead units", "L1 mean": "L1", "sharpness": "high-frequency ratio", "KID aggregate": "KID"}
+    columns = {
+        "dead": "dead units",
+        "L1 mean": "L1",
+        "sharpness": "high-frequency ratio",
+        "KID aggregate": "KID of samples drawn unit by unit",
+        "KID correlated": "with correlations",
+    }
     means = {c: {case: sum(v) / len(v) for case, v in findings.column(c).items()} for c in columns}
     lines = []
     for case in means["dead"]:
