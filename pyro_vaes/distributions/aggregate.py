@@ -23,7 +23,7 @@ from torch.distributions.kl import register_kl
 __all__ = ["AggregateGaussian", "MixturePosterior", "Moment"]
 
 Moment = Literal["means", "mixture"]
-MAX_ELEMENTS = 2**24  # of a tensor of draws, posteriors and units
+MAX_ELEMENTS = 2**22  # of a tensor of draws, posteriors and units
 SMALL = 1e-8  # as released: the variance ratio at which the logarithm of the KL stops running off to minus infinity
 
 

@@ -260,8 +260,8 @@ def _enough_rows(batches: Batches, held_out: Batches | None, bound: ELBO, drop_l
             rows //= part.world_size
         if rows < min_rows:
             raise ValueError(
-                f"The last batch of the {name} data has {rows} rows, but {type(bound).__name__} compares the rows of a "
-                f"batch and needs at least {min_rows}. Choose another batch_size, or leave a row out (the batches of "
+                f"The last batch of the {name} data has a size of {rows}, but {type(bound).__name__} compares the rows "
+                f"of a batch and needs at least {min_rows}. Choose another batch_size, or leave a row out (batches of "
                 "held-out data have 4 * batch_size rows)."
             )
     return batches

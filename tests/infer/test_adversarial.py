@@ -210,7 +210,14 @@ def test_evaluation_and_checks_change_nothing():
     assert values[0] == values[1] and dis.training
     assert values[0] - plain == pytest.approx(10 * math.log(2), rel=0.3)
     assert check(vae.model, vae.guide, x, loss=bound).ok
+    losses = []
+    for b in (bound, Trace_ELBO()):
+        pyro.set_rng_seed(3)
+        losses.append(b.loss(vae.model, vae.guide, x))
     assert same(before, state(dis)) and all(p.grad is None for p in dis.parameters())
+    dis.eval()  # as the loss had it: no dropout, running statistics
+    adv = 10 * bce(dis(reconstruction(vae, x, 3)), torch.ones(20, 1, 3, 3))
+    assert losses[0] - losses[1] == pytest.approx(20 * adv.item(), rel=1e-4)
 
 
 def test_a_bad_step_is_left_out():

@@ -119,9 +119,9 @@ def test_R3_one_row_is_refused_and_the_short_batch_left_out():
             AggregatePosterior_ELBO(moment).differentiable_loss(vae.model, vae.guide, x[:1])
     history = quick(vae.model, vae.guide, x, loss=bound)  # 4 + 4 + 1: the one row is left out
     assert math.isfinite(history.train[0]) and history.skipped == 0
-    with pytest.raises(ValueError, match=r"last batch of the training data has 1 rows.*at least 2"):
+    with pytest.raises(ValueError, match=r"last batch of the training data has a size of 1.*at least 2"):
         quick(vae.model, vae.guide, x, loss=bound, drop_last=False)
-    with pytest.raises(ValueError, match="last batch of the held-out data has 1 rows"):
+    with pytest.raises(ValueError, match="last batch of the held-out data has a size of 1"):
         quick(vae.model, vae.guide, x, valid=binary(17), loss=bound)
     assert math.isfinite(quick(vae.model, vae.guide, x, valid=binary(18), loss=bound).valid[0])
     with pytest.raises(ValueError, match="one row has no aggregate"):
