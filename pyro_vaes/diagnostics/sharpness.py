@@ -26,6 +26,7 @@ def laplacian(images: Tensor) -> Tensor:
         ValueError: An image has no inner pixel.
 
     Example:
+        >>> import torch
         >>> laplacian(torch.arange(9.0).reshape(3, 3).square())
         tensor([[20.]])
     """
@@ -49,6 +50,7 @@ def high_frequency_ratio(x_hat: Tensor, x: Tensor) -> float:
         ValueError: The images of the two differ in size, or ``x`` has no detail at all.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(2, 1, 8, 8)
         >>> round(high_frequency_ratio(0.5 * x, x), 6)
         0.25
