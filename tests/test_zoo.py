@@ -1,6 +1,8 @@
 """The claim that p, q and the bound compose, as a test: every model × guide × bound."""
 
 import copy
+import re
+import sys
 
 import pyro
 import pytest
@@ -12,6 +14,9 @@ from pyro_vaes.infer import check, fit, load, save
 from pyro_vaes.infer.pair import Pair
 from tests.zoo import BOUNDS, CASES, GUIDES, MODELS, PAIRS, B, undefined
 
+# Thousands of combinations of what each room's own tests cover line by line; the tracer would take half of their time.
+pytestmark = pytest.mark.no_cover
+
 
 def build(model, guide, dtype=torch.float32):
     torch.set_default_dtype(dtype)
@@ -20,13 +25,14 @@ def build(model, guide, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(("model", "guide", "bound"), CASES)
-def test_loss_is_finite_and_its_gradient_reaches_every_parameter(model, guide, bound):
+def test_loss_and_gradients_are_finite_and_fit_and_svi_train(model, guide, bound, monkeypatch):
     built, q = build(model, guide)
     loss = BOUNDS[bound]()
     report = check(built.model, q, built.args, loss=loss)
     if undefined(model, guide, bound):
-        assert not report.ok and "Use Trace_ELBO" in str(report)
-        with pytest.raises(ValueError, match="Use Trace_ELBO"):
+        cure = r"Use Trace(Enum)?_ELBO|other sites for TraceEnum_ELBO"
+        assert not report.ok and re.search(cure, str(report))
+        with pytest.raises(ValueError, match=cure):
             fit(built.model, q, built.args, loss=loss, epochs=1, progress=False)
         return
     assert report.problems == ()
@@ -38,17 +44,13 @@ def test_loss_is_finite_and_its_gradient_reaches_every_parameter(model, guide, b
     assert value.isfinite() and all(g.isfinite().all() for g in gradients)
     assert any(g.abs().max() > 0 for g in gradients)
 
-
-@pytest.mark.parametrize(("model", "guide", "bound"), [c for c in CASES if not undefined(*c)])
-def test_fit_and_svi_train(model, guide, bound):
-    built, q = build(model, guide)
+    monkeypatch.setattr(sys.modules["pyro_vaes.infer.fit"], "check", lambda *_, **__: report)  # once is enough
     history = fit(built.model, q, built.args, loss=BOUNDS[bound](), epochs=1, batch_size=4, seed=0, progress=False)
     assert len(history.train) == 1 and history.skipped == 0
-    before = [p.clone() for p in Pair(built.model, q).state().values()]
+    before = [p.clone() for p in pair.state().values()]
     svi = SVI(built.model, q, pyro.optim.Adam({"lr": 1e-2}), BOUNDS[bound]())
     assert torch.isfinite(torch.tensor(svi.step(*built.args)))
-    after = Pair(built.model, q).state().values()
-    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(pair.state().values(), before, strict=True))
 
 
 @pytest.mark.parametrize(("model", "guide"), PAIRS)
@@ -103,7 +105,7 @@ def test_dtype_is_kept(model, guide):
     assert values and all(v.dtype == torch.float64 for v in values)
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if not m.startswith("user_")])
+@pytest.mark.parametrize("model", [m for m, g in PAIRS if g == "own"])
 def test_copies_train_apart_under_svi(model):
     """Training a copy by SVI leaves the original alone, and ends where training the original alone ends."""
     built, _ = build(model, "own")

@@ -12,8 +12,13 @@ from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Ne
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
     AGGREGATE_POSTERIOR,
+    GIBBS_CHAIN,
+    LADDER_CLUSTERING,
+    LINEAR_COLLAPSE,
+    POSTERIOR_COLLAPSE,
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
+    VARIATIONAL_LADDER,
     VARIATIONAL_LAPLACE,
     VARIATIONAL_LAPLACE_BERNOULLI,
 )
@@ -197,6 +202,11 @@ EXPERIMENTS = {
         RECURSIVE_MIXTURE,
         RECURSIVE_MIXTURE_BERNOULLI,
         AGGREGATE_POSTERIOR,
+        LADDER_CLUSTERING,
+        POSTERIOR_COLLAPSE,
+        LINEAR_COLLAPSE,
+        VARIATIONAL_LADDER,
+        GIBBS_CHAIN,
     )
 }
 

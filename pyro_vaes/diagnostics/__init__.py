@@ -18,6 +18,7 @@ from pyro_vaes.diagnostics.datatree import summary, to_datatree, to_inference_da
 from pyro_vaes.diagnostics.forecast import forecast_collapse
 from pyro_vaes.diagnostics.forecast_tables import CollapseForecast, ForecastComparison
 from pyro_vaes.diagnostics.gap import InferenceGap, inference_gap
+from pyro_vaes.diagnostics.handlers import take_means
 from pyro_vaes.diagnostics.image_distance import (
     classifier_features,
     frechet_distance,
@@ -75,6 +76,7 @@ __all__ = [
     "reconstruction_report",
     "representation_report",
     "summary",
+    "take_means",
     "to_datatree",
     "to_inference_data",
 ]

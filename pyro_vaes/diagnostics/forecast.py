@@ -41,7 +41,7 @@ def forecast_collapse(
     noise: float | None = None,
     beta: float | None = None,
     betas: Sequence[float] | None = None,
-    encoder_scale: float | None = None,
+    encoder_scale: float | Sequence[float] | None = None,
     encoder_scales: Sequence[float | None] = (None, None),
     embedding: nn.Module | None = None,
     centred: bool | None = None,
@@ -63,7 +63,7 @@ def forecast_collapse(
         noise: Standard deviation of x around its reconstruction; needed where the likelihood is not normal.
         beta: KL weight; needed where ``scale_latents`` goes around the step instead of the model.
         betas: KL weights of z_1 and z_2, likewise, for a hierarchy.
-        encoder_scale: Standard deviation of q if it is fixed; None if it is learnt.
+        encoder_scale: Standard deviation of q if it is fixed (or d of them); None if it is learnt.
         encoder_scales: Those of q(z_1|x) and q(z_2|z_1), for a hierarchy.
         embedding: Turns the covariate into features, as ``OneHot(10)``; by default the model's own ``embedding``.
         centred: Whether the mean of the data comes for free; by default if the model has biases.

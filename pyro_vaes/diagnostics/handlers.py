@@ -1,4 +1,4 @@
-"""Effect handlers for evaluation: which rows a subsampling program covers, and programs run without their data."""
+"""Effect handlers for evaluation: which rows a program covers, programs without their data, latents at their means."""
 
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
@@ -8,7 +8,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["AtMeans", "FixedRows", "WithoutData", "is_factor"]
+__all__ = ["FixedRows", "WithoutData", "is_factor", "take_means"]
 
 
 class FixedRows(Messenger):
@@ -54,19 +54,36 @@ class WithoutData(UnconditionMessenger):
             super()._pyro_sample(msg)
 
 
-class AtMeans(Messenger):
-    """Let each latent of a guide be the mean of its distribution instead of a draw."""
+class take_means(Messenger):
+    """Let latent sites take the means of their distributions instead of draws.
+
+    Around model and guide, what is computed from the latents no longer depends on chance; densities are those at the
+    means, so bounds are not to be computed under it.
+
+    Raises:
+        ValueError: A site's distribution has no mean, or takes finitely many values.
+
+    Example:
+        >>> import pyro
+        >>> from pyro.distributions import Normal
+        >>> with take_means():
+        ...     pyro.sample("z", Normal(torch.tensor(3.0), 1.0))
+        tensor(3.)
+    """
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["value"] is not None or site_is_subsample(msg) or is_factor(msg):
+        if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
+        fn = msg["fn"]
         try:
-            msg["value"] = msg["fn"].mean
-        except NotImplementedError as error:
+            mean = None if fn.has_enumerate_support else fn.mean  # of a category there is none to compute with
+        except NotImplementedError:
+            mean = None
+        if mean is None:
             raise ValueError(
-                f"The guide's site {msg['name']!r} ({type(msg['fn']).__name__}) has no mean; average over draws "
-                "instead: num_samples=100."
-            ) from error
+                f"The distribution of {msg['name']!r} ({type(fn).__name__}) has no mean in its support; take draws?"
+            )
+        msg["value"] = mean
         msg["done"] = True
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyro
@@ -236,9 +236,17 @@ class Particles:
         sites = self.run(WithoutData()(self.pair.model), args, len(draws.log_weights), draws.latents())
         return {n: aligned(s, self.plate) for n, s in sites.items() if was_observed(s)}
 
-    def observed_means(self, args: Args, draws: Draws) -> dict[str, Tensor]:
-        """Means ``(K, B, *plates, *event)`` of the observed sites' distributions given drawn latents."""
-        sites = self.run(self.pair.model, args, len(draws.log_weights), draws.latents(), means=True)
+    def observed_means(self, args: Args, draws: Draws, through: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Means ``(K, B, *plates, *event)`` of the observed sites' distributions given drawn latents.
+
+        Where ``through`` names some of these, the others are drawn anew by the model.
+        """
+        given = draws.latents()
+        unknown = sorted(set(through or ()) - given.keys())
+        if unknown:
+            raise ValueError(f"through names {unknown}, but the latent sites are {sorted(given)}.")
+        given = given if through is None else {n: given[n] for n in through}
+        sites = self.run(self.pair.model, args, len(draws.log_weights), given, means=True)
         return {n: aligned(s, self.plate, key="mean") for n, s in sites.items() if n in draws.observations()}
 
     def prior(self, args: Args, num: int) -> Sites:

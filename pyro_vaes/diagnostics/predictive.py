@@ -1,11 +1,10 @@
 """Replicated data: what the fitted program would have produced instead of what was observed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.handlers import AtMeans
 from pyro_vaes.diagnostics.particles import Args, Particles, aligned, was_observed
 from pyro_vaes.infer.bound import Program
 
@@ -66,30 +65,31 @@ def reconstruct(
     guide: Program,
     data: object,
     *,
+    through: Sequence[str] | None = None,
     num_samples: int = 1,
-    at_means: bool = False,
     batch_size: int = 128,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Means of the observations' distributions given latents drawn from the guide, averaged over the draws.
 
-    Arguments are those of :func:`posterior_predictive`, and:
-        at_means: Whether each latent is the mean of its distribution in the guide rather than drawn from it.
+    The other arguments are those of :func:`posterior_predictive`.
+
+    Arguments:
+        through: Latent sites that keep the guide's draws, the others being drawn anew by the model; None for all. With
+            ``through=["z_2"]`` a hierarchy shows what its top level knows of the data, and whether it has collapsed.
 
     Returns:
         For each observed site a tensor with shape ``(N, *event)``: what the decoder says, without observation noise.
 
     Raises:
-        ValueError: A distribution has no mean, such as a category's.
+        ValueError: An observation's distribution has no mean, such as a category's; ``through`` names no latent site.
     """
     particles = _particles(model, guide, data, num_samples, batch_size, seed)
-    if at_means:
-        particles.pair.guide = AtMeans()(particles.pair.guide)
 
     def batch(args: Args) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for size in particles.chunks(num_samples):
-            for name, means in particles.observed_means(args, particles.draw(args, size)).items():
+            for name, means in particles.observed_means(args, particles.draw(args, size), through).items():
                 total[name] = total.get(name, 0) + means.sum(0) / num_samples
         return {n: t.cpu() for n, t in total.items()}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pyro_vaes.diagnostics.handlers import take_means
 from pyro_vaes.diagnostics.predictive import reconstruct
 from pyro_vaes.infer.bound import Program
 
@@ -128,7 +129,8 @@ def reconstruction_report(
         raise ValueError(f"The images have shape {tuple(x.shape)}; wanted (N, C, H, W). Load them with flatten=False?")
     found = {}
     for at_means in (True, False):
-        sites = reconstruct(model, guide, data, at_means=at_means, batch_size=batch_size, seed=seed)
+        q = take_means()(guide) if at_means else guide
+        sites = reconstruct(model, q, data, batch_size=batch_size, seed=seed)
         if len(sites) != 1 if site is None else site not in sites:
             raise ValueError(f"The observed sites are {sorted(sites)}, but got site={site!r}: name one of them.")
         found[at_means] = sites[site or next(iter(sites))].reshape(x.shape)

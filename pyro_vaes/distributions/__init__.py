@@ -3,12 +3,14 @@
 from pyro_vaes.distributions.aggregate import AggregateGaussian, MixturePosterior
 from pyro_vaes.distributions.autoregressive import Autoregressive
 from pyro_vaes.distributions.autoregressive_flow import AutoregressiveFlow
+from pyro_vaes.distributions.bernoulli import Bernoulli
 from pyro_vaes.distributions.constraints import grid
 from pyro_vaes.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vaes.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vaes.distributions.householder_normal import HouseholderNormal
 from pyro_vaes.distributions.integer_categorical import IntegerCategorical
 from pyro_vaes.distributions.inverse_autoregressive import InverseAutoregressive
+from pyro_vaes.distributions.mixture import Mixture
 from pyro_vaes.distributions.precision_normal import PrecisionNormal
 from pyro_vaes.distributions.recursive_mixture import RecursiveMixture, log_weights
 
@@ -16,11 +18,13 @@ __all__ = [
     "AggregateGaussian",
     "Autoregressive",
     "AutoregressiveFlow",
+    "Bernoulli",
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
     "HouseholderNormal",
     "IntegerCategorical",
     "InverseAutoregressive",
+    "Mixture",
     "MixturePosterior",
     "PrecisionNormal",
     "RecursiveMixture",

@@ -3,14 +3,24 @@
 from pyro_vaes.experiments.aggregate_posterior import AGGREGATE_POSTERIOR
 from pyro_vaes.experiments.comparison import Method
 from pyro_vaes.experiments.findings import Findings, Row
+from pyro_vaes.experiments.gibbs_chain import GIBBS_CHAIN
+from pyro_vaes.experiments.ladder_clustering import LADDER_CLUSTERING
+from pyro_vaes.experiments.linear_collapse import LINEAR_COLLAPSE
+from pyro_vaes.experiments.posterior_collapse import POSTERIOR_COLLAPSE
 from pyro_vaes.experiments.recursive_mixture import RECURSIVE_MIXTURE, RECURSIVE_MIXTURE_BERNOULLI
 from pyro_vaes.experiments.study import Job, Result, Study
+from pyro_vaes.experiments.variational_ladder import VARIATIONAL_LADDER
 from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE, VARIATIONAL_LAPLACE_BERNOULLI
 
 __all__ = [
     "AGGREGATE_POSTERIOR",
+    "LADDER_CLUSTERING",
+    "LINEAR_COLLAPSE",
+    "POSTERIOR_COLLAPSE",
+    "GIBBS_CHAIN",
     "RECURSIVE_MIXTURE",
     "RECURSIVE_MIXTURE_BERNOULLI",
+    "VARIATIONAL_LADDER",
     "VARIATIONAL_LAPLACE",
     "VARIATIONAL_LAPLACE_BERNOULLI",
     "Findings",

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.nn.functional import linear
 
 from pyro_vaes.guides.linearise import Linearised
+from pyro_vaes.ops import linear
 
 __all__ = ["GaussianChain", "PreparedChain"]
 
@@ -53,9 +53,9 @@ class GaussianChain:
         assert isinstance(last, nn.Linear)
         weighted = self.noise_precision.unsqueeze(-1) * last.weight
         use_gram = last.in_features <= last.out_features if self.gram is None else self.gram
-        gram = last.weight.T @ weighted if use_gram else None
+        gram = linear(last.weight.T, weighted.T) if use_gram else None
         centred = self.x if last.bias is None else self.x - last.bias
-        return PreparedChain(self, last, weighted, gram, centred @ weighted)
+        return PreparedChain(self, last, weighted, gram, linear(centred, weighted.T))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PreparedChain:
         gradient = None
         if score:
             with torch.no_grad():  # in the data's space, where x - g does not cancel; gradients pass by the residual
-                pulled = _pull(_take((self.chain.x - self.last(hidden)) @ self.weighted, -1, on), stages)
+                pulled = _pull(_take(linear(self.chain.x - self.last(hidden), self.weighted.T), -1, on), stages)
                 gradient = pulled - prior_precision * (z - prior_loc)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
             precision = self._curvature(z, stages, on) + torch.diag_embed(prior_precision)
@@ -90,9 +90,9 @@ class PreparedChain:
         def residual(step: Tensor) -> Tensor:
             moved = _take(hidden, -1, on) + _push(step.unsqueeze(-2), stages).squeeze(-2)
             if self.gram is None:
-                half = linear(moved, _take(self.last.weight, 1, on)) @ _take(self.weighted, 1, on)
+                half = linear(linear(moved, _take(self.last.weight, 1, on)), _take(self.weighted, 1, on).T)
             else:
-                half = moved @ _take(_take(self.gram, 0, on), 1, on)
+                half = linear(moved, _take(_take(self.gram, 0, on), 1, on).T)
             return _pull(_take(self.data, 1, on) - half, stages) - prior_precision * (z + step - prior_loc)
 
         return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
@@ -159,7 +159,7 @@ def _push(rows: Tensor, stages: list[Tensor]) -> Tensor:
 def _pull(rows: Tensor, stages: list[Tensor]) -> Tensor:
     """Cotangents ``(B, H)`` of the last hidden layer as cotangents ``(B, d)`` of z."""
     for stage in reversed(stages):
-        rows = rows @ stage if stage.dim() == 2 else rows * stage.squeeze(-2)
+        rows = linear(rows, stage.T) if stage.dim() == 2 else rows * stage.squeeze(-2)
     return rows
 
 
@@ -168,13 +168,13 @@ class _Congruence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, gram: Tensor) -> Tensor:
-        half = rows @ gram
+        half = linear(rows, gram.T)
         ctx.save_for_backward(rows, gram, half)
         return half @ rows.mT
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         rows, gram, half = ctx.saved_tensors  # type: ignore[attr-defined]
-        half = rows @ gram if torch.is_grad_enabled() else half  # a second derivative sees where it comes from
+        half = linear(rows, gram.T) if torch.is_grad_enabled() else half  # a second derivative sees where it comes from
         gradient = 0.5 * (gradient + gradient.mT)
-        return 2 * gradient @ half, rows.flatten(0, 1).T @ (gradient @ rows).flatten(0, 1)
+        return 2 * gradient @ half, linear(rows.flatten(0, 1).T, (gradient @ rows).flatten(0, 1).T)

@@ -195,7 +195,8 @@ def _latent_site(message: Message) -> LatentSite:
     if fn.has_enumerate_support or getattr(fn.support, "is_discrete", False):
         raise ValueError(
             f"The latent site {name!r} is discrete ({type(fn).__name__}); an amortized guide needs continuous latents. "
-            "Marginalise it with TraceEnum_ELBO and infer={'enumerate': 'parallel'}, or write a guide for it?"
+            "Sum it out in the program (a Mixture as the prior of what depends on it), or write a guide: one of the "
+            "other sites for TraceEnum_ELBO and infer={'enumerate': 'parallel'}, one with this site for Trace_ELBO?"
         )
     support = fn.support
     inner = support

@@ -36,9 +36,14 @@ class AmortizedMixture(AmortizedGuide):
             latents' total unconstrained dimension, or a pair ``(loc, scale)``) or guides with such a ``posterior``.
         weights: M networks; a call with the model's arguments returns a number per datum, shape ``(B,)`` or ``(B, 1)``.
             All weights are equal where these numbers are 0, as :class:`~pyro_vaes.nn.WeightHead` starts.
+        trunk: A network that all of them share, run once per batch: components and weights are then called with its
+            output in place of the arguments, so that inference costs about as much as with one encoder. It belongs to
+            component 0; to all others its output is a constant, so that no block moves another's parameters. None
+            gives every component a network of its own, as the paper does.
 
     Raises:
-        ValueError: The numbers of components and weights do not fit together, or they are no networks.
+        ValueError: The numbers of components and weights do not fit together, or they are no networks; or a component
+            is a guide, which needs the model's arguments, behind a trunk.
 
     Example:
         >>> import torch
@@ -54,9 +59,14 @@ class AmortizedMixture(AmortizedGuide):
     encoder: "MixtureEncoder"
 
     def __init__(
-        self, model: Callable[..., object], components: Sequence[nn.Module], weights: Sequence[nn.Module]
+        self,
+        model: Callable[..., object],
+        components: Sequence[nn.Module],
+        weights: Sequence[nn.Module],
+        *,
+        trunk: nn.Module | None = None,
     ) -> None:
-        super().__init__(model, MixtureEncoder(components, weights))
+        super().__init__(model, MixtureEncoder(components, weights, trunk))
 
     def latents(self, *args: object, **kwargs: object) -> Latents:
         latents = super().latents(*args, **kwargs)
@@ -71,7 +81,9 @@ class AmortizedMixture(AmortizedGuide):
 class MixtureEncoder(nn.Module):
     """Several encoders and their weights as one encoder that returns a mixture."""
 
-    def __init__(self, components: Sequence[nn.Module], weights: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, components: Sequence[nn.Module], weights: Sequence[nn.Module], trunk: nn.Module | None = None
+    ) -> None:
         super().__init__()
         components, weights = list(components), list(weights)
         for label, parts in (("components", components), ("weights", weights)):
@@ -83,14 +95,24 @@ class MixtureEncoder(nn.Module):
                 f"A mixture of {len(components)} components needs {max(len(components) - 1, 0)} weight networks, one "
                 f"for each component but the first, but got {len(weights)}."
             )
-        self.components, self.weights = nn.ModuleList(components), nn.ModuleList(weights)
+        guides = [m for m, part in enumerate(components) if isinstance(part, AmortizedGuide)]
+        if trunk is not None and guides:
+            raise ValueError(
+                f"Behind a trunk the components are called with its output, but components {guides} are guides, which "
+                "run the model on its own arguments; leave trunk out, or pass their networks instead?"
+            )
+        self.components, self.weights, self.trunk = nn.ModuleList(components), nn.ModuleList(weights), trunk
 
     def forward(self, *args: object) -> RecursiveMixture:
+        others = args
+        if self.trunk is not None:
+            features = self.trunk(*args)
+            args, others = (features,), (features.detach(),)
         components = [
-            as_posterior(getattr(part, "posterior", part)(*args), f"component {m}")
+            as_posterior(getattr(part, "posterior", part)(*(others if m else args)), f"component {m}")
             for m, part in enumerate(self.components)
         ]
-        logits = [self._logit(m, part(*args)) for m, part in enumerate(self.weights, start=1)]
+        logits = [self._logit(m, part(*others)) for m, part in enumerate(self.weights, start=1)]
         return RecursiveMixture(components, logits)
 
     def _logit(self, m: int, raw: Tensor) -> Tensor:

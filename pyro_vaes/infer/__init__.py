@@ -25,6 +25,7 @@ from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.mmd import MMD_ELBO
 from pyro_vaes.infer.mutual_posterior import MutualPosterior_ELBO, PosteriorPairs
 from pyro_vaes.infer.nonfinite import NonFiniteError
+from pyro_vaes.infer.progressive import ProgressiveRungs
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO
 from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
@@ -49,6 +50,7 @@ __all__ = [
     "NonFiniteError",
     "PosteriorPairs",
     "Problem",
+    "ProgressiveRungs",
     "RecursiveMixture_ELBO",
     "Run",
     "SoftFreeBits",

@@ -8,7 +8,7 @@ from typing import cast
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -110,6 +110,7 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
         table = trace_table(guide_trace, model_trace)
         problems = [
             *_site_problems(guide_trace, model_trace),
+            *_enumeration_problems(guide_trace, model_trace, bound),
             *_shape_problems(guide_trace, "guide"),
             *_shape_problems(model_trace, "model"),
             *_support_problems(pair, model_trace),
@@ -164,6 +165,19 @@ def _site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
             yield Problem(
                 f"At {name!r} the guide's events have shape {tuple(site['fn'].event_shape)} but the model's have "
                 f"{tuple(latents[name]['fn'].event_shape)}. Is .to_event(1) missing on one side?"
+            )
+
+
+def _enumeration_problems(guide_trace: Trace, model_trace: Trace, bound: ELBO) -> Iterator[Problem]:
+    """Sites that are left to a bound that sums over them, with a bound that does not."""
+    if isinstance(getattr(bound, "base", bound), TraceEnum_ELBO | TraceTMC_ELBO):
+        return
+    for name, site in {**random_sites(model_trace), **random_sites(guide_trace)}.items():
+        if is_latent(site) and site["infer"].get("enumerate") is not None:
+            does = "draw it, at a high variance" if name in guide_trace.nodes else "draw it from the prior"
+            yield Problem(
+                f"The site {name!r} is to be enumerated, but {type(bound).__name__} does not sum over it: it would "
+                f"{does}. Use TraceEnum_ELBO, or a model without the site, whose prior is the mixture itself."
             )
 
 

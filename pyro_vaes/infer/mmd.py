@@ -83,7 +83,7 @@ class MMD_ELBO(Bound):
         kernel: ``(x, y) -> `` Gram matrix of the rows.
 
     Raises:
-        ValueError: A weight is negative; at the first call, the guide is not reparameterised.
+        ValueError: A weight is negative; at the first call, the guide is not reparameterised, nor a prior that learns.
 
     Example:
         >>> from pyro_vaes.models import VAE
@@ -127,6 +127,11 @@ class MMD_ELBO(Bound):
         """N MMD² of one latent site, where N counts scales and masks."""
         fn, value = site["fn"], site["value"]
         event_dim = len(fn.event_shape)
+        if torch.is_grad_enabled() and not fn.has_rsample and fn.log_prob(value.detach()).requires_grad:
+            raise ValueError(
+                f"MMD_ELBO learns a prior by the gradients of its draws, but the prior of {site['name']!r} "
+                f"({type(fn).__name__}) has none. Use Trace_ELBO, or a prior that is fixed."
+            )
         prior = fn.rsample() if fn.has_rsample else fn.sample()
         weight = scale_and_mask(value.new_ones(value.shape[: value.dim() - event_dim]), site["scale"], site["mask"])
         row_weight = _rows(weight, plate.dim).mean(1)

@@ -55,7 +55,7 @@ class Step:
 
     def __call__(self, run: Run, args: tuple[object, ...]) -> Tensor:
         """The loss per datum, detached; gradients are in place afterwards."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         with contextlib.ExitStack() as stack:
             for callback in self.callbacks:
                 handler = callback.handler(run)
@@ -65,6 +65,12 @@ class Step:
         for callback in self.callbacks:
             callback.gradients(run, self.parameters)
         return value
+
+    def _clear_gradients(self) -> None:
+        """The optimiser's ``zero_grad`` without its hooks for profilers, 1 % of the time of a small step."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def _backward(self, run: Run, args: tuple[object, ...], num_data: int) -> Tensor:
         pair = self.pair
@@ -98,7 +104,7 @@ class Step:
             for callback in self.callbacks:
                 callback.gradients(run, self.parameters)
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients()
         value = last() / num_data
         value.backward()
         return value.detach()

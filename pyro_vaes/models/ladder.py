@@ -89,12 +89,16 @@ class LadderVAE(Program):
             for level, q in enumerate(self.posteriors(x), start=1):
                 pyro.sample(f"z_{level}", q)
 
-    def posteriors(self, x: Tensor) -> list[TorchDistribution]:
-        """q(z_1 | x), .., q(z_L | x), each with batch shape ``(B,)`` and event shape ``(d_l,)``."""
-        path = [x]  # h_0 .. h_{L-1}
+    def path(self, x: Tensor) -> list[Tensor]:
+        """h_0 = x, h_1, .., h_{L-1}: what the rungs read."""
+        path = [x]
         for encoder in self.encoders:
             path.append(encoder(path[-1]))
-        rungs = enumerate(zip(self.rungs, path, strict=True), start=1)
+        return path
+
+    def posteriors(self, x: Tensor) -> list[TorchDistribution]:
+        """q(z_1 | x), .., q(z_L | x), each with batch shape ``(B,)`` and event shape ``(d_l,)``."""
+        rungs = enumerate(zip(self.rungs, self.path(x), strict=True), start=1)
         return [as_posterior(rung(h), f"the rung of z_{level}") for level, (rung, h) in rungs]
 
     def decode(self, z: Sequence[Tensor]) -> Tensor:

@@ -28,7 +28,9 @@ class VAE(Program):
         decoder: ``z -> parameters`` of the likelihood; leading dimensions of z are free.
         likelihood: ``parameters -> distribution`` of x, see :mod:`pyro_vaes.nn.likelihoods`.
         latent_dim: Dimension d of z.
-        prior: A module whose ``forward()`` returns the distribution of z, event shape ``(d,)``; N(0, I) by default.
+        prior: A module whose ``forward()`` returns the distribution of z, event shape ``(d,)``; None for
+            N(0, prior_scale² I).
+        prior_scale: Standard deviation of the prior where none is given.
 
     Example:
         >>> import torch
@@ -47,10 +49,11 @@ class VAE(Program):
         latent_dim: int,
         *,
         prior: nn.Module | None = None,
+        prior_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
-        self.prior = StandardNormal(latent_dim) if prior is None else prior
+        self.prior = StandardNormal(latent_dim, prior_scale) if prior is None else prior
         self.latent_dim = latent_dim
 
     @pyro_method

@@ -19,8 +19,10 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.patch_discriminator import PatchDiscriminator
@@ -48,6 +50,8 @@ __all__ = [
     "LadderNetworks",
     "LaplaceLikelihood",
     "LogVarianceHead",
+    "MixturePrior",
+    "Linear",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
     "NormalHead",

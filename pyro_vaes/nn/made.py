@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
 from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.ops import linear
 
 __all__ = ["MADE", "MaskedLinear"]
 
@@ -36,7 +37,7 @@ class MaskedLinear(nn.Linear):
         self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight * self.mask, self.bias)
+        return linear(x, self.weight * self.mask, self.bias)
 
 
 class MADE(AutoregressiveNetwork):

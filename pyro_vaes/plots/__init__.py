@@ -4,9 +4,11 @@ Every function takes `ax` (or `axes`) to draw into a figure of yours and makes a
 it returns what it drew into, keeps no state and changes no global setting.
 """
 
+from pyro_vaes.plots.clusters import cluster_cards
 from pyro_vaes.plots.collapse import collapse_curve, kl_bars
 from pyro_vaes.plots.criticism import expected_coverage, khat, ppc_panels, rank_hist
 from pyro_vaes.plots.forecast import kl_forecast, loss_with_thresholds, singular_values
+from pyro_vaes.plots.forecast_sweep import forecast_bars, forecast_scatter
 from pyro_vaes.plots.images import image_grid, reconstructions, samples
 from pyro_vaes.plots.ladder import level_manifolds
 from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
@@ -22,11 +24,14 @@ __all__ = [
     "transitions",
     "manifold",
     "level_manifolds",
+    "cluster_cards",
     "latent_scatter",
     "posterior_against_prior",
     "kl_bars",
     "collapse_curve",
     "kl_forecast",
+    "forecast_scatter",
+    "forecast_bars",
     "singular_values",
     "loss_with_thresholds",
     "loss_curves",

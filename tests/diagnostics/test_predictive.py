@@ -5,8 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vaes.diagnostics import posterior_predictive, prior_predictive, reconstruct
+from pyro_vaes.diagnostics import posterior_predictive, prior_predictive, reconstruct, take_means
 from tests.diagnostics.linear import PPCA, D, X, decode, exact, model, noise, prior
+from tests.theory.pairs import linear_hierarchical_pair
 
 N, S = len(X), 2000
 
@@ -119,3 +120,42 @@ def test_observations_without_a_mean_are_named():
 
     with pytest.raises(ValueError, match=r"'x' .* has no mean"):
         reconstruct(meanless, exact, X)
+
+
+def test_reconstruction_through_one_level_is_the_mean_of_the_models_own_program():
+    """A linear hierarchy at the means of all latents: U1 W1 x, or U1 U2 W2 W1 x through z_2, or what p(z) says."""
+    torch.manual_seed(0)
+    vae, x = linear_hierarchical_pair(6, (4, 3), encoder_scales=(0.5, None)), torch.randn(20, 6, dtype=torch.float64)
+    w1, w2 = (e.loc.weight.detach() for e in vae.encoders)
+    u2, u1 = vae.priors[0].loc.weight.detach(), vae.decoder[0].weight.detach()
+    programs = take_means()(vae.model), take_means()(vae.guide)
+    for through, wanted in (
+        (None, x @ w1.T @ u1.T),
+        (["z_1"], x @ w1.T @ u1.T),
+        (["z_2"], x @ w1.T @ w2.T @ u2.T @ u1.T),
+        ([], torch.zeros_like(x)),
+    ):
+        torch.testing.assert_close(reconstruct(*programs, x, through=through)["x"], wanted)
+    # with draws the same on average: S draws of U1 z_1, whose variance given x is that of both levels
+    drawn = reconstruct(vae.model, vae.guide, x, through=["z_2"], num_samples=S)["x"]
+    scale2 = vae.encoders[1].log_scale.detach().exp()
+    z1 = 0.25 * w2 @ w2.T + scale2.square().diag()  # of z_2
+    variance = (u1 @ (u2 @ z1 @ u2.T + torch.eye(4)) @ u1.T).diagonal()
+    assert ((drawn - x @ w1.T @ w2.T @ u2.T @ u1.T).abs() < 5 * (variance / S).sqrt()).all()
+    with pytest.raises(ValueError, match=r"through names \['z'\], but the latent sites are \['z_1', 'z_2'\]"):
+        reconstruct(vae.model, vae.guide, x, through=["z"])
+
+
+def test_means_of_latents_that_have_none_are_refused():
+    class NoMean(dist.Normal):
+        @property
+        def mean(self):
+            raise NotImplementedError
+
+    for fn in (NoMean(0.0, 1.0), dist.Categorical(logits=torch.zeros(2)), dist.Bernoulli(0.3)):
+        with pytest.raises(ValueError, match=rf"'z' \({type(fn).__name__}\) has no mean in its support"):
+            with take_means():
+                pyro.sample("z", fn)
+    with take_means():
+        assert pyro.sample("z", dist.Gamma(2.0, 4.0)) == 0.5
+        assert pyro.sample("x", dist.Categorical(logits=torch.zeros(2)), obs=torch.tensor(1)) == 1

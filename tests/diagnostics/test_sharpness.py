@@ -7,8 +7,8 @@ from torch import nn
 
 from pyro_vaes.diagnostics import high_frequency_ratio, reconstruct, reconstruction_report
 from pyro_vaes.diagnostics.sharpness import laplacian
-from pyro_vaes.models import VAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, Chain, ConvDecoder, ConvEncoder, LaplaceLikelihood, NormalHead
+from pyro_vaes.models import VAE
+from pyro_vaes.nn import Chain, ConvDecoder, ConvEncoder, LaplaceLikelihood, NormalHead
 
 
 @pytest.fixture
@@ -44,15 +44,6 @@ def test_report_measures_what_mean_and_draw_decode_to(vae):
     assert again.l1_sample == pytest.approx((x - drawn).abs().mean().item(), abs=1e-12)
     assert again.l1_sample != again.l1_mean and again.num_data == 30
     assert "from the mean" in str(report)
-
-
-def test_reconstruction_at_means_goes_down_a_hierarchy(vae):
-    x = torch.rand(5, 6, dtype=torch.float64)
-    steps = [Chain(MLP(i, [5], 5), NormalHead(5, o)) for i, o in ((6, 3), (3, 2), (2, 3))]
-    pair = HierarchicalVAE(steps[:2], steps[2:], MLP(3, [], 6), LaplaceLikelihood(), [3, 2]).double()
-    with torch.no_grad():
-        expected = pair.decoder(steps[0](x).mean)
-    torch.testing.assert_close(reconstruct(pair.model, pair.guide, x, at_means=True)["x"], expected)
 
 
 def test_what_does_not_fit_is_refused(vae):

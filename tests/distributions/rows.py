@@ -16,11 +16,13 @@ from pyro_vaes.distributions import (
     AggregateGaussian,
     Autoregressive,
     AutoregressiveFlow,
+    Bernoulli,
     ContinuousBernoulli,
     DiscretizedLogisticMixture,
     HouseholderNormal,
     IntegerCategorical,
     InverseAutoregressive,
+    Mixture,
     MixturePosterior,
     PrecisionNormal,
     RecursiveMixture,
@@ -197,6 +199,28 @@ RECURSIVE_MIXTURE = Row(
     bad_args=(("scale", -1.0), ("loc", math.nan), ("eps_logits", math.nan)),
     event_shape=(2,),
 )
+
+
+def mixture(logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> Mixture:
+    """Diagonal normals with loc and scale ``(..., K, 2)``."""
+    components = dist.Normal(loc, scale, validate_args=validate_args).to_event(1)
+    return Mixture(dist.Categorical(logits=logits, validate_args=validate_args), components, validate_args)
+
+
+def mixture_density(a: NumpyArgs, x: np.ndarray) -> np.ndarray:
+    parts = [stats.norm.logpdf(x, m, s).sum(-1) for m, s in zip(a["loc"], a["scale"], strict=True)]
+    return special.logsumexp(np.stack(parts, -1) + special.log_softmax(a["logits"]), axis=-1)
+
+
+MIXTURE = Row(
+    "Mixture",
+    mixture,
+    lambda b: {"logits": real(*b, 3), "loc": real(*b, 3, 2), "scale": between(0.5, 1.2, *b, 3, 2)},
+    mixture_density,
+    breaks=lambda a: [-12.0, -4.0, 0.0, 4.0, 12.0],
+    bad_args=(("scale", -1.0), ("loc", math.nan), ("logits", math.nan)),
+    event_shape=(2,),
+)
 HOUSEHOLDER_NORMAL = Row(
     "HouseholderNormal",
     HouseholderNormal,
@@ -228,13 +252,13 @@ LAPLACE = Row(
 )
 BERNOULLI = Row(
     "Bernoulli",
-    dist.Bernoulli,
+    Bernoulli,
     lambda b: {"logits": real(*b)},
     lambda a, x: stats.bernoulli.logpmf(x, special.expit(a["logits"])),
     values=lambda a: torch.tensor([0.0, 1.0], dtype=torch.float64),
     bad_args=(("logits", math.nan),),
     bad_values=(0.5, 2.0, math.nan),
-    cls=dist.Bernoulli,
+    cls=Bernoulli,
 )
 CONTINUOUS_BERNOULLI = Row(
     "ContinuousBernoulli",
@@ -456,6 +480,7 @@ ROWS = [
     MULTIVARIATE_NORMAL,
     PRECISION_NORMAL,
     RECURSIVE_MIXTURE,
+    MIXTURE,
     HOUSEHOLDER_NORMAL,
     INVERSE_AUTOREGRESSIVE,
     AUTOREGRESSIVE,

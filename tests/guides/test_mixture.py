@@ -62,10 +62,21 @@ def small_pair(components=3, *, dtype=torch.float64, likelihood=None):
     return vae, AmortizedMixture(vae.model, encoders, weights), torch.randn(9, D)
 
 
+def trunk_pair():
+    """The same with a network that all parts share."""
+    torch.set_default_dtype(torch.float64)
+    vae = VAE(NormalHead(D, 2), MLP(2, [5], D), GaussianLikelihood(scale=0.7, learn_scale=True), 2)
+    heads = [NormalHead(5, 2), Chain(MLP(5, [4], 4), NormalHead(4, 2)), NormalHead(5, 2)]
+    weights = [MLP(5, [], 1), MLP(5, [4], 1)]
+    return vae, AmortizedMixture(vae.model, heads, weights, trunk=MLP(D, [5], 5)), torch.randn(9, D)
+
+
 def named(vae, guide):
-    """All parameters by block: model, component m, weight m."""
+    """All parameters by block: model, component m, weight m; a shared trunk is component 0's."""
     blocks = {"model": [*vae.decoder.parameters(), *vae.likelihood.parameters()]}
     blocks |= {f"component {m}": list(c.parameters()) for m, c in enumerate(guide.encoder.components)}
+    if guide.encoder.trunk is not None:
+        blocks["component 0"] += guide.encoder.trunk.parameters()
     blocks |= {f"weight {m}": list(w.parameters()) for m, w in enumerate(guide.encoder.weights, start=1)}
     return blocks
 
@@ -299,10 +310,13 @@ def log_joint(vae, x, z):
     return vae.prior().log_prob(z) + vae.likelihood(vae.decoder(z)).log_prob(x)
 
 
-@pytest.mark.parametrize("cap", [0.0, 0.5, 500.0, math.inf])
-def test_R10_every_block_has_the_gradient_of_its_own_objective(cap):
+@pytest.mark.parametrize(
+    ("cap", "pair"),
+    [(0.0, small_pair), (0.5, small_pair), (500.0, small_pair), (math.inf, small_pair), (0.5, trunk_pair)],
+)
+def test_R10_every_block_has_the_gradient_of_its_own_objective(cap, pair):
     """The routed gradients of one backward pass against plain autograd, on copies whose other parts are constants."""
-    vae, guide, x = small_pair()
+    vae, guide, x = pair()
     blocks = named(vae, guide)
     pyro.set_rng_seed(5)
     RecursiveMixture_ELBO(cap).differentiable_loss(vae.model, guide, x).backward()
@@ -374,9 +388,10 @@ class WatchedSVI(pyro.optim.PyroOptim):
         self.moved.append(changes(self.blocks, lambda: super(WatchedSVI, self).__call__(params, *args, **kwargs)))
 
 
-def test_R9_every_sub_step_moves_its_own_parameters_only_under_svi():
+@pytest.mark.parametrize("pair", [small_pair, trunk_pair])
+def test_R9_every_sub_step_moves_its_own_parameters_only_under_svi(pair):
     """Bit by bit and over three steps, so that momentum has built up."""
-    vae, guide, x = small_pair()
+    vae, guide, x = pair()
     optim = WatchedSVI(named(vae, guide))
     svi = SVI(vae.model, guide, optim, RecursiveMixture_ELBO(schedule="sequential", optim=optim))
     for _ in range(3):
@@ -663,6 +678,19 @@ def test_refusals_name_the_cure():
             RecursiveMixture_ELBO(**arguments)
     with pytest.raises(ValueError, match="num_particles"):
         StratifiedMixture_ELBO(0)
+
+
+def test_a_trunk_runs_once_and_takes_no_guides():
+    vae, guide, x = trunk_pair()
+    calls = []
+    guide.encoder.trunk.register_forward_hook(lambda *_: calls.append(1))
+    apart = [Chain(guide.encoder.trunk, head) for head in guide.encoder.components]
+    q = guide.posterior(x)
+    assert len(calls) == 1
+    for component, part in zip(q.components, apart, strict=True):
+        torch.testing.assert_close(component.mean, part(x).mean)
+    with pytest.raises(ValueError, match=r"components \[0\] are guides"):
+        AmortizedMixture(vae.model, [AmortizedNormal(vae.model, NormalHead(5, 2))], [], trunk=MLP(D, [5], 5))
 
 
 def test_a_mixture_says_what_does_not_fit_together():

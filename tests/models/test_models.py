@@ -11,7 +11,7 @@ from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vaes.data import assemble, complete
 from pyro_vaes.infer import fit
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead, OneHot
+from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead, OneHot, StandardNormal
 
 
 def make_vae(**options):
@@ -149,3 +149,19 @@ def test_hierarchical_vae_has_any_number_of_levels(skip, top_down, levels):
 def test_hierarchical_vae_counts_its_parts():
     with pytest.raises(ValueError, match="2 encoders and 1 priors"):
         HierarchicalVAE([NormalHead(4, 2)], [], MLP(2, [], 4), BernoulliLikelihood(), [2, 2])
+
+
+def test_prior_scales():
+    """N(0, scale² I) for each model, drawn from, and not where a prior is given."""
+    decoder, likelihood = MLP(2, [], 6), GaussianLikelihood(0.5)
+    vae = VAE(NormalHead(6, 2), decoder, likelihood, 2, prior_scale=0.3)
+    cvae = ConditionalVAE(NormalHead(9, 2), MLP(5, [], 6), likelihood, 2, prior_scale=0.3)
+    deep = HierarchicalVAE(
+        [NormalHead(6, 2), NormalHead(2, 3)], [NormalHead(3, 2)], decoder, likelihood, [2, 3], prior_scale=0.3
+    )
+    x, c = torch.randn(7, 6), torch.randn(7, 3)
+    for model, args, site in ((vae.model, (x,), "z"), (cvae.model, (x, c), "z"), (deep.model, (x,), "z_2")):
+        fn = poutine.trace(model).get_trace(*args).nodes[site]["fn"]
+        assert (fn.base_dist.scale == torch.tensor(0.3)).all() and not fn.base_dist.loc.any(), site
+    given = VAE(NormalHead(6, 2), decoder, likelihood, 2, prior=StandardNormal(2, 0.7), prior_scale=0.3)
+    assert (given.prior().base_dist.scale == torch.tensor(0.7)).all()

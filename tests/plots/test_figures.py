@@ -148,7 +148,8 @@ CALLS = {
 }
 
 
-ELSEWHERE = {"level_manifolds", "kl_forecast", "singular_values", "loss_with_thresholds"}  # in files of their own
+FORECASTS = {"kl_forecast", "forecast_scatter", "forecast_bars", "singular_values", "loss_with_thresholds"}
+ELSEWHERE = {"level_manifolds"} | FORECASTS  # in files of their own
 
 
 def test_every_plot_is_called_here() -> None:

@@ -50,3 +50,24 @@ def test_loss_with_thresholds_of_theory() -> None:
         plots.loss_with_thresholds(beta, two[:, :5], sweep[0].critical_beta)
     with pytest.raises(ValueError, match="1 names but loss has 2"):
         plots.loss_with_thresholds(beta, two, sweep[0].critical_beta, labels=["a"])
+
+
+def test_forecasts_of_several_models() -> None:
+    forecast, trained = torch.tensor([0.0, 1.0, 4.0]), torch.tensor([2.0, 0.5, 3.5])
+    ax = plots.forecast_scatter(forecast, trained, names=["a", "b", "c"])
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), np.stack([forecast, trained], 1))
+    assert ax.get_title(loc="left") == "rank correlation 0.50 over 3 models"
+    assert [t.get_text() for t in ax.texts] == ["a", "b", "c"]
+    bars = plots.forecast_bars(forecast, trained, ["a", "b", "c"], xlabel="digit")
+    assert [bar.get_height() for bar in bars.containers[0]] == pytest.approx([2.0, 0.5, 3.5])
+    np.testing.assert_allclose(bars.lines[0].get_ydata(), forecast)
+    assert bars.get_xlabel() == "digit" and bars.get_title(loc="left") == "rank correlation 0.50"
+    assert plots.forecast_bars(forecast, trained, "abc", title="here", ax=bars) is bars
+    alike = plots.forecast_scatter(torch.zeros(3), trained)
+    assert alike.get_title(loc="left") == "too few different models for a rank correlation over 3 models"
+    with pytest.raises(ValueError, match=r"wanted \(M,\), one finite number"):
+        plots.forecast_scatter(forecast, trained[:2])
+    with pytest.raises(ValueError, match="one finite number"):
+        plots.forecast_bars(forecast, trained / 0, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="2 names but there are 3 models"):
+        plots.forecast_bars(forecast, trained, ["a", "b"])

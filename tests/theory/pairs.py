@@ -8,9 +8,9 @@ models, with nothing of what theory says about the optimum.
 import torch
 from torch import Tensor, nn
 
+from pyro_vaes.experiments import collapse_pairs
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, GaussianLikelihood, NormalHead
-from pyro_vaes.nn.module import StandardNormal
+from pyro_vaes.nn import NormalHead
 
 THETA = torch.tensor([2.5, 1.8, 1.3, 0.9, 0.5, 0.3], dtype=torch.float64)
 
@@ -37,34 +37,16 @@ def svd(matrix: Tensor) -> Tensor:
     return torch.linalg.svdvals(matrix.detach())
 
 
-def head(features: int, units: int, scale: float | Tensor | None) -> NormalHead:
-    """q with a shared scale: learnable if it is None, else fixed."""
-    return NormalHead(
-        features, units, scale=1.0 if scale is None else scale, learn_scale=scale is None, bias=False
-    ).double()
+def linear_vae_pair(features, units, **options) -> VAE:
+    return collapse_pairs.linear_vae_pair(features, units, **options).double()
 
 
-def linear_vae_pair(features, units, *, noise=1.0, prior_scale=1.0, encoder_scale=None) -> VAE:
-    decoder = MLP(units, [], features, bias=False)
-    prior = StandardNormal(units, prior_scale)
-    return VAE(head(features, units, encoder_scale), decoder, GaussianLikelihood(noise), units, prior=prior).double()
+def linear_cvae_pair(target, covariate, units, **options) -> ConditionalVAE:
+    return collapse_pairs.linear_cvae_pair(target, covariate, units, **options).double()
 
 
-def linear_cvae_pair(target, covariate, units, *, noise=1.0, prior_scale=1.0) -> ConditionalVAE:
-    """The encoder takes (y, x) and the decoder (z, x), as ConditionalVAE passes them."""
-    decoder = MLP(units + covariate, [], target, bias=False)
-    encoder = head(target + covariate, units, None)
-    return ConditionalVAE(encoder, decoder, GaussianLikelihood(noise), units, prior_scale=prior_scale).double()
-
-
-def linear_hierarchical_pair(features, units, *, noise=1.0, prior_scale=1.0, encoder_scales) -> HierarchicalVAE:
-    d1, d2 = units
-    encoders = [head(features, d1, encoder_scales[0]), head(d1, d2, encoder_scales[1])]
-    priors = [head(d2, d1, noise)]
-    decoder = MLP(d1, [], features, bias=False)
-    return HierarchicalVAE(
-        encoders, priors, decoder, GaussianLikelihood(noise), [d1, d2], prior_scale=prior_scale
-    ).double()
+def linear_hierarchical_pair(features, units, **options) -> HierarchicalVAE:
+    return collapse_pairs.linear_hierarchical_pair(features, units, **options).double()
 
 
 def weight(decoder: nn.Sequential) -> Tensor:

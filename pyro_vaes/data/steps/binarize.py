@@ -40,7 +40,7 @@ class Binarize(Step):
         return "binarised at random (probabilities of bits)"
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
-        return (uniform(x, generator, rows, self.seed, stream=0) < x).to(x.dtype)
+        return uniform(x, generator, rows, self.seed, stream=0).lt_(x)
 
     def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
         want_unit(self, info)

@@ -1,10 +1,9 @@
 """Likelihoods of pixels in [0, 1]: Bernoulli for black and white, continuous Bernoulli for grey."""
 
-from pyro import distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vaes.distributions import ContinuousBernoulli
+from pyro_vaes.distributions import Bernoulli, ContinuousBernoulli
 from pyro_vaes.nn.likelihoods.base import Likelihood
 
 __all__ = ["BernoulliLikelihood", "ContinuousBernoulliLikelihood", "unit_interval_hint"]
@@ -46,7 +45,7 @@ class BernoulliLikelihood(Likelihood):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         (logits,) = self.unpack(params, [1])
-        return dist.Bernoulli(logits=logits).to_event(self.event_dim)
+        return Bernoulli(logits=logits).to_event(self.event_dim)
 
     def _hint(self, value: Tensor) -> str | None:
         grey = (value != 0) & (value != 1)

@@ -1,0 +1,73 @@
+"""The sites of clusters, some of which may be known: labels with shape ``(B,)``, -1 where there is none.
+
+A known label is evidence. The model weighs what contradicts it with 0; the guide puts all its mass on it, and adds the
+classification term ``w log q(y | x)`` to the bound, without which q(y | x) would not learn from labels at all.
+
+References:
+    | Semi-supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed & Welling, 2014)
+    | https://arxiv.org/abs/1406.5298
+"""
+
+import math
+
+import pyro
+import torch
+from pyro.distributions import Categorical
+from torch import Tensor
+
+__all__ = ["guess_cluster", "one_hot", "refuse_labels", "sample_cluster"]
+
+ENUMERATE = {"enumerate": "parallel"}
+
+
+def sample_cluster(name: str, weights: Categorical, labels: Tensor | None) -> Tensor:
+    """The model's site: y ~ Categorical, with the evidence of the labels."""
+    y = pyro.sample(name, weights, infer=ENUMERATE)
+    if labels is not None:
+        agrees = (labels < 0) | (y == labels)
+        pyro.factor(f"{name}_label", torch.where(agrees, 0.0, -math.inf).to(weights.logits))
+    return y
+
+
+def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight: float) -> Tensor:
+    """The guide's site: y ~ q(y | x), or the label where there is one.
+
+    Arguments:
+        name: Of the site.
+        logits: Of q(y | x), ``(B, K)``, in any normalisation.
+        labels: ``(B,)`` or None.
+        label_weight: w of the classification term.
+    """
+    if labels is None:
+        return pyro.sample(name, Categorical(logits=logits), infer=ENUMERATE)
+    log_q = torch.log_softmax(logits, -1)
+    known = (labels >= 0).unsqueeze(-1)
+    label = labels.clamp(min=0).unsqueeze(-1)  # (B, 1)
+    if label_weight > 0:
+        term = torch.where(known, log_q.gather(-1, label), 0.0).squeeze(-1)
+        pyro.factor(f"{name}_classification", -label_weight * term, has_rsample=True)  # the guide's side is subtracted
+    agrees = label == torch.arange(logits.shape[-1], device=logits.device)
+    point = torch.where(agrees, 0.0, -math.inf).to(log_q)
+    return pyro.sample(name, Categorical(logits=torch.where(known, point, log_q)), infer=ENUMERATE)
+
+
+def one_hot(y: Tensor, num_clusters: int, like: Tensor) -> Tensor:
+    """Indicators ``(..., K)`` of clusters ``(...)``, with the dtype of ``like``."""
+    return torch.eye(num_clusters, dtype=like.dtype, device=like.device)[y]
+
+
+def refuse_labels(labels: Tensor | None, x: Tensor | None, num_clusters: int) -> None:
+    """Raise where labels are no whole numbers from -1 to K - 1, one for each datum."""
+    if labels is None:
+        return
+    if labels.is_floating_point() or x is None or labels.shape != (len(x),):
+        rows = "there are no data" if x is None else f"there are {len(x)} data"
+        raise ValueError(
+            f"labels must be whole numbers with shape (B,), -1 where there is none, but got {labels.dtype} with shape "
+            f"{tuple(labels.shape)} where {rows}."
+        )
+    if labels.device.type == "cpu" and len(labels) and not -1 <= labels.min() <= labels.max() < num_clusters:
+        raise ValueError(
+            f"Labels run from {labels.min().item()} to {labels.max().item()}, but there are {num_clusters} clusters: "
+            f"wanted 0..{num_clusters - 1}, and -1 for none."
+        )

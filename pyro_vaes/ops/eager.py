@@ -1,0 +1,36 @@
+"""When a hand-made kernel may stand in for torch's own: plain tensors, single precision, CPU, eager execution."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+__all__ = ["is_eager"]
+
+
+def is_eager(*tensors: Tensor) -> bool:
+    """Whether all are single-precision CPU tensors and nothing looks at or rewrites the operations on them.
+
+    Transforms of ``torch.func``, forward-mode derivatives, autocast, compilation, tracing and dispatch modes know
+    torch's operations only.
+
+    Example:
+        >>> is_eager(torch.ones(2)), is_eager(torch.ones(2).double())
+        (True, False)
+        >>> torch.func.vmap(lambda t: torch.tensor(is_eager(t)))(torch.ones(2))
+        tensor([False, False])
+    """
+    return (
+        all(
+            type(t) in (Tensor, nn.Parameter)
+            and t.dtype is torch.float32
+            and t.device.type == "cpu"
+            and t.layout is torch.strided
+            for t in tensors
+        )
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )

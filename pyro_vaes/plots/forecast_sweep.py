@@ -1,0 +1,109 @@
+"""Pictures of many models, each forecast and then trained: does the forecast put them in the right order?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from scipy.stats import spearmanr
+
+from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_or_new, legend, quiet, to_numpy
+
+
+def forecast_scatter(
+    forecast: Array,
+    trained: Array,
+    *,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Show the KL of several models after training over what was forecast of each: on the diagonal both agree.
+
+    Arguments:
+        forecast: In nats, with shape `(M,)`.
+        trained: Likewise.
+        names: Of the models, written beside their points.
+        title: Above the axes; None states Spearman's rank correlation.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with the diagonal and one point for each model.
+
+    Raises:
+        ValueError: If the shapes do not match or numbers are not finite.
+
+    Example:
+        >>> ax = forecast_scatter(np.array([0.0, 1.0, 4.0]), np.array([0.1, 2.0, 3.5]))
+        >>> ax.get_title(loc="left")
+        'rank correlation 1.00 over 3 models'
+    """
+    x, y = _pair(forecast, trained, names)
+    if title is None:
+        title = f"{_rank_correlation(x, y)} over {len(x)} models"
+    ax = quiet(axes_or_new(ax, 4.6, 4.2), title, "KL, linear forecast (nats)", "KL, after training (nats)")
+    top = float(max(x.max(), y.max())) * 1.05 + 1e-9
+    ax.plot([0, top], [0, top], color=GREY, linewidth=0.8)
+    ax.plot(x, y, "o", color=BLUE, markersize=4.5, linestyle="none")
+    for name, at in zip(names or (), zip(x, y, strict=True), strict=bool(names)):
+        ax.annotate(name, at, xytext=(4, -3), textcoords="offset points", fontsize=7, color=INK)
+    return ax
+
+
+def forecast_bars(
+    forecast: Array,
+    trained: Array,
+    names: Sequence[str],
+    *,
+    xlabel: str | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Show the KL of several models, such as one for each digit, as forecast and as trained.
+
+    Arguments:
+        forecast: In nats, with shape `(M,)`.
+        trained: Likewise.
+        names: Of the models.
+        xlabel: What the names are names of.
+        title: Above the axes; None states Spearman's rank correlation.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes, with a bar for each measurement and a marker for each forecast.
+
+    Raises:
+        ValueError: If the shapes do not match or numbers are not finite.
+
+    Example:
+        >>> ax = forecast_bars(np.array([1.0, 3.0, 2.0]), np.array([2.0, 5.0, 1.0]), ["0", "1", "2"])
+        >>> ax.get_title(loc="left"), [float(bar.get_height()) for bar in ax.containers[0]]
+        ('rank correlation 0.50', [2.0, 5.0, 1.0])
+    """
+    x, y = _pair(forecast, trained, names)
+    title = _rank_correlation(x, y) if title is None else title
+    width = float(np.clip(0.45 * len(x) + 1.5, 4.0, 9.0))
+    ax = quiet(axes_or_new(ax, width), title, xlabel, "KL from prior (nats)")
+    places = np.arange(len(x))
+    ax.bar(places, y, color=BLUE, width=0.7, label="after training")
+    ax.plot(places, x, "D", color=INK, markersize=4, linestyle="none", label="linear forecast")
+    ax.set_xticks(places, list(names))
+    legend(ax, loc="best")
+    return ax
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
+    if len(x) < 3 or (x == x[0]).all() or (y == y[0]).all():
+        return "too few different models for a rank correlation"
+    return f"rank correlation {spearmanr(x, y).statistic:.2f}"
+
+
+def _pair(forecast: Array, trained: Array, names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    x, y = to_numpy(forecast, "forecast"), to_numpy(trained, "trained")
+    if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError(
+            f"forecast has shape {x.shape} and trained {y.shape}; wanted (M,), one finite number for each model, "
+            "the sum over its units, report['z'].total_kl."
+        )
+    if names is not None and len(names) != len(x):
+        raise ValueError(f"names holds {len(names)} names but there are {len(x)} models.")
+    return x, y

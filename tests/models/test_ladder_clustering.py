@@ -1,0 +1,494 @@
+"""Mixtures on the rungs of a ladder, GM-DGM and M2: items T10-T16 and T18 of their specification."""
+
+import functools
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import MixtureSameFamily, Normal
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, infer_discrete
+from torch import nn
+
+from pyro_vaes.diagnostics import log_likelihood
+from pyro_vaes.infer import fit, scale_latents
+from pyro_vaes.models import M2, GaussianMixtureDGM, LadderClusteringVAE, LadderVAE
+from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, MixturePrior, NormalHead, mlp_ladder
+
+D, DIMS, CLUSTERS = 12, [2, 3], [4, 3]
+ENUM = TraceEnum_ELBO(max_plate_nesting=1)
+quick = functools.partial(torch.optim.Adam, lr=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+
+
+def binary(rows=9):
+    return torch.bernoulli(torch.full((rows, D), 0.4))
+
+
+def mixtures(clusters=CLUSTERS, *, full=False):
+    priors = [MixturePrior(k, d, full_covariance=full, scale=0.7) for k, d in zip(clusters, DIMS, strict=True)]
+    with torch.no_grad():
+        for prior in priors:
+            prior.logits.normal_()
+            prior.raw_scale.add_(0.3 * torch.randn_like(prior.raw_scale))
+            if prior.lower is not None:
+                prior.lower.normal_(std=0.4)
+    return priors
+
+
+class Rung(nn.Module):
+    """A rung of form C; ``blind`` to y it is one of form B."""
+
+    def __init__(self, width, clusters, dim, *, blind=False):
+        super().__init__()
+        self.net, self.blind = Chain(MLP(width + clusters, [6], 6), NormalHead(6, dim)), blind
+
+    def forward(self, h, y):
+        return self.net(h, torch.zeros_like(y) if self.blind else y)
+
+
+class AtZero(nn.Module):
+    """The rung of form B that equals a blind one of form C."""
+
+    def __init__(self, rung, clusters):
+        super().__init__()
+        self.rung, self.clusters = rung, clusters
+
+    def forward(self, h):
+        return self.rung(h, h.new_zeros(self.clusters))
+
+
+class Counted(nn.Module):
+    """A network that notes the shapes it is given and returns."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.shapes = net, []
+
+    def forward(self, *inputs):
+        out = self.net(*inputs)
+        self.shapes.append(tuple(out.shape))
+        return out
+
+
+def make(form="A", *, clusters=CLUSTERS, full=False, blind=False, **options):
+    """A pair of rungs; the parts are those of form A, whatever the form."""
+    networks, priors = mlp_ladder(D, DIMS, width=8, activation=nn.LeakyReLU), mixtures(clusters, full=full)
+    sizes = list(zip([D, 8], clusters, DIMS, strict=True))
+    if form in ("B classifier", "C"):
+        options["classifiers"] = [MLP(w, [], k) for w, k, _ in sizes]
+    if form == "C":
+        networks = networks._replace(rungs=[Rung(*s, blind=blind) for s in sizes])
+        options["clusters_to_rungs"] = True
+    return LadderClusteringVAE(*networks, BernoulliLikelihood(), DIMS, priors=priors, **options)
+
+
+def value(bound, model, guide, *args, seed=3):
+    """The bound, summed over the batch, with the randomness of a seed."""
+    pyro.set_rng_seed(seed)
+    return -bound.loss(model, guide, *args)
+
+
+def draws(vlac, x, seed=3):
+    """z_1 .. z_L as the guide of form A draws them, and their posteriors."""
+    pyro.set_rng_seed(seed)
+    sites = poutine.trace(vlac.guide).get_trace(x).nodes
+    names = [f"z_{level}" for level in range(1, len(vlac.latent_dims) + 1)]
+    return [sites[n]["value"] for n in names], [sites[n]["fn"] for n in names]
+
+
+def by_hand(vlac, x, z, q):
+    """log r(x|z) + sum_l log sum_k pi_lk N(z_l; mu_lk, Sigma_lk) - sum_l log q(z_l|x), per datum."""
+    total = vlac.likelihood(vlac.decode(z)).log_prob(x)
+    for prior, z_l, q_l in zip(vlac.mixtures, z, q, strict=True):
+        parts = []
+        for k in range(prior.num_components):
+            scale = nn.functional.softplus(prior.raw_scale[k]) + prior.min_scale
+            tril = torch.diag(scale)
+            if prior.lower is not None:
+                tril = tril + torch.zeros_like(tril).index_put(
+                    tuple(torch.tril_indices(prior.dim, prior.dim, -1)), prior.lower[k]
+                )
+            normal = torch.distributions.MultivariateNormal(prior.loc[k], scale_tril=tril)
+            parts.append(torch.log_softmax(prior.logits, 0)[k] + normal.log_prob(z_l))
+        total = total + torch.logsumexp(torch.stack(parts), 0) - q_l.log_prob(z_l)
+    return total
+
+
+# ------------------------------------------------------------------------------------------------ T10-T16
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_T10_one_component_per_rung_is_a_ladder_with_normal_priors(full):
+    vlac, x = make(clusters=[1, 1], full=full), binary()
+    ladder = LadderVAE(
+        vlac.encoders, vlac.rungs, vlac.merges, vlac.decoders, vlac.likelihood, DIMS,
+        priors=[lambda_module(lambda p=p: p.component(torch.tensor(0))) for p in vlac.mixtures],
+    )  # fmt: skip
+    wanted = value(Trace_ELBO(), ladder.model, ladder.guide, x)
+    assert value(Trace_ELBO(), vlac.model, vlac.guide, x) == pytest.approx(wanted, abs=1e-10)
+    assert value(ENUM, vlac.cluster_model, vlac.guide, x) == pytest.approx(wanted, abs=1e-10)
+    for prior in vlac.mixtures:
+        prior.place(torch.zeros(1, prior.dim), 1.0)
+    plain = LadderVAE(vlac.encoders, vlac.rungs, vlac.merges, vlac.decoders, vlac.likelihood, DIMS)
+    wanted = value(Trace_ELBO(), plain.model, plain.guide, x)
+    assert value(Trace_ELBO(), vlac.model, vlac.guide, x) == pytest.approx(wanted, abs=1e-10)
+
+
+def lambda_module(function):
+    module = nn.Module()
+    module.forward = function
+    return module
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_T11_form_A_is_one_number_whichever_way_it_is_computed(full):
+    vlac, x = make(full=full), binary()
+    z, q = draws(vlac, x)
+    wanted = by_hand(vlac, x, z, q).sum().item()
+    assert value(Trace_ELBO(), vlac.model, vlac.guide, x) == pytest.approx(wanted, abs=1e-10)
+    assert value(ENUM, vlac.cluster_model, vlac.guide, x) == pytest.approx(wanted, abs=1e-10)
+    pyros = [lambda_module(lambda p=p: MixtureSameFamily(p.weights, p.components)) for p in vlac.mixtures]
+    ladder = LadderVAE(vlac.encoders, vlac.rungs, vlac.merges, vlac.decoders, vlac.likelihood, DIMS, priors=pyros)
+    assert value(Trace_ELBO(), ladder.model, ladder.guide, x) == pytest.approx(wanted, abs=1e-10)
+
+
+def test_T11_the_gradients_agree_too():
+    vlac, x = make(full=True), binary()
+    parameters, gradients = list(vlac.parameters()), []
+    for bound, model in ((Trace_ELBO(), vlac.model), (ENUM, vlac.cluster_model)):
+        pyro.set_rng_seed(3)
+        gradients.append(torch.autograd.grad(bound.differentiable_loss(model, vlac.guide, x), parameters))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_T12_components_have_no_order_and_may_be_split():
+    vlac, x = make(), binary()
+    wanted = value(Trace_ELBO(), vlac.model, vlac.guide, x)
+    order, prior = torch.tensor([2, 0, 3, 1]), vlac.mixtures[0]
+    with torch.no_grad():
+        for parameter in (prior.logits, prior.loc, prior.raw_scale):
+            parameter.copy_(parameter[order])
+    assert value(Trace_ELBO(), vlac.model, vlac.guide, x) == pytest.approx(wanted, abs=1e-12 * abs(wanted))
+    split, twice = make(clusters=[5, 3]), torch.tensor([0, 1, 2, 3, 3])
+    split.load_state_dict({n: t for n, t in vlac.state_dict().items() if "priors.0" not in n}, strict=False)
+    with torch.no_grad():
+        for name in ("logits", "loc", "raw_scale"):
+            getattr(split.mixtures[0], name).copy_(getattr(prior, name)[twice])
+        split.mixtures[0].logits[3:] -= math.log(2)
+    assert value(Trace_ELBO(), split.model, split.guide, x) == pytest.approx(wanted, abs=1e-12 * abs(wanted))
+
+
+def y_part(logits, prior, q):
+    """sum_k q_k (log pi_k + E log N(z; k) - log q_k), the part of form B that q(y) enters, with E by quadrature."""
+    log_q = torch.log_softmax(logits, -1)
+    return (log_q.exp() * (expected(prior, q) - log_q)).sum(-1)
+
+
+def expected(prior, q):
+    """log pi_k + E_q log N(z; mu_k, Sigma_k) as an exact average over sigma points: log N is quadratic in z."""
+    m, s = q.base_dist.loc, q.base_dist.scale
+    points = math.sqrt(prior.dim) * torch.cat([torch.eye(prior.dim), -torch.eye(prior.dim)])
+    z = m + s * points.unsqueeze(1)  # (2 dim, B, dim), with the mean and covariance of q
+    return prior().log_joint(z).mean(0)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_T13_the_closed_form_is_the_optimum_of_form_B(full):
+    vlac, x = make("B", full=full), binary()
+    for logits, prior, q in zip(vlac.cluster_logits(x), vlac.mixtures, vlac.posteriors(x), strict=True):
+        logits = logits.detach().requires_grad_()
+        torch.testing.assert_close(logits, expected(prior, q), rtol=0, atol=1e-10)
+        part = y_part(logits, prior, q)
+        (gradient,) = torch.autograd.grad(part.sum(), logits)
+        assert gradient.abs().max() < 1e-8
+        torch.testing.assert_close(part, torch.logsumexp(logits, -1), rtol=0, atol=1e-8)
+        for _ in range(5):
+            assert (y_part(logits + torch.randn_like(logits), prior, q) < part).all()
+
+
+def test_T14_the_forms_are_ordered():
+    """Draw by draw A >= B; in closed form, and so in expectation, B at its optimum >= B at any other q(y)."""
+    optimal = make("B")
+    other = make("B classifier")
+    other.load_state_dict(optimal.state_dict(), strict=False)
+    x = binary()
+    for seed in range(20):
+        a = value(ENUM, optimal.cluster_model, optimal.guide, x, seed=seed)
+        for vlac in (optimal, other):
+            assert value(ENUM, vlac.cluster_model, vlac.cluster_guide, x, seed=seed) <= a + 1e-10
+    for level in range(len(DIMS)):
+        prior, q = optimal.mixtures[level], optimal.posteriors(x)[level]
+        best, worse = (y_part(v.cluster_logits(x)[level], prior, q) for v in (optimal, other))
+        assert (worse < best).all()
+
+
+def test_T14_form_B_equals_the_hand_formula():
+    vlac, x = make("B classifier"), binary()
+    z, q = draws(vlac, x)
+    wanted = vlac.likelihood(vlac.decode(z)).log_prob(x).sum()
+    for logits, prior, z_l, q_l in zip(vlac.cluster_logits(x), vlac.mixtures, z, q, strict=True):
+        log_q = torch.log_softmax(logits, -1)
+        wanted = wanted + (log_q.exp() * (prior().log_joint(z_l) - log_q)).sum() - q_l.log_prob(z_l).sum()
+    got = value(ENUM, vlac.cluster_model, vlac.cluster_guide, x)
+    assert got == pytest.approx(wanted.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("form", ["A", "B", "B classifier", "C"])
+def test_T15_enumeration_does_not_multiply_the_passes_of_the_decoder(form):
+    vlac, x = make(form), binary(9)
+    counted = Counted(vlac.decoders[0])
+    vlac.decoders[0] = counted
+    guide = vlac.guide if form == "A" else vlac.cluster_guide
+    ENUM.differentiable_loss(vlac.cluster_model, guide, x).backward()
+    assert counted.shapes == [(*CLUSTERS[::-1], 9, D) if form == "C" else (9, D)]
+
+
+def test_T16_form_C_with_rungs_blind_to_the_cluster_is_form_B():
+    """At the means exactly; n = 50 draws for 9 data agree within 4 standard errors."""
+    c, x = make("C", blind=True), binary()
+    rungs = [AtZero(rung, k) for rung, k in zip(c.rungs, CLUSTERS, strict=True)]
+    b = LadderClusteringVAE(
+        c.encoders, rungs, c.merges, c.decoders, c.likelihood, DIMS, priors=c.mixtures, classifiers=c.classifiers
+    )
+    with MeansForDraws():  # the same draws in both, where C has one for each y
+        values = [-ENUM.loss(v.cluster_model, v.cluster_guide, x) for v in (b, c)]
+        assert values[0] == pytest.approx(values[1], abs=1e-10)
+    sampled = torch.tensor(
+        [[value(ENUM, v.cluster_model, v.cluster_guide, x, seed=s) for s in range(50)] for v in (b, c)]
+    )
+    assert (sampled.mean(1).diff() / (sampled.var(1).sum() / 50).sqrt()).abs() < 4
+
+
+class MeansForDraws(poutine.messenger.Messenger):
+    """Latent normals take their means for draws."""
+
+    def _pyro_sample(self, msg):
+        if isinstance(getattr(msg["fn"], "base_dist", None), Normal) and msg["value"] is None:
+            msg["value"] = msg["fn"].mean
+            msg["done"] = True
+
+
+# ------------------------------------------------------------------------------------------------ T18
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_T18_responsibilities_sum_to_one_and_the_kl_is_not_negative(full):
+    """n = 4000 draws for each of 9 data; no mean is below zero by more than 4 standard errors."""
+    vlac, x = make(full=full), binary()
+    for r in vlac.responsibilities(x):
+        torch.testing.assert_close(r.sum(-1), torch.ones(9), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        for prior, q in zip(vlac.mixtures, vlac.posteriors(x), strict=True):
+            z = q.sample((4000,))
+            terms = q.log_prob(z) - prior().log_prob(z)
+            assert (terms.mean(0) > -4 * terms.std(0) / math.sqrt(4000)).all()
+            assert (terms.mean(0) > 0.1).any(), "a KL between different distributions"
+
+
+def gmdgm(clusters=4, dim=2, **options):
+    prior = MixturePrior(clusters, dim, learn_weights=False, scale=0.7)
+    return GaussianMixtureDGM(
+        MLP(D, [6], clusters), Rung(D, clusters, dim), MLP(dim, [6], D), BernoulliLikelihood(), prior, **options
+    )
+
+
+def brute_force(pair, x, z, decode, prior):
+    """sum_y q(y|x) [log p(x|z_y, y) + log p(y) + log p(z_y|y) - log q(z_y|x, y)] + H(q(y|x)), with z (K, B, d)."""
+    log_q, total = torch.log_softmax(pair.classifier(x), -1), 0.0
+    for k, z_k in enumerate(z):
+        y = torch.eye(len(z))[k].expand(len(x), -1)
+        terms = pair.likelihood(decode(z_k, y)).log_prob(x) - math.log(len(z)) + prior(k).log_prob(z_k)
+        total = total + log_q[:, k].exp() * (terms - pair.encoder(x, y).log_prob(z_k) - log_q[:, k])
+    return total.sum().item()
+
+
+def drawn(pair, x, seed=3):
+    """z_y for each y as the enumerated guide draws them, (K, B, d)."""
+    pyro.set_rng_seed(seed)
+    return poutine.trace(poutine.enum(pair.guide, first_available_dim=-2)).get_trace(x).nodes["z"]["value"]
+
+
+def test_T18_the_bound_of_gm_dgm_is_the_sum_over_its_clusters():
+    pair, x = gmdgm(), binary()
+    z = drawn(pair, x)
+    wanted = brute_force(pair, x, z, lambda z, y: pair.decoder(z), lambda k: pair.prior.component(torch.tensor(k)))
+    assert z.shape == (4, 9, 2)
+    assert value(ENUM, pair.model, pair.guide, x) == pytest.approx(wanted, abs=1e-10)
+    ladder = LadderClusteringVAE(
+        [], [pair.encoder], [], [pair.decoder], pair.likelihood, [2],
+        priors=[pair.prior], classifiers=[pair.classifier], clusters_to_rungs=True,
+    )  # fmt: skip
+    form_c = value(ENUM, ladder.cluster_model, ladder.cluster_guide, x)
+    assert form_c == pytest.approx(wanted, abs=1e-10), "GM-DGM is form C with one rung"
+
+
+def test_T18_m2_is_gm_dgm_with_a_standard_normal_and_the_cluster_in_the_decoder():
+    pair, x = M2(MLP(D, [6], 4), Rung(D, 4, 2), MLP(2 + 4, [6], D), BernoulliLikelihood(), 2, 4), binary()
+    normal = Normal(torch.zeros(2), 1.0).to_event(1)
+    wanted = brute_force(pair, x, drawn(pair, x), pair.decoder, lambda k: normal)
+    assert value(ENUM, pair.model, pair.guide, x) == pytest.approx(wanted, abs=1e-10)
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+def y_term(vlac, x, z, form):
+    """What z_1 and y_1, without a label, add to the bound."""
+    log_joint = vlac.mixtures[0]().log_joint(z[0])
+    log_q = torch.log_softmax(log_joint if form == "A" else vlac.cluster_logits(x)[0], -1)
+    return (log_q.exp() * (log_joint - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize("form", ["A", "B", "B classifier", "C"])
+def test_labels_are_evidence_for_their_rung(form):
+    """With all labels known the bound is that of the model in which y is observed; with none, that without labels."""
+    vlac, x = make(form), binary()
+    guide = vlac.guide if form == "A" else vlac.cluster_guide
+    labels = torch.arange(9) % CLUSTERS[1]
+    if form != "C":
+        z, q = draws(vlac, x)
+        wanted = vlac.likelihood(vlac.decode(z)).log_prob(x) - sum(r.log_prob(v) for r, v in zip(q, z, strict=True))
+        wanted = wanted + y_term(vlac, x, z, form) + vlac.mixtures[1]().log_joint(z[1])[torch.arange(9), labels]
+        assert value(ENUM, vlac.cluster_model, guide, x, labels) == pytest.approx(wanted.sum().item(), abs=1e-10)
+    unlabelled = value(ENUM, vlac.cluster_model, guide, x)
+    none = torch.full((9,), -1)
+    assert value(ENUM, vlac.cluster_model, guide, x, none) == pytest.approx(unlabelled, abs=1e-10)
+    vlac.label_weight = 1.5
+    loss = ENUM.differentiable_loss(vlac.cluster_model, guide, x, torch.where(torch.arange(9) < 4, labels, -1))
+    gradients = torch.autograd.grad(loss, list(vlac.parameters()), allow_unused=True)
+    assert loss.isfinite() and all(g.isfinite().all() for g in gradients if g is not None)
+
+
+def test_the_classification_term_is_weighed_and_only_where_there_are_labels():
+    plain, x = gmdgm(), binary()
+    labels = torch.tensor([0, -1, 3, 2, -1, -1, 1, -1, 0])
+    known = labels >= 0
+    term = torch.log_softmax(plain.classifier(x), -1)[known, labels[known]].sum().item()
+    without = value(ENUM, plain.model, plain.guide, x, labels)
+    plain.label_weight = 1.7
+    assert value(ENUM, plain.model, plain.guide, x, labels) == pytest.approx(without + 1.7 * term, abs=1e-10)
+    assert value(ENUM, plain.model, plain.guide, x) == pytest.approx(
+        value(ENUM, plain.model, plain.guide, x, torch.full((9,), -1)), abs=1e-10
+    )
+
+
+def two_kinds(rows=200, known=10):
+    """Bits of two kinds, and labels for some of them."""
+    torch.set_default_dtype(torch.float32)
+    kind = torch.arange(rows) % 2
+    x = torch.bernoulli(torch.where(kind.unsqueeze(-1) == (torch.arange(D) < D // 2), 0.9, 0.1))
+    return x, torch.where(torch.arange(rows) < known, kind, -1), kind
+
+
+@pytest.mark.parametrize("form", ["A", "GM-DGM"])
+def test_a_few_labels_name_the_clusters(form):
+    x, labels, kind = two_kinds()
+    if form == "A":
+        networks = mlp_ladder(D, [2], width=16)
+        pair = LadderClusteringVAE(*networks, BernoulliLikelihood(), [2], priors=[MixturePrior(2, 2)])
+        model, guide = pair.cluster_model, pair.guide
+    else:
+        pair = gmdgm(2, label_weight=1.1 * 200 / 10)
+        model, guide = pair.model, pair.guide
+    args = (x, labels)
+    fit(model, guide, args, loss=TraceEnum_ELBO(), optim=quick, epochs=20, batch_size=20, seed=1, progress=False)
+    r = pair.responsibilities(x)
+    found = (r[0] if form == "A" else r).argmax(-1)
+    assert (found == kind)[10:].float().mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------------------ the models themselves
+
+
+def test_assignments_are_those_of_the_enumerated_model():
+    vlac, x = make(full=True), binary()
+    means = {f"z_{i}": q.mean for i, q in enumerate(vlac.posteriors(x), start=1)}
+    given = poutine.condition(vlac.cluster_model, means)
+    best = poutine.trace(infer_discrete(given, first_available_dim=-2, temperature=0)).get_trace(x).nodes
+    for level, r in enumerate(vlac.responsibilities(x), start=1):
+        assert torch.equal(r.argmax(-1), best[f"y_{level}"]["value"])
+
+
+def test_responsibilities_come_from_the_classifiers_where_there_are_some():
+    vlac, x = make("B classifier"), binary()
+    for r, classifier, h in zip(vlac.responsibilities(x), vlac.classifiers, vlac.path(x), strict=True):
+        torch.testing.assert_close(r, classifier(h).softmax(-1))
+
+
+def test_a_component_is_generated_from_by_conditioning():
+    """n = 4000 draws of z_2 from its third component, within 5 standard errors of its mean."""
+    vlac, k = make(), torch.full((4000,), 2)
+    trace = poutine.trace(poutine.condition(vlac.cluster_model, {"y_2": k})).get_trace(size=4000)
+    z, component = trace.nodes["z_2"]["value"], vlac.mixtures[1].component(torch.tensor(2))
+    assert trace.nodes["_RETURN"]["value"].shape == (4000, D)
+    assert ((z.mean(0) - component.mean).abs() < 5 * component.stddev / math.sqrt(4000)).all()
+    assert len(trace.nodes["y_1"]["value"].unique()) == CLUSTERS[0]
+
+
+def test_mixtures_start_where_the_codes_lie():
+    vlac, x = make(), binary(200)
+    vlac.start_from(x, rungs=[2], scale=0.1)
+    codes = vlac.posteriors(x)[1].mean
+    prior = vlac.mixtures[1]
+    torch.testing.assert_close(prior.components.stddev, torch.full((3, 3), 0.1))
+    nearest = torch.cdist(codes, prior.loc).argmin(-1)
+    shares = torch.bincount(nearest, minlength=3) / 200
+    assert (prior.weights.probs - shares).abs().max() < 0.25 and (prior.loc - codes.mean(0)).abs().max() < 3
+    assert (vlac.mixtures[0].components.stddev - 0.7).abs().max() > 0.01, "the other rung is left alone"
+
+
+def test_kl_weights_of_single_rungs():
+    vlac, x, weights = make(), binary(), {"z_1": 0.2, "z_2": 0.7}
+    z, q = draws(vlac, x)
+    wanted = vlac.likelihood(vlac.decode(z)).log_prob(x).sum()
+    for w, prior, z_l, q_l in zip(weights.values(), vlac.mixtures, z, q, strict=True):
+        wanted = wanted - w * (q_l.log_prob(z_l) - prior().log_prob(z_l)).sum()
+    with scale_latents(weights):
+        assert value(Trace_ELBO(), vlac.model, vlac.guide, x) == pytest.approx(wanted.item(), abs=1e-10)
+    both = {"z_1": 0.5, "z_2": 0.5, "y_1": 0.5, "y_2": 0.5}
+    with scale_latents(0.5):
+        one = value(Trace_ELBO(), vlac.model, vlac.guide, x)
+    with scale_latents(both):
+        assert value(ENUM, vlac.cluster_model, vlac.guide, x) == pytest.approx(one, abs=1e-10)
+
+
+def test_importance_weights_need_the_clusters_in_the_guide_or_in_the_prior():
+    vlac, x = make(), binary()
+    assert log_likelihood(vlac.model, vlac.guide, (x,), 5).log_likelihood.shape == (9,)
+    with pytest.raises(ValueError, match="y_1"):
+        log_likelihood(vlac.cluster_model, vlac.guide, (x,), 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make(labelled_rung=3), r"labelled_rung is one of 1\.\.2"),
+        (lambda: make(label_weight=-1.0), "at least 0"),
+        (lambda: make(classifiers=[nn.Identity()]), "2 rungs need 2 classifiers, but got 1"),
+        (lambda: make(clusters_to_rungs=True), "form C needs classifiers"),
+        (lambda: make("C").guide(binary()), r"use cluster_guide \(form C\)"),
+        (lambda: make().cluster_model(binary(), torch.zeros(9)), "whole numbers"),
+        (lambda: make().cluster_model(binary(), torch.zeros(8).long()), r"shape \(8,\) where there are 9 data"),
+        (lambda: make().cluster_model(None, torch.zeros(8).long()), "there are no data"),
+        (lambda: make().cluster_model(binary(), torch.full((9,), 3)), r"wanted 0\.\.2"),
+        (lambda: gmdgm(label_weight=-1.0), "at least 0"),
+    ],
+)  # fmt: skip
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_priors_that_are_no_mixtures_are_named():
+    networks = mlp_ladder(D, DIMS, width=8)
+    with pytest.raises(ValueError, match=r"MixturePriors of \[2, 3\] dimensions, but got \[3, 2\]"):
+        LadderClusteringVAE(*networks, BernoulliLikelihood(), DIMS, priors=mixtures()[::-1])
+    with pytest.raises(ValueError, match=r"got \['Identity'\]"):
+        LadderClusteringVAE(*networks, BernoulliLikelihood(), DIMS, priors=[mixtures()[0], nn.Identity()])
