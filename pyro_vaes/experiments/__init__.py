@@ -6,6 +6,7 @@ from pyro_vaes.experiments.findings import Findings, Row
 from pyro_vaes.experiments.gibbs_chain import GIBBS_CHAIN
 from pyro_vaes.experiments.ladder_clustering import LADDER_CLUSTERING
 from pyro_vaes.experiments.linear_collapse import LINEAR_COLLAPSE
+from pyro_vaes.experiments.mutual_posterior import MUTUAL_POSTERIOR
 from pyro_vaes.experiments.posterior_collapse import POSTERIOR_COLLAPSE
 from pyro_vaes.experiments.recursive_mixture import RECURSIVE_MIXTURE, RECURSIVE_MIXTURE_BERNOULLI
 from pyro_vaes.experiments.study import Job, Result, Study
@@ -15,6 +16,7 @@ from pyro_vaes.experiments.variational_laplace import VARIATIONAL_LAPLACE, VARIA
 __all__ = [
     "AGGREGATE_POSTERIOR",
     "LADDER_CLUSTERING",
+    "MUTUAL_POSTERIOR",
     "LINEAR_COLLAPSE",
     "POSTERIOR_COLLAPSE",
     "GIBBS_CHAIN",

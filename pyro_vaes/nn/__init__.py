@@ -27,6 +27,8 @@ from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
 from pyro_vaes.nn.patch_discriminator import PatchDiscriminator
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
+from pyro_vaes.nn.residual_encoder import ResidualEncoder
+from pyro_vaes.nn.residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
 from pyro_vaes.nn.resnet_v2 import ResNetV2Decoder, ResNetV2Encoder
 
 __all__ = [
@@ -64,10 +66,13 @@ __all__ = [
     "ResNetV2Decoder",
     "ResNetV2Encoder",
     "ResidualBlock",
+    "ResidualEncoder",
+    "ResidualPixelCNN",
     "SigmoidNormalHead",
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "bottleneck_block",
     "large_ladder",
     "medium_ladder",
     "mlp_ladder",

@@ -13,6 +13,7 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -172,9 +173,13 @@ class PixelCNN(AutoregressiveNetwork):
         return self.context(self.around(context))
 
     def _after_first(self, h: Tensor) -> Tensor:
-        for i in self._order:
-            h = self.blocks[i](h)
-        return self.output(h)
+        return self.output(self._through(h, lambda place, h: self.blocks[self._order[place]](h)))
+
+    def _through(self, h: Tensor, apply: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """What the blocks make of the first layer's output; ``apply`` is the block at a place of their order."""
+        for place in range(len(self._order)):
+            h = apply(place, h)
+        return h
 
     def walk(self, x: Tensor, context: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """See :meth:`AutoregressiveNetwork.walk`; each layer is computed at the current pixel alone, and kept."""
@@ -184,21 +189,26 @@ class PixelCNN(AutoregressiveNetwork):
         net = cast(PixelCNN, at_pixels(self))
         blocks = [cast(CausalBlock, net.blocks[i]) for i in self._order]
         image = self.reaches[0].pad(x)
-        inner = [b.reach.pad(x.new_zeros(len(x), self.first.mask.shape[0], height, width)) for b in blocks]
+        widths = [cast(MaskedConv2d, cast(CausalBlock, self.blocks[i]).conv).mask.shape[1] for i in self._order]
+        inner = [b.reach.pad(x.new_zeros(len(x), w, height, width)) for b, w in zip(blocks, widths, strict=True)]
         for row in range(height):
             for column in range(width):
                 for channel in range(channels):  # earlier channels of the pixel change the later groups
                     h = net.first(self.reaches[0].patch(image, row, column))
                     if features is not None:
                         h = h + features[..., row : row + 1, column : column + 1]
-                    for block, padded in zip(blocks, inner, strict=True):
-                        reach = block.reach
-                        padded[..., row + reach.above, column + reach.left] = block.before(h)[..., 0, 0]
-                        h = block.finish(h, reach.patch(padded, row, column))
+                    h = self._through(h, partial(_at_pixel, blocks, inner, row, column))
                     params = net.output(h)[..., channel::channels, :, :]  # (N, P, 1, 1)
                     yield (channel, row, column), params.reshape(*lead, *params.shape[1:])
                     above, left, _ = self.reaches[0]
                     image[..., channel, row + above, column + left] = x[..., channel, row, column]
+
+
+def _at_pixel(blocks: list[CausalBlock], inner: list[Tensor], row: int, column: int, place: int, h: Tensor) -> Tensor:
+    """A block at one pixel; what it keeps for the pixels to come is written into ``inner``."""
+    block, padded, reach = blocks[place], inner[place], blocks[place].reach
+    padded[..., row + reach.above, column + reach.left] = block.before(h)[..., 0, 0]
+    return block.finish(h, reach.patch(padded, row, column))
 
 
 def _over(function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ it returns what it drew into, keeps no state and changes no global setting.
 from pyro_vaes.plots.clusters import cluster_cards
 from pyro_vaes.plots.collapse import collapse_curve, kl_bars
 from pyro_vaes.plots.criticism import expected_coverage, khat, ppc_panels, rank_hist
+from pyro_vaes.plots.divergences import divergence_histogram
 from pyro_vaes.plots.forecast import kl_forecast, loss_with_thresholds, singular_values
 from pyro_vaes.plots.forecast_sweep import forecast_bars, forecast_scatter
 from pyro_vaes.plots.images import image_grid, reconstructions, samples
@@ -29,6 +30,7 @@ __all__ = [
     "posterior_against_prior",
     "kl_bars",
     "collapse_curve",
+    "divergence_histogram",
     "kl_forecast",
     "forecast_scatter",
     "forecast_bars",

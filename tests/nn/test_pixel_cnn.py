@@ -7,7 +7,17 @@ import torch
 from torch import nn
 from torch.autograd.functional import jacobian
 
-from pyro_vaes.nn import MADE, PixelCNN, Reach, gated_block, plain_block, residual_block, stack, window
+from pyro_vaes.nn import (
+    MADE,
+    PixelCNN,
+    Reach,
+    ResidualPixelCNN,
+    gated_block,
+    plain_block,
+    residual_block,
+    stack,
+    window,
+)
 from pyro_vaes.nn.causal_conv import MaskedConv2d
 
 NETWORKS = {
@@ -18,6 +28,7 @@ NETWORKS = {
     "window": lambda **o: PixelCNN((1, 5, 6), 6, window(4, 2), context_channels=2, num_pointwise=1, **o),
     "mixed": lambda **o: PixelCNN((1, 5, 6), 6, [*stack(1, 5), Reach(0, 2, 0)], 2, context_channels=2, **o),
     "colour": lambda **o: PixelCNN((3, 4, 4), 7, stack(2), 2, context_channels=2, **o),
+    "residual": lambda block: ResidualPixelCNN((2, 4, 4), 8, [3, 3, 3, 3], 2, context_channels=2),  # its own block
 }
 BLOCKS = [residual_block, gated_block, plain_block]
 
