@@ -11,6 +11,7 @@ from torch import nn
 from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.experiments import (
+    AGGREGATE_POSTERIOR,
     GIBBS_CHAIN,
     LADDER_CLUSTERING,
     LINEAR_COLLAPSE,
@@ -205,6 +206,7 @@ EXPERIMENTS = {
         RECURSIVE_MIXTURE_BERNOULLI,
         VARIATIONAL_LOSSY,
         LOSSY_COINS,
+        AGGREGATE_POSTERIOR,
         LADDER_CLUSTERING,
         MUTUAL_POSTERIOR,
         POSTERIOR_COLLAPSE,

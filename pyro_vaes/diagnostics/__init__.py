@@ -19,9 +19,16 @@ from pyro_vaes.diagnostics.forecast import forecast_collapse
 from pyro_vaes.diagnostics.forecast_tables import CollapseForecast, ForecastComparison
 from pyro_vaes.diagnostics.gap import InferenceGap, inference_gap
 from pyro_vaes.diagnostics.handlers import take_means
+from pyro_vaes.diagnostics.image_distance import (
+    classifier_features,
+    frechet_distance,
+    inception_distance,
+    kernel_distance,
+)
 from pyro_vaes.diagnostics.likelihood import LogLikelihood, log_likelihood, log_weights, pareto_khat
 from pyro_vaes.diagnostics.predictive import posterior_predictive, prior_predictive, reconstruct
 from pyro_vaes.diagnostics.representation import RepresentationReport, posterior_means, representation_report
+from pyro_vaes.diagnostics.sharpness import ReconstructionReport, high_frequency_ratio, reconstruction_report
 
 __all__ = [
     "AggregateReport",
@@ -39,6 +46,7 @@ __all__ = [
     "CollapseForecast",
     "ForecastComparison",
     "LogLikelihood",
+    "ReconstructionReport",
     "Sandwich",
     "SiteCollapse",
     "calibration",
@@ -52,7 +60,12 @@ __all__ = [
     "inference_gap",
     "chi_square_collapse_curve",
     "chi_square_collapse_probability",
+    "classifier_features",
     "forecast_collapse",
+    "frechet_distance",
+    "high_frequency_ratio",
+    "inception_distance",
+    "kernel_distance",
     "log_likelihood",
     "log_weights",
     "pareto_khat",
@@ -60,6 +73,7 @@ __all__ = [
     "posterior_predictive",
     "prior_predictive",
     "reconstruct",
+    "reconstruction_report",
     "representation_report",
     "summary",
     "take_means",

@@ -1,5 +1,6 @@
 """Each paper's experiment as a function of a budget: data, p, q, bound, and a table with the published figures."""
 
+from pyro_vaes.experiments.aggregate_posterior import AGGREGATE_POSTERIOR
 from pyro_vaes.experiments.comparison import Method
 from pyro_vaes.experiments.findings import Findings, Row
 from pyro_vaes.experiments.gibbs_chain import GIBBS_CHAIN
@@ -16,6 +17,7 @@ from pyro_vaes.experiments.variational_lossy import VARIATIONAL_LOSSY
 
 __all__ = [
     "LOSSY_COINS",
+    "AGGREGATE_POSTERIOR",
     "LADDER_CLUSTERING",
     "MUTUAL_POSTERIOR",
     "LINEAR_COLLAPSE",

@@ -6,7 +6,7 @@ from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
 from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
 from pyro_vaes.nn.flow_heads import HouseholderHead, IAFHead
 from pyro_vaes.nn.flow_prior import AutoregressivePrior
-from pyro_vaes.nn.heads import MultivariateNormalHead, NormalHead, SigmoidNormalHead, WeightHead
+from pyro_vaes.nn.heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead, WeightHead
 from pyro_vaes.nn.ladder import LadderNetworks, mlp_ladder
 from pyro_vaes.nn.likelihoods import (
     AutoregressiveLikelihood,
@@ -25,9 +25,11 @@ from pyro_vaes.nn.merge import Concatenate, GatedAdd
 from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior
+from pyro_vaes.nn.patch_discriminator import PatchDiscriminator
 from pyro_vaes.nn.pixel_cnn import PixelCNN, stack, window
 from pyro_vaes.nn.residual_encoder import ResidualEncoder
 from pyro_vaes.nn.residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
+from pyro_vaes.nn.resnet_v2 import ResNetV2Decoder, ResNetV2Encoder
 from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
 
 __all__ = [
@@ -50,16 +52,20 @@ __all__ = [
     "IAFHead",
     "LadderNetworks",
     "LaplaceLikelihood",
+    "LogVarianceHead",
     "MixturePrior",
     "Linear",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
     "NormalHead",
     "OneHot",
+    "PatchDiscriminator",
     "PixelCNN",
     "PoissonLikelihood",
     "Program",
     "Reach",
+    "ResNetV2Decoder",
+    "ResNetV2Encoder",
     "ResidualBlock",
     "ResidualEncoder",
     "ResidualPixelCNN",

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.mlp import concatenate
 
-__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "same_conv", "same_deconv"]
+__all__ = ["ConvDecoder", "ConvEncoder", "ImageShape", "ResidualBlock", "image_batch", "same_conv", "same_deconv"]
 
 ImageShape = tuple[int, int, int]
 
@@ -57,6 +58,21 @@ def _sizes(image_shape: ImageShape, num_layers: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def image_batch(image: Tensor, image_shape: ImageShape) -> tuple[Tensor, torch.Size]:
+    """Images ``(..., C, H, W)`` or flat ones ``(..., C*H*W)`` as ``(N, C, H, W)``, and the shape of the ``...``."""
+    numel = math.prod(image_shape)
+    if image.shape[-3:] == image_shape:
+        batch_shape = image.shape[:-3]
+    elif image.shape[-1:] == (numel,):
+        batch_shape = image.shape[:-1]
+    else:
+        raise ValueError(
+            f"The network takes images of shape {image_shape} or flat ones with {numel} values, but got a "
+            f"tensor of shape {tuple(image.shape)}; pass the data's image_shape to it?"
+        )
+    return image.reshape(-1, *image_shape), batch_shape
+
+
 class ConvEncoder(nn.Module):
     """Stride-2 convolutions (4 × 4), residual blocks, and a linear layer: an image to ``out_features`` features.
 
@@ -100,17 +116,8 @@ class ConvEncoder(nn.Module):
         self.output = nn.Sequential(Linear(widths[-1] * height * width + extra_features, out_features), activation())
 
     def forward(self, image: Tensor, *extra: Tensor) -> Tensor:
-        numel = math.prod(self.image_shape)
-        if image.shape[-3:] == self.image_shape:
-            batch_shape = image.shape[:-3]
-        elif image.shape[-1:] == (numel,):
-            batch_shape = image.shape[:-1]
-        else:
-            raise ValueError(
-                f"The encoder takes images of shape {self.image_shape} or flat ones with {numel} values, but got a "
-                f"tensor of shape {tuple(image.shape)}; pass the data's image_shape to ConvEncoder?"
-            )
-        features = self.trunk(image.reshape(-1, *self.image_shape)).flatten(1)
+        images, batch_shape = image_batch(image, self.image_shape)
+        features = self.trunk(images).flatten(1)
         features = features.reshape(*batch_shape, features.shape[-1])
         return self.output(concatenate([features, *extra]))
 

@@ -10,7 +10,14 @@ from torch.nn.functional import softplus
 from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.mlp import concatenate
 
-__all__ = ["MultivariateNormalHead", "NormalHead", "SigmoidNormalHead", "WeightHead", "bounded_scale"]
+__all__ = [
+    "LogVarianceHead",
+    "MultivariateNormalHead",
+    "NormalHead",
+    "SigmoidNormalHead",
+    "WeightHead",
+    "bounded_scale",
+]
 
 MIN_SCALE, MAX_SCALE = 1e-3, 1e2
 
@@ -124,6 +131,40 @@ class SigmoidNormalHead(nn.Module):
     def forward(self, features: Tensor) -> TorchDistribution:
         scale = torch.sigmoid(self.raw_scale(features)) + self.min_scale
         return Normal(self.loc(features), scale).to_event(1)
+
+
+class LogVarianceHead(nn.Module):
+    """A diagonal normal whose mean and log variance are linear in the features, the "sampler" of many published codes.
+
+    The log variance is cut off at -30 and 20 only, so scales are hardly bounded (3e-7 to 2e4). Weights start as
+    Glorot's and biases at 0, so the scale starts near 1.
+
+    Arguments:
+        in_features: Number of features F.
+        out_features: Dimension d of the normal.
+        event_dim: Right-most dimensions of one datum's features: 3 for a map ``(..., C, H, W)``, which is flattened.
+
+    References:
+        | How to train your VAE (Rivera, 2024), the authors' code
+        | https://arxiv.org/abs/2309.13160
+
+    Example:
+        >>> LogVarianceHead(32, 8, event_dim=3)(torch.zeros(5, 2, 4, 4)).base_dist.scale.unique()
+        tensor([1.], grad_fn=<Unique2Backward0>)
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, event_dim: int = 1) -> None:
+        super().__init__()
+        self.loc, self.log_variance = nn.Linear(in_features, out_features), nn.Linear(in_features, out_features)
+        self.event_dim = event_dim
+        for layer in (self.loc, self.log_variance):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> TorchDistribution:
+        flat = features.flatten(-self.event_dim)
+        scale = (0.5 * self.log_variance(flat).clamp(-30.0, 20.0)).exp()
+        return Normal(self.loc(flat), scale).to_event(1)
 
 
 class MultivariateNormalHead(nn.Module):

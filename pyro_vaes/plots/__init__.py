@@ -14,12 +14,15 @@ from pyro_vaes.plots.images import image_grid, reconstructions, samples
 from pyro_vaes.plots.ladder import level_manifolds
 from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
 from pyro_vaes.plots.training import loss_curves
+from pyro_vaes.plots.variants import transitions, variants
 
 __all__ = [
     "image_grid",
     "reconstructions",
     "samples",
     "traversals",
+    "variants",
+    "transitions",
     "manifold",
     "level_manifolds",
     "cluster_cards",

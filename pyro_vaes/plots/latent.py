@@ -67,7 +67,7 @@ def traversals(
     latents = point.repeat(len(rows), steps, 1)  # (units, steps, K)
     for row, unit in enumerate(rows):
         latents[row, :, unit] = values
-    images = _decoded(decode, latents.flatten(0, 1), image_shape)
+    images = decoded(decode, latents.flatten(0, 1), image_shape)
     gap = max(1, images.shape[2] // 14)
     ax = image_grid(images, columns=steps, value_range=value_range, gap=gap, title=title, ax=ax)
     _, _, height, width = images.shape
@@ -123,7 +123,7 @@ def manifold(
     values = torch.special.ndtri(u)
     vertical, horizontal = torch.meshgrid(values.flip(0), values, indexing="ij")  # row 0 is the top
     latents = torch.stack((horizontal, vertical), dim=-1).flatten(0, 1)
-    images = _decoded(decode, latents, image_shape)
+    images = decoded(decode, latents, image_shape)
     ax = image_grid(images, columns=steps, value_range=value_range, gap=0, title=title, ax=ax)
     _, _, height, width = images.shape
     shown = sorted({0, steps // 2, steps - 1})
@@ -133,7 +133,7 @@ def manifold(
     return ax
 
 
-def _decoded(decode: Decode, latents: Tensor, image_shape: Sequence[int] | None) -> np.ndarray:
+def decoded(decode: Decode, latents: Tensor, image_shape: Sequence[int] | None) -> np.ndarray:
     """The images of some latents with shape `(N, C, H, W)`, one for each."""
     images = as_images(decode(latents), image_shape, "decode(z)").transpose(0, 3, 1, 2)
     if len(images) != len(latents):

@@ -9,10 +9,12 @@ from pyro_vaes.data import (
     Binarize,
     Dequantize,
     Grey,
+    HorizontalFlip,
     Logit,
     MeanCentre,
     Resize,
     Threshold,
+    ToSigned,
     ToUnit,
     from_tensors,
 )
@@ -34,6 +36,9 @@ def unit(n: int = 5) -> torch.Tensor:
 INVERTIBLE = [
     ToUnit(0.0, 16.0),
     ToUnit(-2.0, 3.0),
+    ToSigned(0.0, 16.0),
+    ToSigned(-2.0, 3.0),
+    HorizontalFlip(),
     MeanCentre(torch.linspace(0, 1, 20, dtype=torch.float64).reshape(SHAPE)),
     Dequantize(256),
     Dequantize(17),
@@ -111,6 +116,23 @@ def test_nats_in_pixel_space_through_a_whole_pipeline():
 def test_steps_that_lose_information_have_no_log_det(step):
     with pytest.raises(ValueError, match="no bijection"):
         step.log_abs_det_jacobian(unit(), unit())
+
+
+def test_signed_pixels_reach_from_minus_one_to_one():
+    data = from_tensors(images().to(torch.uint8), image_shape=SHAPE, preprocess=ToSigned(), split=(0, 0))
+    assert (data.info.low, data.info.high, data.info.levels) == (-1, 1, 256)
+    torch.testing.assert_close(data.train.x, images().flatten(1) / 127.5 - 1)
+    torch.testing.assert_close(data.to_images(data.train.x), images() / 255)
+    assert "scaled to [-1, 1]" in data.space
+
+
+def test_flip_mirrors_half_of_the_images_in_training_and_none_in_evaluation():
+    x = images(n=2000).double()
+    assert torch.equal(HorizontalFlip()(x), x)
+    y = HorizontalFlip()(x, torch.Generator().manual_seed(0))
+    mirrored = (y == x.flip(-1)).flatten(1).all(1)
+    assert ((y == x).flatten(1).all(1) | mirrored).all()
+    assert abs(mirrored.sum() - 1000) < 90  # n = 2000: four standard errors
 
 
 def test_binarize_has_the_grey_values_as_means():

@@ -129,6 +129,10 @@ CALLS = {
     "reconstructions": lambda ax: plots.reconstructions(torch.rand(4, 16), torch.rand(4, 16), ax=ax),
     "samples": lambda ax: plots.samples(torch.rand(4, 16), ax=ax),
     "traversals": lambda ax: plots.traversals(lambda z: z.new_zeros(len(z), 16), torch.zeros(2), ax=ax),
+    "variants": lambda ax: plots.variants(lambda z: z.new_zeros(len(z), 16), torch.zeros(2), torch.ones(2), ax=ax),
+    "transitions": lambda ax: plots.transitions(
+        lambda z: z.new_zeros(len(z), 16), torch.zeros(2), torch.ones(2), ax=ax
+    ),
     "manifold": lambda ax: plots.manifold(lambda z: z.new_zeros(len(z), 16), steps=3, ax=ax),
     "latent_scatter": lambda ax: plots.latent_scatter(torch.rand(30, 2), torch.arange(30) % 15, ax=ax),
     "posterior_against_prior": lambda ax: plots.posterior_against_prior(torch.rand(9, 2), torch.rand(9, 2), ax=ax),
@@ -145,7 +149,7 @@ CALLS = {
 
 
 FORECASTS = {"kl_forecast", "forecast_scatter", "forecast_bars", "singular_values", "loss_with_thresholds"}
-ELSEWHERE = {"level_manifolds"} | FORECASTS  # in files of their own
+ELSEWHERE = {"level_manifolds", "cluster_cards"} | FORECASTS  # in files of their own
 
 
 def test_every_plot_is_called_here() -> None:

@@ -3,19 +3,21 @@
 from pyro_vaes.data.steps.base import PixelInfo, Step
 from pyro_vaes.data.steps.binarize import Binarize, Threshold
 from pyro_vaes.data.steps.dequantize import Dequantize
-from pyro_vaes.data.steps.geometry import Grey, Resize
+from pyro_vaes.data.steps.geometry import Grey, HorizontalFlip, Resize
 from pyro_vaes.data.steps.logit import Logit
-from pyro_vaes.data.steps.scale import MeanCentre, ToUnit
+from pyro_vaes.data.steps.scale import MeanCentre, ToSigned, ToUnit
 
 __all__ = [
     "Binarize",
     "Dequantize",
     "Grey",
+    "HorizontalFlip",
     "Logit",
     "MeanCentre",
     "PixelInfo",
     "Resize",
     "Step",
     "Threshold",
+    "ToSigned",
     "ToUnit",
 ]

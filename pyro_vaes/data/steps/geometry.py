@@ -1,4 +1,4 @@
-"""Size and colour."""
+"""Size, colour and orientation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, floating
+from pyro_vaes.data.steps.base import PixelInfo, Step, constant, floating
 
-__all__ = ["Grey", "Resize"]
+__all__ = ["Grey", "HorizontalFlip", "Resize"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +87,32 @@ class Grey(Step):
                 "blue: select or average the channels before loading."
             )
         return self, _averaged(first, info)
+
+
+@dataclass(frozen=True, eq=False)
+class HorizontalFlip(Step):
+    """Mirrors each training image left to right with probability 1/2, anew in each epoch; an augmentation.
+
+    In evaluation, where there is no generator, images stay as they are.
+
+    Example:
+        >>> x = torch.tensor([[[[0.0, 1.0]]]]).expand(200, 1, 1, 2)
+        >>> 60 < HorizontalFlip()(x, torch.Generator().manual_seed(0))[:, 0, 0, 0].sum() < 140
+        tensor(True)
+    """
+
+    @property
+    def space(self) -> str:
+        return "mirrored at random in training"
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+        if generator is None:
+            return x
+        mirrored = torch.rand(len(x), 1, 1, 1, device=x.device, generator=generator) < 0.5
+        return torch.where(mirrored, x.flip(-1), x)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return constant(y, 0.0)
 
 
 def _keep_dtype(y: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vaes.data.steps.base import PixelInfo, Step, constant, floating
 
-__all__ = ["MeanCentre", "ToUnit"]
+__all__ = ["MeanCentre", "ToSigned", "ToUnit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,37 @@ class ToUnit(Step):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         low, high = self._bounds
         return constant(y, -math.log(high - low))
+
+
+@dataclass(frozen=True, eq=False)
+class ToSigned(ToUnit):
+    r"""Scales integer pixels to [-1, 1].
+
+    .. math:: y = 2 (x - l) / (h - l) - 1
+
+    Takes the arguments of `ToUnit`.
+
+    Example:
+        >>> ToSigned(0, 16)(torch.tensor([[[[0, 8, 16]]]])).flatten().tolist()
+        [-1.0, 0.0, 1.0]
+    """
+
+    @property
+    def space(self) -> str:
+        return "scaled to [-1, 1]"
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+        return 2 * super().__call__(x, generator, rows) - 1
+
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+        step, unit = super().fit(chunks, info)
+        return step, PixelInfo(2 * unit.low - 1, 2 * unit.high - 1, unit.levels)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return super().inverse((y + 1) / 2)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().log_abs_det_jacobian(x, y) + constant(y, math.log(2.0))
 
 
 @dataclass(frozen=True, eq=False)
