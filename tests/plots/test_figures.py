@@ -149,7 +149,7 @@ CALLS = {
 
 
 FORECASTS = {"kl_forecast", "forecast_scatter", "forecast_bars", "singular_values", "loss_with_thresholds"}
-ELSEWHERE = {"level_manifolds", "cluster_cards"} | FORECASTS  # in files of their own
+ELSEWHERE = {"level_manifolds", "cluster_cards", "divergence_histogram"} | FORECASTS  # in files of their own
 
 
 def test_every_plot_is_called_here() -> None:
