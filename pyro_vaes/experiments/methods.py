@@ -24,6 +24,7 @@ from pyro_vaes.models import VAE
 from pyro_vaes.nn import HouseholderHead, IAFHead, MultivariateNormalHead
 
 __all__ = [
+    "CAP",
     "boosted",
     "full_covariance",
     "householder",
@@ -36,8 +37,17 @@ __all__ = [
 ]
 
 
-def _laplace_guide(steps: int, model: VAE) -> Guide:
-    return AmortizedLaplace(model.model, start=model.encoder, steps=steps)
+CAP = 5.0  # nats: above 500 and ME on held-out images of MNIST, one seed; 2 gives the same after 3 epochs
+
+
+def geometric(step: int) -> float:
+    """Step sizes 1, 0.9, 0.81, ..: bolder than the authors' 0.5 / (t + 1)."""
+    return 0.9**step
+
+
+def _laplace_guide(steps: int, model: VAE, bold: bool = False) -> Guide:
+    schedule = {"schedule": geometric} if bold else {}
+    return AmortizedLaplace(model.model, start=model.encoder, steps=steps, **schedule)
 
 
 def vae(refine: tuple[int, ...] = ()) -> Method:
@@ -90,14 +100,22 @@ def iaf(flows: int) -> Method:
     return Method(f"IAF-{flows}", build)
 
 
-def laplace(steps: int) -> Method:
-    """The Laplace posterior after so many updates from the encoder's mean."""
+def laplace(steps: int, *, bold: bool = False, refine: int | None = None) -> Method:
+    """The Laplace posterior after so many updates from the encoder's mean.
+
+    Arguments:
+        steps: Number of updates.
+        bold: Whether their step sizes are those of :func:`geometric`.
+        refine: A number of such bold updates to put in their place on the trained model.
+    """
+    name = f"VLAE-{steps}" + ", 0.9^t" * bold
 
     def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
         model = networks.vae(nn.Linear)  # the updates start from a mean alone
-        return model, _laplace_guide(steps, model), Trace_ELBO()
+        return model, _laplace_guide(steps, model, bold), Trace_ELBO()
 
-    return Method(f"VLAE-{steps}", build)
+    refined = {} if refine is None else {f"{name}, then {refine} of 0.9^t": partial(_laplace_guide, refine, bold=True)}
+    return Method(name, build, refined)
 
 
 def _mixture(components: int, bound: ELBO, networks: Networks) -> tuple[VAE, Guide, ELBO]:

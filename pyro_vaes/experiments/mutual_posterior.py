@@ -29,25 +29,38 @@ from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
+from pyro.infer import Trace_ELBO
+from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from pyro_vaes.experiments.code_figures import code_figures, divergence_figures, probe_figures
 from pyro_vaes.experiments.code_setting import CodeSetting, code_setting, lossy_vae
 from pyro_vaes.experiments.findings import Findings
 from pyro_vaes.experiments.study import Job, Result, Study
-from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, LearningRate, MutualPosterior_ELBO, fit
+from pyro_vaes.infer import (
+    Callback,
+    ClipGradNorm,
+    EarlyStopping,
+    LearningRate,
+    MutualPosterior_ELBO,
+    WeightAverage,
+    fit,
+)
 from pyro_vaes.infer.mutual_posterior import Diverse
 from pyro_vaes.infer.pair import preserve_rng
+from pyro_vaes.nn import initialise_weight_norm
 from pyro_vaes.plots import divergence_histogram
 
 __all__ = ["MUTUAL_POSTERIOR"]
+
+AVERAGE, INITIAL_IMAGES = 0.999, 500  # of the paper's training: decay of the weight average, data of the first outputs
 
 
 def _case(s: CodeSetting, job: Job, *, eta: float, gamma: float, diverse: Diverse, wide: bool) -> Result:
     """Train with one pair of weights; cases of one seed and decoder start from the same networks."""
     data = s.load(job)
     with preserve_rng(job.seed):
-        vae = lossy_vae(s, data.image_shape, s.wide_kernels if wide else s.kernels)
+        vae = lossy_vae(s, data.image_shape, s.wide_kernels if wide else s.kernels).to(job.device)
     callbacks: list[Callback] = [ClipGradNorm(5.0)]
     if s.patience is not None:
         any_gain: Literal["abs"] = "abs"  # counts as one, however small, as for the end of training
@@ -58,7 +71,12 @@ def _case(s: CodeSetting, job: Job, *, eta: float, gamma: float, diverse: Divers
             LearningRate(lambda o: ExponentialLR(o, 0.999998), per_step=True),
             LearningRate(halved),
             EarlyStopping(3 * (s.patience + 1)),
+            WeightAverage(AVERAGE),
         ]
+    if s.residual:
+        first = data.train[:INITIAL_IMAGES]
+        assert isinstance(first, Tensor)
+        initialise_weight_norm(vae, first, call=lambda x: Trace_ELBO().loss(vae.model, vae.guide, x))
     fit(
         vae.model,
         vae.guide,
@@ -154,8 +172,8 @@ def remark(s: CodeSetting) -> str:
         )
     if s.residual:
         notes.append(
-            "As in the paper but for: no average of the weights, no initialisation from data, log variances bounded, "
-            "mu and log sigma of the prior's maps from one network of twice the width without a direct connection."
+            "As in the paper but for: the prior not initialised from data, log variances bounded, mu and log sigma of "
+            "its maps from one network of twice the width without a direct connection."
         )
     else:
         images = "all" if s.train_images is None else f"{s.train_images:,}"

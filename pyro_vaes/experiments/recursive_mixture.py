@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pyro_vaes.experiments.comparison import Method, comparison, image_setting
-from pyro_vaes.experiments.methods import boosted, householder, iaf, mixture, recursive_mixture, semi_amortized, vae
+from pyro_vaes.experiments.methods import (
+    CAP,
+    boosted,
+    householder,
+    iaf,
+    mixture,
+    recursive_mixture,
+    semi_amortized,
+    vae,
+)
 from pyro_vaes.experiments.setting import Setting
 
 __all__ = ["RECURSIVE_MIXTURE", "RECURSIVE_MIXTURE_BERNOULLI"]
@@ -41,13 +50,13 @@ def setting(budget: str, data: str, output: str) -> Setting:
 def methods(budget: str) -> list[Method]:
     """All of the paper's rows at the budget "gpu"; below, the main ones."""
     if budget == "smoke":
-        return [vae(), mixture(2), recursive_mixture(2, cap=2.0), boosted(2)]
+        return [vae(), mixture(2), recursive_mixture(2, cap=CAP), boosted(2)]
     if budget == "cpu":
-        capped = [recursive_mixture(k, cap) for cap in (500.0, 2.0) for k in (2, 3)]
+        capped = [recursive_mixture(k, cap) for cap in (500.0, CAP) for k in (2, 3)]
         return [vae(), mixture(2), *capped, boosted(2), semi_amortized(2, lr=0.1)]
     sizes = (2, 3, 4, 5)
     mixtures = [*(mixture(k) for k in sizes), boosted(2)]
-    recursive = [recursive_mixture(k, cap) for cap in (500.0, 2.0) for k in sizes]
+    recursive = [recursive_mixture(k, cap) for cap in (500.0, CAP) for k in sizes]
     baselines = [make(n) for make in (householder, iaf) for n in (1, 4)] + [semi_amortized(4, lr=0.1)]
     return [vae(), *baselines, *mixtures, *recursive]
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from pyro_vaes.experiments.comparison import Method, comparison, image_setting
 from pyro_vaes.experiments.methods import (
+    CAP,
     full_covariance,
     householder,
     iaf,
@@ -65,8 +66,9 @@ def methods(budget: str) -> list[Method]:
     if budget == "smoke":
         return [vae(refine=(2,)), semi_amortized(1, lr=0.1), householder(1), iaf(1), laplace(1)]
     if budget == "cpu":
-        mixtures = [mixture(2), recursive_mixture(2), recursive_mixture(2, cap=2.0)]
-        return [vae(refine=(4,)), *(laplace(t) for t in (1, 2, 4)), *mixtures, iaf(4), householder(4)]
+        mixtures = [mixture(2), recursive_mixture(2), recursive_mixture(2, CAP)]
+        updates = [*(laplace(t, refine=8) for t in (1, 2, 4)), laplace(4, bold=True, refine=8)]
+        return [vae(refine=(4,)), *updates, *mixtures, iaf(4), householder(4)]
     steps = (1, 2, 4, 8)
     flows = [*(householder(t) for t in steps), *(iaf(t) for t in steps)]
     semi = [semi_amortized(t, lr=0.1) for t in steps]
