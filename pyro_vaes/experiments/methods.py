@@ -18,6 +18,7 @@ from pyro_vaes.guides import (
     AmortizedMultivariateNormal,
     AmortizedNormal,
     SemiAmortized,
+    decaying,
 )
 from pyro_vaes.infer import RecursiveMixture_ELBO, StratifiedMixture_ELBO
 from pyro_vaes.models import VAE
@@ -46,8 +47,8 @@ def geometric(step: int) -> float:
 
 
 def _laplace_guide(steps: int, model: VAE, bold: bool = False) -> Guide:
-    schedule = {"schedule": geometric} if bold else {}
-    return AmortizedLaplace(model.model, start=model.encoder, steps=steps, **schedule)
+    schedule = geometric if bold else decaying
+    return AmortizedLaplace(model.model, start=model.encoder, steps=steps, schedule=schedule)
 
 
 def vae(refine: tuple[int, ...] = ()) -> Method:

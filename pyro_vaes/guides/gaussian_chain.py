@@ -11,7 +11,6 @@ References:
     | https://proceedings.mlr.press/v97/park19a.html
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from pyro_vaes.guides.linearise import Linearised
+from pyro_vaes.guides.stages import chunks, pull, push, push_basis, run, take
 from pyro_vaes.ops import linear
 
 __all__ = ["GaussianChain", "PreparedChain"]
-
-CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 
 
 @dataclass(frozen=True)
@@ -77,90 +75,40 @@ class PreparedChain:
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.linearise.linearise`."""
-        hidden, stages, on = self._run(z)
+        hidden, stages, on = run(self.chain.layers, z)
         prior_loc, prior_precision = self.chain.prior_loc, self.chain.prior_precision
         gradient = None
         if score:
             with torch.no_grad():  # in the data's space, where x - g does not cancel; gradients pass by the residual
-                pulled = _pull(_take(linear(self.chain.x - self.last(hidden), self.weighted.T), -1, on), stages)
+                pulled = pull(take(linear(self.chain.x - self.last(hidden), self.weighted.T), -1, on), stages)
                 gradient = pulled - prior_precision * (z - prior_loc)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
             precision = self._curvature(z, stages, on) + torch.diag_embed(prior_precision)
 
         def residual(step: Tensor) -> Tensor:
-            moved = _take(hidden, -1, on) + _push(step.unsqueeze(-2), stages).squeeze(-2)
+            moved = take(hidden, -1, on) + push(step.unsqueeze(-2), stages).squeeze(-2)
             if self.gram is None:
-                half = linear(linear(moved, _take(self.last.weight, 1, on)), _take(self.weighted, 1, on).T)
+                half = linear(linear(moved, take(self.last.weight, 1, on)), take(self.weighted, 1, on).T)
             else:
-                half = linear(moved, _take(_take(self.gram, 0, on), 1, on).T)
-            return _pull(_take(self.data, 1, on) - half, stages) - prior_precision * (z + step - prior_loc)
+                half = linear(moved, take(take(self.gram, 0, on), 1, on).T)
+            return pull(take(self.data, 1, on) - half, stages) - prior_precision * (z + step - prior_loc)
 
         return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
-
-    def _run(self, value: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """The last hidden layer ``(B, H)`` at z; weights ``(F', F)`` and slopes ``(B, 1, F)`` up to it; units kept.
-
-        Units that are off for all data contribute nothing and are left out of weights and slopes: after a training in
-        which latents were idle for a while that may be most. A GPU keeps them; it would have to wait for their number.
-        """
-        stages: list[Tensor] = []
-        on: Tensor | None = None
-        for layer in self.chain.layers[:-1]:
-            if isinstance(layer, nn.Linear):
-                stages.append(_take(layer.weight, 1, on))
-                on = None
-            else:
-                negative = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
-                slope = torch.where(value > 0, 1.0, negative).to(value.dtype)
-                used = slope.any(0)
-                if value.device.type == "cpu" and stages and stages[-1].dim() == 2 and not used.all():
-                    on = used.nonzero().squeeze(1)
-                    stages[-1] = _take(stages[-1], 0, on)
-                stages.append(_take(slope, 1, on).unsqueeze(-2))
-            value = layer(value)
-        return value, stages, on
 
     def _curvature(self, z: Tensor, stages: list[Tensor], on: Tensor | None) -> Tensor:
         """W R Wᵀ, a few data at a time so that their tangents stay in the cache; ``(1, d, d)`` if the same for all."""
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        weight = _take(self.last.weight, 1, on)
-        gram = None if self.gram is None else _take(_take(self.gram, 0, on), 1, on)
-        size = max(1, CACHE // max(1, z.shape[-1] * weight.shape[1])) if z.device.type == "cpu" else len(z)
+        weight = take(self.last.weight, 1, on)
+        gram = None if self.gram is None else take(take(self.gram, 0, on), 1, on)
         blocks = []
-        for chunk in _chunks(stages, size):
-            rows = _push(basis, chunk)
-            rows = rows if rows.dim() == 3 else rows.unsqueeze(0)
+        for chunk in chunks(stages, z, weight.shape[1]):
+            rows = push_basis(basis, chunk)
             if gram is None:
                 jacobian = linear(rows, weight)
                 blocks.append((jacobian * self.chain.noise_precision) @ jacobian.mT)
             else:
                 blocks.append(_Congruence.apply(rows, gram))
         return torch.cat(blocks)
-
-
-def _take(t: Tensor, dim: int, index: Tensor | None) -> Tensor:
-    return t if index is None else t.index_select(dim, index)
-
-
-def _chunks(stages: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """The stages for ``size`` data at a time: weights are shared, slopes are each datum's own."""
-    rows = max((len(s) for s in stages if s.dim() == 3), default=1)
-    for start in range(0, rows, size):
-        yield [s if s.dim() == 2 else s[start : start + size] for s in stages]
-
-
-def _push(rows: Tensor, stages: list[Tensor]) -> Tensor:
-    """Tangents of z, rows ``(..., k, d)``, as tangents of the last hidden layer, ``(B, k, H)``."""
-    for stage in stages:
-        rows = linear(rows, stage) if stage.dim() == 2 else rows * stage
-    return rows
-
-
-def _pull(rows: Tensor, stages: list[Tensor]) -> Tensor:
-    """Cotangents ``(B, H)`` of the last hidden layer as cotangents ``(B, d)`` of z."""
-    for stage in reversed(stages):
-        rows = linear(rows, stage.T) if stage.dim() == 2 else rows * stage.squeeze(-2)
-    return rows
 
 
 class _Congruence(torch.autograd.Function):

@@ -62,8 +62,8 @@ class AmortizedLaplace(AmortizedGuide):
         schedule: Step size a_t for t = 0, .., T-1. The step of a constrained site is at most 2 long in its
             unconstrained space before it is multiplied by a_t.
         path: ``"generic"`` pushes tangents through the program; ``"fast"`` uses the closed form for chains of Linear
-            and ReLU layers with Gaussian noise; ``"auto"`` uses that where it applies and agrees with the generic one
-            at first use.
+            and ReLU layers with Gaussian noise or Bernoulli observations; ``"auto"`` uses that where it applies and
+            agrees with the generic one at first use.
         chunk_size: Latent directions pushed through the program at once on the generic path, to bound memory.
         s_jitter: For Bernoulli observations, p is clipped to [s_jitter, 1 - s_jitter] in p (1 - p) + s_jitter, as in
             the authors' code (1e-5); 0 is exact.
@@ -195,12 +195,12 @@ class AmortizedLaplace(AmortizedGuide):
         self._check_independence(mu, joint)
         if self.path == "generic":
             return generic
-        chain = find_chain(calls, sites, mu)
+        chain = find_chain(calls, sites, mu) if overrides is None else "its probabilities are clipped (s_jitter)"
         if isinstance(chain, str):
             if self.path == "fast":
                 raise ValueError(
-                    f"path='fast' is for chains of Linear and ReLU layers with Gaussian noise, but of this program "
-                    f"{chain}. Use path='auto'."
+                    f"path='fast' is for chains of Linear and ReLU layers with Gaussian noise or binary outputs, but "
+                    f"of this program {chain}. Use path='auto'."
                 )
             return generic
         fast = chain.prepare()

@@ -1,4 +1,4 @@
-"""Which programs are z -> Linear -> ReLU -> ... -> Linear -> N(g(z), noise shared by all data).
+"""Which programs are z -> Linear -> ReLU -> ... -> Linear with Gaussian noise that all data share, or with bits.
 
 That is seen from the modules that a program calls, so nothing has to be declared.
 """
@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pyro.distributions import Normal
+from pyro.distributions import Bernoulli, Normal
 from torch import Tensor, nn
 from torch.distributions import Independent
+from torch.distributions.distribution import Distribution
 
+from pyro_vaes.guides.bernoulli_chain import BernoulliChain
 from pyro_vaes.guides.gaussian_chain import GaussianChain
 from pyro_vaes.guides.joint import JointSite
 from pyro_vaes.nn import MLP, Chain, Linear
@@ -63,34 +65,44 @@ def _flatten(module: nn.Module) -> list[nn.Module]:
     return [m for child in module.children() for m in _flatten(child)] if type(module) in _CONTAINERS else [module]
 
 
-def find_chain(calls: Sequence[Call], sites: Sequence[JointSite], z: Tensor) -> GaussianChain | str:
+def find_chain(calls: Sequence[Call], sites: Sequence[JointSite], z: Tensor) -> GaussianChain | BernoulliChain | str:
     """The chain in a program that was run at ``z`` under :func:`record_chains`, or why there is none."""
     latents, observed = [s for s in sites if s.latent is not None], [s for s in sites if s.latent is None]
     if len(latents) != 1 or len(observed) != 1:
         return f"it has {len(latents)} latent and {len(observed)} observed sites rather than one of each"
-    prior, likelihood = (_normal(site) for site in (latents[0], observed[0]))
-    if prior is None or likelihood is None:
-        return "its latent and observed sites are not both unmasked Normal(...).to_event(1) in one plate"
-    loc, scale = likelihood.loc, likelihood.scale
-    if len(z) > 1 and scale.stride(0) != 0:
-        return "the scale of its observation is not shared by all data"
+    prior, likelihood = (_base(site) for site in (latents[0], observed[0]))
+    other = (
+        "its latent site is not Normal(...).to_event(1), or its observed one neither that nor "
+        "Bernoulli(logits=...).to_event(1), unmasked and in one plate"
+    )
+    if not isinstance(prior, Normal):
+        return other
+    if isinstance(likelihood, Normal):
+        output = likelihood.loc
+        if len(z) > 1 and likelihood.scale.stride(0) != 0:
+            return "the scale of its observation is not shared by all data"
+    elif isinstance(likelihood, Bernoulli) and "logits" in vars(likelihood):
+        output = likelihood.logits
+    else:
+        return other
     weight = observed[0].scale
     if isinstance(weight, Tensor) and weight.numel() > 1:
         return "its data have different scales"
-    matching = [c for c in calls if c.value is latents[0].value and _same(c.output, loc)]
+    matching = [c for c in calls if c.value is latents[0].value and _same(c.output, output)]
     if not matching:
         return "its mean is not the output of one chain of Linear and ReLU layers of z alone"
-    call, noise_precision = matching[-1], weight * scale[0].square().reciprocal()
-    return GaussianChain(
-        call.module, call.layers, observed[0].value, noise_precision, prior.loc, prior.scale.square().reciprocal()
-    )
+    module, layers, x, precision = matching[-1].module, matching[-1].layers, observed[0].value, prior.scale**-2
+    if isinstance(likelihood, Normal):
+        return GaussianChain(module, layers, x, weight * likelihood.scale[0] ** -2, prior.loc, precision)
+    return BernoulliChain(module, layers, x, weight, prior.loc, precision)
 
 
-def _normal(site: JointSite) -> Normal | None:
+def _base(site: JointSite) -> Distribution | None:
+    """The distribution under ``to_event(1)``, if that is all there is around it."""
     fn = site.fn
     if not isinstance(fn, Independent) or fn.reinterpreted_batch_ndims != 1 or site.mask not in (None, True):
         return None
-    plain = isinstance(fn.base_dist, Normal) and fn.batch_shape == site.value.shape[:1] and len(fn.batch_shape) == 1
+    plain = fn.batch_shape == site.value.shape[:1] and len(fn.batch_shape) == 1
     return fn.base_dist if plain and fn.event_shape == site.value.shape[1:] else None
 
 

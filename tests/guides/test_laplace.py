@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from pyro_vaes.data import load
 from pyro_vaes.diagnostics import log_likelihood, to_datatree
 from pyro_vaes.distributions import DiscretizedLogisticMixture, PrecisionNormal
-from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher
+from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher, stages
 from pyro_vaes.guides.eigenvalues import floor_eigenvalues
 from pyro_vaes.guides.fisher import find_fisher
 from pyro_vaes.guides.joint import Joint
@@ -26,7 +26,14 @@ from pyro_vaes.guides.linearise import linearise
 from pyro_vaes.guides.relu_chain import find_chain, record_chains
 from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, scale_latents
 from pyro_vaes.models import VAE
-from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead
+from pyro_vaes.nn import (
+    MLP,
+    BernoulliLikelihood,
+    Chain,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    NormalHead,
+)
 from pyro_vaes.theory import ProbabilisticPCA, probabilistic_pca
 
 D, K, N = 7, 3, 6
@@ -741,7 +748,7 @@ def test_the_fast_path_is_found_checked_and_left_where_it_is_wrong():
     AmortizedLaplace(tanh.model, tanh.encoder).posterior(x)
     for vae, reason in (
         (tanh, "one chain of Linear and ReLU layers"),
-        (bernoulli_vae(), r"Normal\(...\).to_event\(1\)"),
+        (VAE(NormalHead(D, K), MLP(K, [8], D), ContinuousBernoulliLikelihood(), K), r"neither that nor Bernoulli"),
         (
             VAE(NormalHead(D, K), MLP(K, [8], 2 * D), GaussianLikelihood(1.0, amortize_scale=True), K),
             "not shared by all data",
@@ -749,6 +756,33 @@ def test_the_fast_path_is_found_checked_and_left_where_it_is_wrong():
     ):
         with pytest.raises(ValueError, match=reason):
             AmortizedLaplace(vae.model, vae.encoder, path="fast").posterior(binary())
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 9)])
+@pytest.mark.parametrize("cache", [1, 2**18])
+@pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
+def test_the_fast_path_agrees_with_the_generic_one(monkeypatch, make, hidden, cache):
+    """Whether the data pass one by one or at once, under a weight of the latent site."""
+    monkeypatch.setattr(stages, "CACHE", cache)
+    vae, x, z = make(hidden), binary(), torch.randn(N, K)
+    guide = AmortizedLaplace(scale_latents({"z": 0.5})(vae.model), vae.encoder)
+    joint = joint_of(guide, x)
+    with record_chains() as calls:
+        sites = joint.sites(z)
+    by_hand, generic = find_chain(calls, sites, z).prepare()(z), linearise(joint, z)
+    step = torch.randn(N, K)
+    for one, two in (
+        (by_hand.score, generic.score),
+        (by_hand.precision, generic.precision),
+        (by_hand.residual(step), generic.residual(step)),
+    ):
+        assert torch.allclose(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_clipped_probabilities_leave_the_fast_path():
+    x, vae = binary(), bernoulli_vae()
+    with pytest.raises(ValueError, match="clipped"):
+        AmortizedLaplace(vae.model, vae.encoder, path="fast", s_jitter=1e-5).posterior(x)
 
 
 def test_a_layer_that_lies_about_its_type_falls_back_with_a_warning():
@@ -847,13 +881,20 @@ def wide_vae():
     return gaussian_vae((8, 20), learn_scale=True)
 
 
-def half_off_vae():
+def with_idle_units(vae):
     """Many units that are off for all data, which the closed form leaves out."""
-    vae = gaussian_vae((20, 7), learn_scale=True)
     with torch.no_grad():
         vae.decoder[0].bias[::2] = -100.0
         vae.decoder[2].bias[::3] = -100.0
     return vae
+
+
+def half_off_vae():
+    return with_idle_units(gaussian_vae((20, 7), learn_scale=True))
+
+
+def half_off_bernoulli_vae():
+    return with_idle_units(bernoulli_vae((20, 7)))
 
 
 @pytest.mark.parametrize(
@@ -866,6 +907,8 @@ def half_off_vae():
         (wide_vae, "fast"),
         (half_off_vae, "fast"),
         (bernoulli_vae, "generic"),
+        (bernoulli_vae, "fast"),
+        (half_off_bernoulli_vae, "fast"),
         (lambda: VAE(NormalHead(D, K), MLP(K, [8], D, activation=nn.Tanh), BernoulliLikelihood(), K), "generic"),
         (lambda: VAE(NormalHead(D, K), MLP(K, [8], 2 * D), GaussianLikelihood(1.0, amortize_scale=True), K), "generic"),
     ],

@@ -1,0 +1,72 @@
+"""A chain of linear and (leaky) ReLU layers around one point per datum: stages that tangents and cotangents pass.
+
+A linear layer is its weight, shared by the data, shape ``(F', F)``; a ReLU the slopes of its units, ``(B, 1, F)``.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vaes.ops import linear
+
+__all__ = ["chunks", "pull", "push", "push_basis", "run", "take"]
+
+CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
+
+
+def run(layers: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """The last hidden layer ``(B, H)`` at z; the stages up to it; which of its units are kept, None for all.
+
+    Units that are off for all data contribute nothing and are left out of weights and slopes: after a training in
+    which latents were idle for a while that may be most. A GPU keeps them; it would have to wait for their number.
+    """
+    stages: list[Tensor] = []
+    on: Tensor | None = None
+    for layer in layers[:-1]:
+        if isinstance(layer, nn.Linear):
+            stages.append(take(layer.weight, 1, on))
+            on = None
+        else:
+            negative = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+            slope = torch.where(value > 0, 1.0, negative).to(value.dtype)
+            used = slope.any(0)
+            if value.device.type == "cpu" and stages and stages[-1].dim() == 2 and not used.all():
+                on = used.nonzero().squeeze(1)
+                stages[-1] = take(stages[-1], 0, on)
+            stages.append(take(slope, 1, on).unsqueeze(-2))
+        value = layer(value)
+    return value, stages, on
+
+
+def take(t: Tensor, dim: int, index: Tensor | None) -> Tensor:
+    """Those indices along a dimension; None for all."""
+    return t if index is None else t.index_select(dim, index)
+
+
+def chunks(stages: list[Tensor], z: Tensor, width: int) -> Iterator[list[Tensor]]:
+    """The stages for a few data at a time, so that tangents of this width in all directions of z fill a CPU's cache."""
+    size = max(1, CACHE // max(1, z.shape[-1] * width)) if z.device.type == "cpu" else len(z)
+    rows = max((len(s) for s in stages if s.dim() == 3), default=1)
+    for start in range(0, rows, size):
+        yield [s if s.dim() == 2 else s[start : start + size] for s in stages]
+
+
+def push(rows: Tensor, stages: list[Tensor]) -> Tensor:
+    """Tangents of z, rows ``(..., k, d)``, as tangents of the last hidden layer, ``(B, k, H)``."""
+    for stage in stages:
+        rows = linear(rows, stage) if stage.dim() == 2 else rows * stage
+    return rows
+
+
+def push_basis(basis: Tensor, stages: list[Tensor]) -> Tensor:
+    """:func:`push` of the rows of one matrix ``(d, d)`` for all data; ``(1, d, H)`` if they are the same for all."""
+    rows = push(basis, stages)
+    return rows if rows.dim() == 3 else rows.unsqueeze(0)
+
+
+def pull(rows: Tensor, stages: list[Tensor]) -> Tensor:
+    """Cotangents ``(B, H)`` of the last hidden layer as cotangents ``(B, d)`` of z."""
+    for stage in reversed(stages):
+        rows = linear(rows, stage.T) if stage.dim() == 2 else rows * stage.squeeze(-2)
+    return rows
