@@ -5,7 +5,8 @@ r"""The pairs of the collapse paper, linear and not: fixed noise, one normal pri
     hierarchical     p(z1|z2) = N(tanh f(z2), noise²)          q(z1|x) = N(tanh f(x), scale²), q(z2|z1)
                      p(x|z1)  = N(tanh f(z1), noise²)
 
-Linear pairs have no biases and an encoder scale that all data share.
+Linear pairs have no biases and an encoder scale that all data share; two stacked linear layers instead of a hidden one
+are a :func:`relu_cvae` without activation. With convolutions: :mod:`pyro_vaes.experiments.collapse_conv_pairs`.
 
 References:
     | Beyond Vanilla Variational Autoencoders (Dang, Tran, Nguyen & Ho, 2024), experiments and released code
