@@ -11,23 +11,29 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vaes import plots
 from pyro_vaes.data import ImageData, assemble, load
 from pyro_vaes.data.split import Split
 from pyro_vaes.diagnostics import reconstruct
+from pyro_vaes.experiments.collapse_conv_pairs import conv_cvae, conv_hierarchical_vae
 from pyro_vaes.experiments.collapse_measures import kl_weights, measured, train
 from pyro_vaes.experiments.collapse_pairs import relu_cvae, relu_hierarchical_vae, relu_vae
 from pyro_vaes.experiments.study import Job, Result
 from pyro_vaes.infer.pair import preserve_rng
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 
-__all__ = ["CollapseSetting", "conditional", "correlated", "hierarchical", "plain"]
+__all__ = ["CollapseSetting", "Network", "conditional", "correlated", "hierarchical", "plain"]
+
+Network = Literal["ReLU", "linear", "CNN"]
+LINEAR_HIDDEN = 16  # between the two linear layers of E6
+CONV_HIDDEN = 64  # of E8 with convolutions
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,14 @@ class CollapseSetting:
 
 
 def conditional(
-    s: CollapseSetting, job: Job, *, beta: float, noise: float, digit: int | None = None, released: bool = False
+    s: CollapseSetting,
+    job: Job,
+    *,
+    beta: float,
+    noise: float,
+    digit: int | None = None,
+    network: Network = "ReLU",
+    released: bool = False,
 ) -> Result:
     """E5, and E6 where a digit is given: complete an image from its bottom left quarter."""
     data = s.load(job)
@@ -74,7 +87,12 @@ def conditional(
     else:
         prior_scale, hidden, epochs, clip = 0.5, s.hidden[1], s.epochs[1], 0.1
     with preserve_rng(job.seed):
-        pair = relu_cvae(target, covariate, s.latent_dim, hidden, noise=noise, prior_scale=prior_scale)
+        if network == "CNN":
+            pair = conv_cvae(data.image_shape, s.latent_dim, hidden, noise=noise, prior_scale=prior_scale)
+        else:
+            sizes = target, covariate, s.latent_dim, LINEAR_HIDDEN if network == "linear" else hidden
+            activation = nn.Identity if network == "linear" else nn.ReLU
+            pair = relu_cvae(*sizes, noise=noise, prior_scale=prior_scale, activation=activation)
     weights = kl_weights({"z": beta}, released=released)
     fitted = train(pair, train_rows, weights, TraceMeanField_ELBO(), job, epochs=epochs, clip=clip)
     shown = {"completions": _completions(pair, test_rows, data)}
@@ -103,14 +121,24 @@ def correlated(s: CollapseSetting, job: Job, *, rho: float, released: bool = Fal
 
 
 def hierarchical(
-    s: CollapseSetting, job: Job, *, betas: tuple[float, float], noise: float, released: bool = False
+    s: CollapseSetting,
+    job: Job,
+    *,
+    betas: tuple[float, float],
+    noise: float,
+    convolutional: bool = False,
+    released: bool = False,
 ) -> Result:
     """E8: does z2 collapse? Reconstructions through z1 do not tell, those through z2 do."""
     data = s.load(job)
     assert data.test is not None
     x, test, scale, dims = data.train.x, data.test.x, 0.5, (s.latent_dim, s.latent_dim)
+    fixed = {"noise": noise, "prior_scale": 0.5, "encoder_scale": scale}
     with preserve_rng(job.seed):
-        pair = relu_hierarchical_vae(x.shape[1], dims, s.hidden[2], noise=noise, prior_scale=0.5, encoder_scale=scale)
+        if convolutional:
+            pair = conv_hierarchical_vae(data.image_shape, dims, CONV_HIDDEN, **fixed)
+        else:
+            pair = relu_hierarchical_vae(x.shape[1], dims, s.hidden[2], **fixed)
     weights = kl_weights({"z_1": betas[0], "z_2": betas[1]}, released=released)
     epochs, scales = s.epochs[3], (scale, None)
     fitted = train(pair, x, weights, Trace_ELBO(), job, epochs=epochs, clip=0.1, encoder_scales=scales)

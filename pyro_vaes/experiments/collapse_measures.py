@@ -182,13 +182,16 @@ def _units(fitted: Fitted, report: CollapseReport) -> Figure:
     return figure
 
 
-def rank_correlation(findings: Findings, cases: str, forecast: str = "linear KL") -> str | None:
+def rank_correlation(
+    findings: Findings, cases: str, forecast: str = "linear KL", *, label: str | None = None
+) -> str | None:
     """A line with the Spearman correlation of forecast and trained KL over the cases of one sweep.
 
     Arguments:
         findings: Of the study.
         cases: What the names of the cases begin with.
         forecast: Column of the forecast.
+        label: What the line calls the sweep; by default ``cases``.
 
     Returns:
         The line, or None for fewer than three such cases.
@@ -199,4 +202,4 @@ def rank_correlation(findings: Findings, cases: str, forecast: str = "linear KL"
         return None
     forecasts, trained = ([sum(columns[c][n]) / len(columns[c][n]) for n in sweep] for c in (forecast, "KL"))
     rho = spearmanr(forecasts, trained).statistic
-    return f"{cases}: rank correlation of {forecast} and trained KL over {len(sweep)} settings {rho:.3f}"
+    return f"{label or cases}: rank correlation of {forecast} and trained KL over {len(sweep)} settings {rho:.3f}"

@@ -2,7 +2,8 @@
 
     data   MNIST, pixels in [0, 1], neither centred nor binarised; three quarters given the bottom left one (E5, E6);
            normal vectors with a covariate of known correlation (E7)
-    p, q   ReLU pairs with fixed noise, see :mod:`pyro_vaes.experiments.collapse_pairs`
+    p, q   ReLU pairs with fixed noise, see :mod:`pyro_vaes.experiments.collapse_pairs`; E6 also with linear networks;
+           E6 and E8 also with convolutions, see :mod:`pyro_vaes.experiments.collapse_conv_pairs`
     bound  the ELBO with a weight beta on the KL of each latent site; with "released weighting" in a case's name the
            loss of the authors' programs, the ELBO with half of that
     table  KL, active units, (epsilon, delta)-collapse, error and likelihood, beside the linear forecast
@@ -31,6 +32,7 @@ Point = tuple[float, float]
 BETAS, NOISES = (0.1, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0)
 PAPER_BETAS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0)
 GRID = (0.1, 1.0, 2.0, 4.0, 6.0)  # beta_1 and beta_2 of the paper's pictures through z_2
+CONV_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)  # each of beta_1 and beta_2 of E8 with convolutions
 FORECAST = [(b, n) for b in (0.3, 1.0, 3.0, 9.0) for n in (0.25, 0.5, 1.0)]  # no two with the same beta noise²
 
 
@@ -52,25 +54,39 @@ def _hierarchies(budget: str) -> list[tuple[Point, float]]:
     return list(dict.fromkeys([*((betas, 0.5) for betas in sweeps), *((ones, noise) for noise in NOISES)]))
 
 
+def _conv_hierarchies(budget: str) -> list[Point]:
+    """All pairs of betas, or the corners of their square."""
+    betas = CONV_BETAS if budget == "gpu" else (CONV_BETAS[0], CONV_BETAS[-1])
+    return list(product(betas, betas))
+
+
 def cases(s: CollapseSetting) -> Mapping[str, Case]:
     """Everything with the ELBO; with the released weighting what has reference figures, or everything at "gpu"."""
     points = dict.fromkeys([*((b, 1.0) for b in BETAS), *((1.0, n) for n in NOISES)])
     by_name: dict[str, Callable[..., Result]] = {
         f"forecast beta {b:g}, noise {n:g}": partial(plain, beta=b, noise=n, narrow=True) for b, n in FORECAST
     }
-    by_name |= {f"E6 digit {d}": partial(conditional, beta=1.0, noise=0.5, digit=d) for d in range(10)}
+    digits = [partial(conditional, beta=1.0, noise=0.5, digit=d) for d in range(10)]
+    by_name |= {f"E6 digit {d}": case for d, case in enumerate(digits)}
+    by_name |= {f"E6 linear digit {d}": partial(case, network="linear") for d, case in enumerate(digits)}
+    by_name |= {f"E6 CNN digit {d}": partial(case, network="CNN") for d, case in enumerate(digits)}
     by_name |= {f"E5 beta {b:g}, noise {n:g}": partial(conditional, beta=b, noise=n) for b, n in points}
     by_name |= {f"E7 rho {rho:g}": partial(correlated, rho=rho) for rho in (1.0, 0.5, 0.25, 0.125, 0.0)}
     by_name |= {
         f"E8 betas {b[0]:g} {b[1]:g}, noise {n:g}": partial(hierarchical, betas=b, noise=n)
         for b, n in _hierarchies(s.budget)
     }
+    by_name |= {
+        f"E8 CNN betas {b[0]:g} {b[1]:g}": partial(hierarchical, betas=b, noise=0.5, convolutional=True)
+        for b in _conv_hierarchies(s.budget)
+    }
     by_name |= {"E9 scale learnt": plain, "E9 scale 0.5": partial(plain, scale=0.5)}
     released: dict[str, Callable[..., Result]] = {
         f"{n}{RELEASED}": partial(c, released=True) for n, c in by_name.items() if not n.startswith("forecast")
     }
     if s.budget == "smoke":
-        few = ("forecast beta 1,", "E6 digit 1", "E5 beta 1, noise 1", "E7 rho 0.5", "E8 betas 1 0.1", "E9 scale 0.5")
+        few: tuple[str, ...] = ("forecast beta 1,", "E6 digit 1", "E6 linear digit 1", "E6 CNN digit 1")
+        few += ("E5 beta 1, noise 1", "E7 rho 0.5", "E8 betas 1 0.1", "E8 CNN betas 1 16", "E9 scale 0.5")
         one = f"E5 beta 1, noise 1{RELEASED}"
         return {n: c for n, c in by_name.items() if n.startswith(few)} | {one: released[one]}
     return by_name | {n: c for n, c in released.items() if s.budget == "gpu" or n in REFERENCE}
@@ -121,9 +137,14 @@ def remark(s: CollapseSetting) -> str:
 
 def summary(findings: Findings) -> list[str]:
     """Whether the forecasts rank the settings as training does."""
-    groups = [("forecast", "linear KL"), *(("E6", c) for c in (LINEAR, "linear KL"))]
-    groups += [(group, "linear KL") for group in ("E5", "E7", "E8")]
-    lines = [rank_correlation(findings, cases, forecast) for cases, forecast in groups]
+    # From a line's name to what its cases' names begin with; ReLU pairs go by the experiment's number alone.
+    sweeps = {"forecast": "forecast", "E6": "E6 digit", "E6 linear": "E6 linear", "E6 CNN": "E6 CNN"}
+    sweeps |= {"E5": "E5", "E7": "E7", "E8": "E8 betas", "E8 CNN": "E8 CNN"}
+    lines = [
+        rank_correlation(findings, begin, forecast, label=label)
+        for label, begin in sweeps.items()
+        for forecast in ((LINEAR, "linear KL") if label.startswith("E6") else ("linear KL",))
+    ]
     return [line for line in lines if line is not None]
 
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from scipy.stats import spearmanr
+from torch import nn
 
+from pyro_vaes.data import assemble, complete, load
 from pyro_vaes.diagnostics import forecast_collapse
-from pyro_vaes.experiments import LINEAR_COLLAPSE, POSTERIOR_COLLAPSE, Findings, Job, Row
+from pyro_vaes.experiments import LINEAR_COLLAPSE, POSTERIOR_COLLAPSE, Findings, Job, Row, collapse_cases
 from pyro_vaes.experiments.collapse_cases import _quarters
+from pyro_vaes.experiments.collapse_conv_pairs import conv_cvae, conv_hierarchical_vae
 from pyro_vaes.experiments.collapse_measures import kl_weights, rank_correlation, train
 from pyro_vaes.experiments.collapse_pairs import relu_cvae, relu_hierarchical_vae, relu_vae
 from pyro_vaes.experiments.linear_values import trained_values
@@ -63,13 +66,116 @@ def test_a_branch_for_each_argument_is_added():
         torch.testing.assert_close(network(first, second), left(first) + right(second))
 
 
-def test_hierarchical_outputs_are_bounded_and_the_first_scale_is_fixed():
-    pair = relu_hierarchical_vae(6, (4, 3), 8, noise=0.5, prior_scale=0.5, encoder_scale=0.3)
-    loc, scale = pair.encoders[0](50 * torch.randn(9, 6))
+def test_without_activation_the_conditional_pair_is_affine_and_of_the_hidden_layers_rank():
+    torch.manual_seed(0)
+    pair = relu_cvae(9, 7, 5, 3, noise=0.5, activation=nn.Identity).double()
+    y, c, z = (torch.randn(2, f, dtype=torch.float64) for f in (9, 7, 5))
+    for network, inputs in ((pair.decoder, (z, c)), (pair.encoder.loc, (y, c)), (pair.encoder.raw_scale, (y, c))):
+        origin = network(*(0 * i[:1] for i in inputs))
+        assert origin.abs().min() > 0, "biases"
+        apart = network(*inputs) - origin
+        mixed = network(*(2 * i[:1] - 3 * i[1:] for i in inputs)) - origin
+        torch.testing.assert_close(mixed, 2 * apart[:1] - 3 * apart[1:], rtol=1e-12, atol=1e-12)
+        for branch, i in zip(network.branches, inputs, strict=True):
+            slope = branch(torch.eye(i.shape[1], dtype=torch.float64)) - branch(0 * i[:1])
+            assert torch.linalg.matrix_rank(slope) == 3
+
+
+SHAPES = [(1, 8, 8), (1, 28, 28), (2, 7, 5)]
+
+
+@pytest.mark.parametrize("image_shape", SHAPES, ids=str)
+class TestConvolutionalCompletion:
+    def test_the_networks_see_the_image_with_a_hole(self, image_shape):
+        """Nothing of the covariate's quarter is in what the convolutions over the target get."""
+        torch.manual_seed(0)
+        _, height, width = image_shape
+        images = torch.rand(6, *image_shape)
+        target, covariate = complete(images)
+        pair, seen = conv_cvae(image_shape, 4, 8, noise=0.5), []
+        for network in (pair.encoder.loc, pair.encoder.raw_scale):
+            for branch in network.branches:
+                conv = next(m for m in branch.modules() if isinstance(m, nn.Conv2d))
+                assert (conv.stride, conv.out_channels) == ((2, 2), 32)
+                conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        pair.posterior(target, covariate)
+        quarter = images[..., height // 2 :, : width // 2]
+        hole = images.clone()
+        hole[..., height // 2 :, : width // 2] = 0
+        for got, wanted in zip(seen, (hole, quarter) * 2, strict=True):
+            rows, columns = wanted.shape[-2:]
+            assert torch.equal(got[..., 1 : 1 + rows, 1 : 1 + columns], wanted)  # the convolution's zeros are around
+            assert got.count_nonzero() == wanted.count_nonzero()
+
+    def test_output_is_laid_out_as_assemble_has_it(self, image_shape):
+        """Around the hole, the images that the two branches make before they are cut."""
+        torch.manual_seed(0)
+        _, height, width = image_shape
+        pair = conv_cvae(image_shape, 4, 8, noise=0.5)
+        z, images = torch.randn(3, 6, 4), torch.rand(6, *image_shape)
+        _, covariate = complete(images)
+        left, right = (nn.Sequential(*branch[:-1]) for branch in pair.decoder.branches)
+        completed = assemble(pair.decoder(z, covariate), covariate, image_shape)
+        assert completed.shape == (3, 6, *image_shape)
+        wanted = left(z) + right(covariate)
+        wanted[..., height // 2 :, : width // 2] = images[..., height // 2 :, : width // 2]  # as given
+        torch.testing.assert_close(completed, wanted)
+
+    def test_every_parameter_takes_part(self, image_shape):
+        torch.manual_seed(0)
+        pair = conv_cvae(image_shape, 4, 8, noise=0.5)
+        rows = complete(torch.rand(6, *image_shape))
+        TraceMeanField_ELBO().loss_and_grads(pair.model, pair.guide, *rows)
+        for name, parameter in pair.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+CONDITIONAL = {
+    "ReLU": lambda: relu_cvae(48, 16, 5, 7, noise=0.4, prior_scale=0.5),
+    "linear": lambda: relu_cvae(48, 16, 5, 3, noise=0.4, prior_scale=0.5, activation=nn.Identity),
+    "CNN": lambda: conv_cvae((1, 8, 8), 5, 7, noise=0.4, prior_scale=0.5),
+}
+
+
+@pytest.mark.parametrize("name", ["linear", "CNN"])
+@pytest.mark.parametrize("centred", [None, False])
+def test_forecasts_of_a_digits_pairs_agree(name, centred):
+    """Noise, prior, beta and units count, whatever the networks; all have biases, which centre the data."""
+    rows = _quarters(load("digits").train, 2)
+    scaled = scale_latents({"z": 0.3})
+    wanted, found = (forecast_collapse(scaled(CONDITIONAL[n]().model), rows, centred=centred) for n in ("ReLU", name))
+    assert found.centred == wanted.centred == (centred is None) and found.conditional
+    assert wanted["z"].total_kl > 1 and torch.equal(found["z"].kl, wanted["z"].kl)
+    assert torch.equal(found["z"].encoder_scale, wanted["z"].encoder_scale)
+
+
+def test_forecasts_of_hierarchies_agree():
+    x, options = load("digits").train.x, {"noise": 0.4, "prior_scale": 0.5, "encoder_scale": 0.3}
+    pairs = relu_hierarchical_vae(64, (5, 4), 7, **options), conv_hierarchical_vae((1, 8, 8), (5, 4), 7, **options)
+    scaled = scale_latents({"z_1": 0.5, "z_2": 0.3})
+    wanted, found = (forecast_collapse(scaled(p.model), x, encoder_scales=(0.3, None)) for p in pairs)
+    assert wanted["z_2"].total_kl > 1 and torch.equal(found["z_2"].kl, wanted["z_2"].kl)
+    assert torch.equal(found["z_2"].encoder_scale, wanted["z_2"].encoder_scale)
+    assert found.centred and wanted.centred
+
+
+HIERARCHICAL = {
+    "ReLU": lambda **o: relu_hierarchical_vae(48, (4, 3), 8, **o),
+    "CNN": lambda **o: conv_hierarchical_vae((1, 8, 6), (4, 3), 8, **o),
+}
+
+
+@pytest.mark.parametrize("name", HIERARCHICAL)
+def test_hierarchical_outputs_are_bounded_and_the_first_scale_is_fixed(name):
+    torch.manual_seed(0)
+    pair = HIERARCHICAL[name](noise=0.5, prior_scale=0.5, encoder_scale=0.3)
+    loc, scale = pair.encoders[0](50 * torch.randn(9, 48))
     assert loc.abs().max() <= 1 and (scale == 0.3).all()
     loc, scale = pair.encoders[1](50 * torch.randn(9, 4))
     assert loc.abs().max() <= 1 and 0 < scale.min() < scale.max() <= 1.001
-    assert (pair.priors[0](torch.randn(9, 3))[1] == 0.5).all() and pair.decoder(torch.randn(9, 4)).abs().max() <= 1
+    assert (pair.priors[0](torch.randn(9, 3))[1] == 0.5).all()
+    x = pair.decoder(50 * torch.randn(9, 4))
+    assert x.shape == (9, 48) and 0.5 < x.abs().max() <= 1
 
 
 def test_values_of_linear_pairs_at_their_optimum_are_the_theory():
@@ -155,9 +261,24 @@ def test_rank_correlation_takes_one_sweep_without_the_released_weighting():
     assert rank_correlation(Findings("x", {}, rows[:2]), "E5") is None
 
 
-def test_quarters_of_one_class():
-    from pyro_vaes.data import load
+def test_summary_keeps_the_networks_of_a_sweep_apart():
+    """With forecasts 0, 1, 2: trained values in that order for the ReLU pairs, in others for the others."""
+    trained = {"E6 digit {}": [0, 1, 2], "E6 linear digit {}": [2, 1, 0], "E6 CNN digit {}": [0, 2, 1]}
+    trained |= {"E8 betas 1 {}, noise 0.5": [0, 1, 2], "E8 CNN betas 1 {}": [2, 1, 0]}
+    rows = []
+    for case, values in trained.items():
+        for i, kl in enumerate(values):
+            rows.append(Row(case.format(i), 1, {"linear KL": i, "linear KL, not centred": i, "KL": kl}))
+    e6 = {"E6": "1.000", "E6 linear": "-1.000", "E6 CNN": "0.500"}
+    columns = ("linear KL, not centred", "linear KL")
+    wanted = [(label, c, rho) for label, rho in e6.items() for c in columns]
+    wanted += [("E8", "linear KL", "1.000"), ("E8 CNN", "linear KL", "-1.000")]
+    assert POSTERIOR_COLLAPSE.summary(Findings("x", {}, rows)) == [
+        f"{label}: rank correlation of {c} and trained KL over 3 settings {rho}" for label, c, rho in wanted
+    ]
 
+
+def test_quarters_of_one_class():
     part = load("digits", split=(0.0, 0.1)).test
     target, covariate = _quarters(part, 3)
     assert target.shape[1:] == (48,) and covariate.shape[1:] == (16,)
@@ -187,9 +308,49 @@ class TestStudies:
 def test_sweeps_are_those_asked_for():
     cases = list(POSTERIOR_COLLAPSE.cases(POSTERIOR_COLLAPSE.setting("cpu", "mnist")))
     assert sum(c.startswith("forecast") for c in cases) >= 9
-    assert sum(c.startswith("E6") and "released" not in c for c in cases) == 10
+    for network in ("", "linear ", "CNN "):
+        assert {f"E6 {network}digit {d}" for d in range(10)} <= set(cases)
+    assert {c for c in cases if c.startswith("E8 CNN")} == {
+        f"E8 CNN betas {b}" for b in ("1 1", "1 16", "16 1", "16 16")
+    }
+    smoke = POSTERIOR_COLLAPSE.cases(POSTERIOR_COLLAPSE.setting("smoke", "digits"))
+    assert {"E6 digit 1", "E6 linear digit 1", "E6 CNN digit 1", "E8 CNN betas 1 16"} <= set(smoke)
     full = POSTERIOR_COLLAPSE.cases(POSTERIOR_COLLAPSE.setting("gpu", "mnist"))
     assert {"E8 betas 6 6, noise 0.5", "E5 beta 2, noise 1, released weighting"} <= set(full)
+    assert {"E6 CNN digit 9, released weighting", "E8 CNN betas 8 2, released weighting"} <= set(full)
+    assert sum(c.startswith("E8 CNN") and "released" not in c for c in full) == 25
+
+
+class Trained(Exception):
+    """Instead of training."""
+
+
+@pytest.mark.parametrize(
+    ("case", "hidden"),
+    [
+        ("E6 digit 1", 8),
+        ("E6 linear digit 1", 16),
+        ("E6 CNN digit 1", 8),
+        ("E8 betas 1 0.1, noise 0.5", 8),
+        ("E8 CNN betas 1 16", 64),
+    ],
+)
+def test_a_case_trains_the_network_that_it_names(case, hidden, monkeypatch):
+    def stop(pair, rows, weights, *_, **options):
+        raise Trained(pair, weights, options["clip"])
+
+    monkeypatch.setattr(collapse_cases, "train", stop)
+    setting = POSTERIOR_COLLAPSE.setting("smoke", "digits")
+    with pytest.raises(Trained) as stopped:
+        POSTERIOR_COLLAPSE.cases(setting)[case](setting, Job(1))
+    pair, weights, clip = stopped.value.args
+    kinds = {type(m) for m in pair.modules()}
+    assert (nn.Conv2d in kinds) == ("CNN" in case) and (nn.ReLU in kinds) == ("linear" not in case)
+    assert (hidden, 4) in {(m.in_features, m.out_features) for m in pair.modules() if isinstance(m, nn.Linear)}
+    scale = pair.likelihood(torch.zeros(1, 64)).base_dist.scale.unique().item()
+    assert clip == 0.1 and scale == pytest.approx(0.5)
+    betas = {"E8 betas 1 0.1, noise 0.5": [1.0, 0.1], "E8 CNN betas 1 16": [1.0, 16.0]}
+    assert list(weights.values()) == betas.get(case, [1.0])
 
 
 def test_reference_figures_are_the_specs():
