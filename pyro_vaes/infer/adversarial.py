@@ -201,7 +201,7 @@ class Adversarial_ELBO(Bound):
         """A function of the base's, the images that it has met, and the number of data that they stand for."""
         pair = self._record(model, guide, args)
         loss = bound(pair.model, pair.guide, *args)
-        drawn, observation = pair.drawn.take(), pair.observed.take(self.site)
+        drawn, observation = pair.drawn.take_all(), pair.observed.take(self.site)
         for name, message in drawn.items():
             if torch.is_grad_enabled() and not message["fn"].has_rsample:
                 raise ValueError(
