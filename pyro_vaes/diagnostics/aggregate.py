@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vaes.diagnostics.collapse import ACTIVE_VARIANCE
-from pyro_vaes.diagnostics.particles import Args, Particles, Sites, aligned, random_sites
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, Sites, aligned, random_sites
 from pyro_vaes.distributions import AggregateGaussian, MixturePosterior
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.importance import guide_and_model_traces

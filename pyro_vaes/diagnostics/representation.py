@@ -30,7 +30,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pyro_vaes.diagnostics.clustering import hungarian_map
-from pyro_vaes.diagnostics.particles import Args, Particles, aligned, random_sites
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, aligned, random_sites
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.importance import DataPlate
 from pyro_vaes.infer.programs import num_positional
