@@ -35,8 +35,7 @@ def mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Proble
     for name in sorted(violating):
         yield Problem(
             f"TraceMeanField_ELBO is wrong for this pair: it would use the analytic KL of {name!r}, whose prior "
-            "depends on "
-            f"a latent that the guide draws after and from {name!r}. Use Trace_ELBO, or a top-down guide."
+            f"depends on a latent that the guide draws after and from {name!r}. Use Trace_ELBO, or a top-down guide."
         )
 
 
@@ -74,7 +73,6 @@ def gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Itera
     if pair.unreached:
         yield Problem(
             f"No gradient reaches {len(pair.unreached)} parameters: {', '.join(pair.unreached[:6])}. They will stay "
-            "as they "
-            "are; is that part of the network used?",
+            "as they are; is that part of the network used?",
             fatal=False,
         )

@@ -144,8 +144,7 @@ class Guard:
             f"At step {run.step} the loss is {value.item():g} nats per datum and {len(gradients)} of "
             f"{len(run.pair.parameters)} gradients are not finite{named}.{tried} The sites on that batch:\n"
             f"{site_table(run.pair, args)}\nUsual cures: a scale with a floor, ClipGradNorm, a smaller learning "
-            "rate, KLWarmup, "
-            "or on_nan='skip'."
+            "rate, KLWarmup, or on_nan='skip'."
         )
 
     def _roll_back(self) -> None:

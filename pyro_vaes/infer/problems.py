@@ -45,14 +45,12 @@ def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
             bad = (~value.isfinite()).sum().item()
             yield Problem(
                 f"{name} holds {bad} values that are NaN or infinite (of {value.numel()}). Drop those rows, or fill "
-                "them "
-                "in, for example with torch.nan_to_num."
+                "them in, for example with torch.nan_to_num."
             )
         elif value.dtype == torch.uint8:
             yield Problem(
                 f"{name} has dtype uint8, but networks compute in floats. Divide pixels by 255 (x.float() / 255), or "
-                "use "
-                "pyro_vaes.data.from_tensors, which does it batch by batch."
+                "use pyro_vaes.data.from_tensors, which does it batch by batch."
             )
 
 
@@ -97,9 +95,8 @@ def shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
         except RuntimeError:
             yield Problem(
                 f"At {name!r} the {label}'s distribution has shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)} "
-                "but "
-                f"the value has {tuple(value.shape)}. Does the decoder's last layer, or the plate's size, follow the "
-                "data?"
+                f"but the value has {tuple(value.shape)}. Does the decoder's last layer, or the plate's size, follow "
+                "the data?"
             )
             continue
         for dim in range(-len(batch_shape), 0):
@@ -112,10 +109,8 @@ def shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
             elif dim not in frames and size > 1:
                 yield Problem(
                     f"At {name!r} the {label} has batch shape {tuple(batch_shape)}, whose dimension {dim} of size "
-                    f"{size} "
-                    "no plate declares. If it belongs to one datum, call "
-                    f".to_event({len(batch_shape) - len(frames)}) "
-                    "on the distribution; else open a plate for it."
+                    f"{size} no plate declares. If it belongs to one datum, call "
+                    f".to_event({len(batch_shape) - len(frames)}) on the distribution; else open a plate for it."
                 )
                 break
 
@@ -168,8 +163,7 @@ def plate_problems(guide_trace: Trace, model_trace: Trace, args: tuple[object, .
         if max(sizes, default=1) > 1 and value.dim() == len(site["fn"].event_shape) and any(value is a for a in args):
             yield Problem(
                 f"The observed {name!r} has shape {tuple(value.shape)}, which is one datum: there is no row for each "
-                "of "
-                f"the {max(sizes)} that its plate holds. Is the batch dimension missing (x.unsqueeze(0))?"
+                f"of the {max(sizes)} that its plate holds. Is the batch dimension missing (x.unsqueeze(0))?"
             )
 
 
@@ -182,7 +176,6 @@ def scale_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
             if not torch.isclose(ours, theirs, rtol=1e-6):
                 yield Problem(
                     f"The latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the guide. A KL "
-                    "weight "
-                    "goes on both sides: scale_latents around the step, or on both programs.",
+                    "weight goes on both sides: scale_latents around the step, or on both programs.",
                     fatal=False,
                 )
