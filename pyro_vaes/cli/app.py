@@ -33,6 +33,9 @@ app = typer.Typer(
 
 DEFAULT = Options()
 RunDirectory = Annotated[Path, typer.Argument(help="The directory of a run, as `train` wrote it.", show_default=False)]
+Samples = Annotated[int, typer.Option(help="Importance samples per image.")]
+NumData = Annotated[int, typer.Option(help="Images, from the first.")]
+Seed = Annotated[int, typer.Option(help="Of the draws.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data files, if not the one recorded or found.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda.", show_default="cpu")]
 Part = Annotated[str | None, typer.Option(help="test, valid or train.", show_default="the first there is")]
@@ -129,10 +132,10 @@ def train(
 @app.command()
 def evaluate(
     run: RunDirectory,
-    particles: Annotated[int, typer.Option(help="Importance samples per image.")] = 100,
-    num_data: Annotated[int, typer.Option(help="Images, from the first.")] = 1000,
+    particles: Samples = 100,
+    num_data: NumData = 1000,
     split: Part = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Seed = 0,
     root: Root = None,
     device: Device = None,
 ) -> None:
@@ -155,7 +158,7 @@ def sample(
     ] = None,
     noise: Annotated[bool, typer.Option("--noise", help="Draw the pixels too, rather than show their means.")] = False,
     out: Annotated[Path | None, typer.Option(help="The picture.", show_default="RUN/samples.png")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Seed = 0,
     root: Root = None,
     device: Device = None,
 ) -> None:
@@ -210,8 +213,8 @@ def _title(run: Run, classes: list[int]) -> str:
 @app.command()
 def report(
     run: RunDirectory,
-    particles: Annotated[int, typer.Option(help="Importance samples per image.")] = 100,
-    num_data: Annotated[int, typer.Option(help="Images, from the first.")] = 1000,
+    particles: Samples = 100,
+    num_data: NumData = 1000,
     split: Part = None,
     root: Root = None,
     device: Device = None,

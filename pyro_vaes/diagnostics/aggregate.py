@@ -15,127 +15,22 @@ References:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions import Independent
 
-from pyro_vaes.diagnostics.collapse import ACTIVE_VARIANCE
-from pyro_vaes.diagnostics.particles import Args, Particles, Sites, aligned, random_sites
+from pyro_vaes.diagnostics.aggregate_tables import AggregateReport, kl_decomposition
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, Sites, aligned, random_sites
 from pyro_vaes.distributions import AggregateGaussian, MixturePosterior
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.importance import guide_and_model_traces
 from pyro_vaes.infer.prior_coordinates import NormalSite, Standardised, find_normal_sites
 
-__all__ = ["AggregateReport", "KLDecomposition", "aggregate_report", "draw_from_aggregate", "kl_decomposition"]
-
+__all__ = ["aggregate_report"]
 
 ROWS, UNITS = 16, 8  # whose images a sensitivity's run of the decoder holds, in all
-
-
-@dataclass(frozen=True)
-class KLDecomposition:
-    """The mean KL of N posteriors from N(0, I) as that of their aggregate and the rest, nats per datum.
-
-    Attributes:
-        mean_kl: mean_i KL(q_i || p).
-        aggregate_kl: KL(N(m, A) || p).
-        spread: 1/2 sum_k log A_k less its mean over the posteriors' own log variances, 0 or more: what the posteriors
-            pay for being narrower than their aggregate, and for correlations.
-    """
-
-    mean_kl: float
-    aggregate_kl: float
-    spread: float
-
-
-def kl_decomposition(loc: Tensor, scale: Tensor, entropy: Tensor | None = None) -> KLDecomposition:
-    """Split the mean KL divergence of normal posteriors from N(0, I); each part by its own formula.
-
-    Arguments:
-        loc: Means, ``(N, d)``.
-        scale: Standard deviations of the single units, ``(N, d)``.
-        entropy: Of each posterior, nats, ``(N,)``; by default that of independent units.
-
-    Example:
-        >>> found = kl_decomposition(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1))
-        >>> found.mean_kl, round(found.aggregate_kl + found.spread, 6)
-        (0.5, 0.5)
-    """
-    per_unit = 0.5 * (1 + math.log(2 * math.pi))
-    entropy = (per_unit + scale.log()).sum(1) if entropy is None else entropy
-    second = (loc.square() + scale.square()).sum(1)
-    mean_kl = 0.5 * (second.mean() + loc.shape[1] * math.log(2 * math.pi)) - entropy.mean()
-    aggregate = AggregateGaussian(loc, scale, "mixture", validate_args=False)
-    spread = aggregate.entropy() - entropy.mean()
-    return KLDecomposition(mean_kl.item(), aggregate.kl_units().sum().item(), spread.item())
-
-
-@dataclass(frozen=True)
-class AggregateReport:
-    """The aggregate posterior of N data over U units, those of all sites in turn; prints itself.
-
-    Attributes:
-        sites: Number of units of each latent site.
-        loc: m, ``(U,)``.
-        mean_variance: V, the variance of the posterior means, ``(U,)``.
-        mean_scale: mean_i sigma_i, ``(U,)``.
-        variance: A, that of the aggregate itself, ``(U,)``.
-        sensitivity: Mean absolute change of the observation's mean when a unit moves by 1 from the posterior mean, in
-            the data's units, ``(U,)``; nan where it was not asked for.
-        decomposition: The mean KL and its parts, nats per datum.
-        means_kl: KL(N(m, V) || N(0, I)), nats: what the released objective makes small.
-        mutual_information: I(i; z) of the mixture of ``mixture_size`` posteriors, nats; nan for full covariances.
-        mutual_information_error: Its standard error.
-        mixture_kl: KL of that mixture from N(0, I), nats.
-        mixture_size: Number of posteriors in the mixture.
-        num_data: N.
-    """
-
-    sites: dict[str, int]
-    loc: Tensor
-    mean_variance: Tensor
-    mean_scale: Tensor
-    variance: Tensor
-    sensitivity: Tensor
-    decomposition: KLDecomposition
-    means_kl: float
-    mutual_information: float
-    mutual_information_error: float
-    mixture_kl: float
-    mixture_size: int
-    num_data: int
-
-    @property
-    def num_dead(self) -> int:
-        """Units whose posterior means do not vary, V < 0.01; not those that the decoder ignores."""
-        return int((self.mean_variance < ACTIVE_VARIANCE).sum())
-
-    def __str__(self) -> str:
-        lines = [f"{'per unit':<26}{'least':>9}{'median':>9}{'most':>9}"]
-        for name, values in (
-            ("Var of the means", self.mean_variance),
-            ("mean scale", self.mean_scale),
-            ("aggregate variance", self.variance),
-            ("decoder sensitivity", self.sensitivity),
-        ):
-            lines.append(f"{name:<26}{values.min():>9.4f}{values.median():>9.4f}{values.max():>9.4f}")
-        parts, bound = self.decomposition, math.log(self.mixture_size)
-        lines += [
-            f"{self.num_dead} of {len(self.loc)} units have means with a variance below {ACTIVE_VARIANCE}",
-            f"mean KL {parts.mean_kl:.3f} = aggregate Gaussian {parts.aggregate_kl:.3f} + spread {parts.spread:.3f}; "
-            f"Gaussian of the means {self.means_kl:.3f}",
-            f"mixture of {self.mixture_size}: KL {self.mixture_kl:.3f}, I(x;z) {self.mutual_information:.3f} "
-            f"± {self.mutual_information_error:.3f}, at most {bound:.2f}",
-            f"nats per datum, N = {self.num_data}",
-        ]
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def aggregate_report(
@@ -156,7 +51,7 @@ def aggregate_report(
         model: The model.
         guide: The guide.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader. At least two data;
-            fit on training data what :func:`draw_from_aggregate` is to draw from.
+            fit on training data what :func:`~pyro_vaes.diagnostics.draw_from_aggregate` is to draw from.
         sites: The guide's sites; all by default.
         num_sensitivity: Data over which the decoder's sensitivity is averaged, each in as many runs of the model as
             there are units; 0 leaves it out.
@@ -173,8 +68,8 @@ def aggregate_report(
         >>> from pyro_vaes.nn import MLP, GaussianLikelihood, NormalHead
         >>> vae = VAE(NormalHead(3, 2), MLP(2, [], 3), GaussianLikelihood(), latent_dim=2)
         >>> report = aggregate_report(vae.model, vae.guide, torch.randn(50, 3))
-        >>> report.mean_variance.shape, draw_from_aggregate(report)(vae.model)(size=4).shape
-        (torch.Size([2]), torch.Size([4, 3]))
+        >>> report.mean_variance.shape, report.num_data
+        (torch.Size([2]), 50)
     """
     if num_sensitivity < 0 or num_samples < 2 or max_mixture < 2:
         raise ValueError(
@@ -284,40 +179,3 @@ def _changes(particles: Particles, args: Args, found: tuple[NormalSite, ...]) ->
     at_mean = means(q.loc.unsqueeze(0))
     moved = [(means(q.loc + some.unsqueeze(1)) - at_mean).abs().mean(2) for some in units.split(particles.chunk_size)]
     return torch.cat(moved).mT
-
-
-class draw_from_aggregate(Messenger):
-    """A handler: draw latents from the fitted aggregate, N(m, A) in the prior's coordinates, instead of the prior.
-
-    Under the objective of the aggregate posterior, data drawn from N(0, I) are not those that the decoder has learnt,
-    as the aggregate's variance is up to 2. Around the model, ``draw_from_aggregate(report)(vae.model)(size=64)``, or as
-    a context in which it runs, and the guide does not.
-
-    Arguments:
-        report: Measured on training data.
-
-    Raises:
-        ValueError: A site has other units here than where it was measured.
-    """
-
-    def __init__(self, report: AggregateReport) -> None:
-        super().__init__()
-        locs = report.loc.split(list(report.sites.values()))
-        scales = report.variance.sqrt().split(list(report.sites.values()))
-        self.moments = {n: (m, s) for n, m, s in zip(report.sites, locs, scales, strict=True)}
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if msg["name"] not in self.moments or msg["is_observed"] or msg["value"] is not None:
-            return
-        prior, (loc, scale) = msg["fn"], self.moments[msg["name"]]
-        if prior.event_shape.numel() != len(loc):
-            raise ValueError(
-                f"The site {msg['name']!r} has events of shape {tuple(prior.event_shape)}, but the report has "
-                f"{len(loc)} units for it. Measure the same model?"
-            )
-        base = prior
-        while isinstance(base, Independent):
-            base = base.base_dist
-        loc, scale = (t.to(base.loc).reshape(prior.event_shape) for t in (loc, scale))
-        msg["value"] = base.loc + base.scale * (loc + scale * torch.randn_like(base.loc))
-        msg["done"] = True

@@ -24,7 +24,8 @@ from pyro_vaes.diagnostics.ais import AnnealedLikelihood, annealed_particles, pr
 from pyro_vaes.diagnostics.annealing import Annealing, Schedule
 from pyro_vaes.diagnostics.handlers import is_factor
 from pyro_vaes.diagnostics.likelihood import average_weights
-from pyro_vaes.diagnostics.particles import Args, Particles, aligned, random_sites, was_observed
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, aligned, random_sites, was_observed
 from pyro_vaes.diagnostics.unconstrained import UnconstrainedPair
 from pyro_vaes.infer.bound import Program
 

@@ -23,7 +23,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Args, Draws, Particles, Sites, aligned, was_observed
+from pyro_vaes.diagnostics.particles import Draws, Particles
+from pyro_vaes.diagnostics.sites import Args, Sites, aligned, was_observed
 from pyro_vaes.guides.latents import find_latents
 from pyro_vaes.infer.bound import Program
 

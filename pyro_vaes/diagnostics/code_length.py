@@ -22,7 +22,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Draws, Particles, aligned
+from pyro_vaes.diagnostics.particles import Draws, Particles
+from pyro_vaes.diagnostics.sites import aligned
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.importance import DataPlate
 

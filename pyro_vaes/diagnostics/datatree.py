@@ -19,7 +19,8 @@ from torch import Tensor
 from xarray import Dataset, DataTree
 
 from pyro_vaes.diagnostics.likelihood import pareto_khat
-from pyro_vaes.diagnostics.particles import Args, Particles, aligned, was_observed
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, aligned, was_observed
 from pyro_vaes.infer.bound import Program
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.diagnostics.chi_square import chi_square_collapse_curve
-from pyro_vaes.diagnostics.collapse import CollapseReport, SiteCollapse
+from pyro_vaes.diagnostics.collapse_tables import CollapseReport, SiteCollapse
 from pyro_vaes.theory import LinearHierarchicalVAE, LinearVAE
 
 __all__ = ["CollapseForecast", "ForecastComparison", "SiteComparison", "SiteForecast"]

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vaes.diagnostics.likelihood import summarise
-from pyro_vaes.diagnostics.particles import Args, Particles, Sites
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, Sites
 from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
 from pyro_vaes.infer.bound import Program
 

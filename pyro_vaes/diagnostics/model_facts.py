@@ -10,7 +10,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vaes.diagnostics.particles import random_sites
+from pyro_vaes.diagnostics.sites import random_sites
 from pyro_vaes.infer.mean_field import dependencies
 from pyro_vaes.infer.pair import Pair
 

@@ -8,15 +8,22 @@ from dataclasses import dataclass
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, ExpandedDistribution, Independent, MaskedDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Delta
 from pyro.poutine import Trace
-from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.diagnostics.handlers import FixedRows, WithoutData, is_factor
-from pyro_vaes.distributions import Autoregressive
+from pyro_vaes.diagnostics.handlers import FixedRows, WithoutData
+from pyro_vaes.diagnostics.sites import (
+    Args,
+    Sites,
+    aligned,
+    expanded,
+    observed_mean,
+    random_sites,
+    scored,
+    stacked,
+    was_observed,
+)
 from pyro_vaes.infer.batches import SourceBatches, as_batches
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.check import check
@@ -29,33 +36,9 @@ from pyro_vaes.infer.importance import (
 )
 from pyro_vaes.infer.pair import Pair, preserve_rng
 
-__all__ = ["Args", "Draws", "Particles", "Sites", "aligned", "random_sites", "was_observed"]
+__all__ = ["Draws", "Particles"]
 
 logger = logging.getLogger(__name__)
-
-Args = tuple[object, ...]
-Sites = dict[str, Message]
-
-
-def random_sites(trace: Trace, *, observed: bool | None = None) -> Sites:
-    """Sample sites that have a value of their own; all, observed ones or latent ones.
-
-    Left out: plates' subsampling, deterministic sites, and ``pyro.factor`` statements.
-    """
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-        and not is_factor(site)
-        and (observed is None or site["is_observed"] == observed)
-    }
-
-
-def was_observed(site: Message) -> bool:
-    """Whether a site of a program run without its data had some."""
-    return bool(site["infer"].get("was_observed"))
 
 
 @dataclass
@@ -213,9 +196,9 @@ class Particles:
             if not self.vectorized:
                 each = [self._one(args, q) for _ in range(num)]
                 weights = torch.stack([d.log_weights for d in each])
-                return Draws(weights, _stacked([d.guide_sites for d in each]), _stacked([d.model_sites for d in each]))
+                return Draws(weights, stacked([d.guide_sites for d in each]), stacked([d.model_sites for d in each]))
             log_weights, guide_trace, model_trace = per_datum_log_weights(self.pair.model, q, args, num, self.plate)
-        return Draws(log_weights, _expanded(random_sites(guide_trace)), self._scored(model_trace))
+        return Draws(log_weights, expanded(random_sites(guide_trace)), self._scored(model_trace))
 
     def log_density(self, program: Program, args: Args, given: dict[str, Tensor]) -> Tensor:
         """Unscaled log-density ``(K, B)`` of a program at given values ``(K, *batch, *event)`` of its random sites."""
@@ -257,32 +240,27 @@ class Particles:
         """The sites of ``num`` runs of a program given values of some, with shape ``(K, *batch, *event)``."""
 
         def run(values: dict[str, Tensor]) -> Sites:
-            sites = _expanded(random_sites(poutine.trace(poutine.condition(program, data=values)).get_trace(*args)))
+            sites = expanded(random_sites(poutine.trace(poutine.condition(program, data=values)).get_trace(*args)))
             if means:
                 observed = {n: s for n, s in sites.items() if s["is_observed"] and n not in values}
-                sites |= {n: {**s, "mean": _mean(n, s)} for n, s in observed.items()}
+                sites |= {n: {**s, "mean": observed_mean(n, s)} for n, s in observed.items()}
             return sites
 
         with poutine.block():
             if self.vectorized:
                 with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
                     return run({n: s["value"] for n, s in given.items()})
-            return _stacked([run({n: s["value"][k] for n, s in given.items()}) for k in range(num)])
+            return stacked([run({n: s["value"][k] for n, s in given.items()}) for k in range(num)])
 
     def _one(self, args: Args, guide: Program) -> Draws:
         guide_trace, model_trace = guide_and_model_traces(self.pair.model, guide, args)
         log_p, log_q = (per_datum_log_prob(t, self.plate.dim, particles=False) for t in (model_trace, guide_trace))
-        return Draws(log_p - log_q, _expanded(random_sites(guide_trace)), self._scored(model_trace))
+        return Draws(log_p - log_q, expanded(random_sites(guide_trace)), self._scored(model_trace))
 
     def _scored(self, trace: Trace) -> Sites:
         """The sites of a model's trace, observed ones with their log-densities if these were asked for."""
-        sites = _expanded(random_sites(trace))
-        for name, site in sites.items() if self.scored else ():
-            if site["is_observed"]:
-                fn, value = site["fn"], site["value"]
-                log_prob = _elementwise(fn, value) if self.pointwise else fn.log_prob(value)
-                sites[name] = {**site, "log_prob": _masked(log_prob, site["mask"], len(fn.batch_shape))}
-        return sites
+        sites = expanded(random_sites(trace))
+        return scored(sites, pointwise=self.pointwise) if self.scored else sites
 
     def _first_look(self, args: Args) -> None:
         """One validated pass: data outside a support and parameters that are not finite end here."""
@@ -301,7 +279,7 @@ class Particles:
         try:
             with poutine.block():
                 _, guide_trace, model_trace = per_datum_log_weights(model, guide, args, 2, plate)
-            sites = _expanded(random_sites(guide_trace))
+            sites = expanded(random_sites(guide_trace))
             # A Delta has a density only at the very value that the guide computes from its auxiliary site.
             drawn = {n: s for n, s in sites.items() if not isinstance(s["fn"], Delta)}
             for program, trace, given in ((model, model_trace, sites), (guide, guide_trace, drawn)):
@@ -317,70 +295,3 @@ class Particles:
             logger.info("The programs do not broadcast over particles (%s); drawing them one by one.", error)
             return False
         return True
-
-
-def _expanded(sites: Sites) -> Sites:
-    """Sites whose values have all batch dimensions of their distribution (views)."""
-    result = {}
-    for name, site in sites.items():
-        value, event_shape = site["value"], site["fn"].event_shape
-        batch_shape = torch.broadcast_shapes(site["fn"].batch_shape, value.shape[: value.dim() - len(event_shape)])
-        result[name] = {**site, "value": value.expand(batch_shape + event_shape)}
-    return result
-
-
-def _elementwise(fn: torch.distributions.Distribution, value: Tensor) -> Tensor:
-    """Log-densities ``(*batch, *event)`` of the elements of events, as far as the distribution factorises."""
-    if isinstance(fn, MaskedDistribution):
-        return _masked(_elementwise(fn.base_dist, value), fn._mask, len(fn.batch_shape))
-    if isinstance(fn, Autoregressive):
-        return _elementwise(fn.given(value), value)  # by the chain rule
-    if isinstance(fn, Independent | ExpandedDistribution):
-        return _elementwise(fn.base_dist, value)  # the value has the full shape, so the densities have it too
-    return fn.log_prob(value)
-
-
-def _masked(log_prob: Tensor, mask: Tensor | bool | None, batch_dim: int) -> Tensor:
-    """Set log-densities ``(*batch, *event)`` to zero where a mask ``(*batch)`` says so."""
-    if isinstance(mask, Tensor):
-        mask = mask.reshape(mask.shape + (1,) * (log_prob.dim() - batch_dim))
-    return scale_and_mask(log_prob, mask=mask)
-
-
-def aligned(site: Message, plate: DataPlate, *, key: str = "value") -> Tensor:
-    """A site's values (log-densities, means) with shape ``(K, B, *plates, *event)``.
-
-    The data plate comes first, then the other plates that hold the site.
-    """
-    value = site[key]
-    event_dim = value.dim() - (site["value"].dim() - len(site["fn"].event_shape))
-    missing = 1 + plate.depth - (value.dim() - event_dim)
-    value = value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
-    value = value.movedim(plate.dim - event_dim, 1)
-    others = [d for d in range(-plate.depth, 0) if d != plate.dim]  # behind the data, in this order
-    used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
-    unused = [2 + i for i, d in enumerate(others) if d not in used]
-    return value.squeeze([d for d in unused if value.shape[d] == 1])
-
-
-def _stacked(each: list[Sites]) -> Sites:
-    """The sites of several single runs as those of one; what was observed is the same for all."""
-    result = {}
-    for name, first in each[0].items():
-        result[name] = dict(first)
-        for key in ("value", "log_prob", "mean"):
-            if key == "value" and first["is_observed"]:
-                result[name][key] = first[key].expand(len(each), *first[key].shape)
-            elif key in first:
-                result[name][key] = torch.stack([sites[name][key] for sites in each])
-    return result
-
-
-def _mean(name: str, site: Message) -> Tensor:
-    try:
-        return site["fn"].mean
-    except NotImplementedError as error:
-        raise ValueError(
-            f"The distribution of the observed site {name!r} ({type(site['fn']).__name__}) has no mean to reconstruct; "
-            "use posterior_predictive, and average or count its draws?"
-        ) from error

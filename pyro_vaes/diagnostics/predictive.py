@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Args, Particles, aligned, was_observed
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, aligned, was_observed
 from pyro_vaes.infer.bound import Program
 
 __all__ = ["posterior_predictive", "prior_predictive", "reconstruct"]

@@ -16,7 +16,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions.distribution import Distribution
 
-from pyro_vaes.diagnostics.particles import Args, Particles, Sites, aligned, random_sites
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, Sites, aligned, random_sites
 from pyro_vaes.guides.latents import find_latents
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.importance import per_datum_terms

@@ -13,7 +13,7 @@ from pyro_vaes.infer.callbacks import (
     SoftFreeBits,
     TensorBoard,
 )
-from pyro_vaes.infer.check import CheckReport, Problem, check
+from pyro_vaes.infer.check import CheckReport, check
 from pyro_vaes.infer.checkpoint import load, save
 from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
 from pyro_vaes.infer.evaluation import evaluate
@@ -25,6 +25,7 @@ from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.mmd import MMD_ELBO
 from pyro_vaes.infer.mutual_posterior import MutualPosterior_ELBO, PosteriorPairs
 from pyro_vaes.infer.nonfinite import NonFiniteError
+from pyro_vaes.infer.problems import Problem
 from pyro_vaes.infer.progressive import ProgressiveRungs
 from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO

@@ -16,6 +16,7 @@ References:
     | https://arxiv.org/abs/1611.07004
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,11 +31,11 @@ from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
 from pyro_vaes.infer.bound import Bound, Program, layers
-from pyro_vaes.infer.callbacks import Callback, Run
+from pyro_vaes.infer.callbacks import Callback, Run, State
 from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
 from pyro_vaes.infer.global_batch import is_shared
 from pyro_vaes.infer.importance import find_data_plate
-from pyro_vaes.infer.nonfinite import step_if_finite
+from pyro_vaes.infer.nonfinite import halve_learning_rate, step_if_finite
 from pyro_vaes.infer.observations import ObservationRecorder
 from pyro_vaes.infer.pair import modes
 from pyro_vaes.infer.posteriors import PosteriorRecorder
@@ -82,7 +83,7 @@ class Adversarial_ELBO(Bound):
     that a subsampling plate stands for. Reconstructions are the means of the observation given the draws with which the
     wrapped bound has run the model; of several particles all are shown. A step of the pair changes nothing of the
     discriminator, running statistics included. A step of the discriminator that is not finite is left out, and a
-    rollback of ``fit`` takes the pair back but not the discriminator.
+    rollback of ``fit`` takes the discriminator and its optimiser back as it does the pair and the pair's.
 
     Arguments:
         base: The bound, any with a differentiable loss but those of mixtures and ``DReG_ELBO``, whose draws are
@@ -200,7 +201,7 @@ class Adversarial_ELBO(Bound):
         """A function of the base's, the images that it has met, and the number of data that they stand for."""
         pair = self._record(model, guide, args)
         loss = bound(pair.model, pair.guide, *args)
-        drawn, observation = pair.drawn.take(), pair.observed.take(self.site)
+        drawn, observation = pair.drawn.take_all(), pair.observed.take(self.site)
         for name, message in drawn.items():
             if torch.is_grad_enabled() and not message["fn"].has_rsample:
                 raise ValueError(
@@ -221,18 +222,27 @@ class Adversarial_ELBO(Bound):
 
 
 class _DiscriminatorSteps(Callback):
-    """The discriminator's share of a run of ``fit``: its steps, and its state in the run's checkpoints."""
+    """The discriminator's share of a run of ``fit``: its steps, its rollbacks, and its state in the checkpoints."""
 
     def __init__(self, bound: Adversarial_ELBO) -> None:
-        self.bound = bound
+        self.bound, self.back_to = bound, cast(State, {})
 
     def stepped(self, run: Run) -> None:
-        self.bound.discriminator_step()
+        if self.bound._images is not None:  # as after a rollback
+            self.bound.discriminator_step()
 
-    def state_dict(self) -> dict[str, object]:
+    def kept(self, run: Run) -> None:
+        self.back_to = copy.deepcopy(self.state_dict())
+
+    def rolled_back(self, run: Run) -> None:
+        self.bound._images = None  # those of the weights that were given up
+        self.load_state_dict(copy.deepcopy(self.back_to))
+        halve_learning_rate(self.bound.optimizer)
+
+    def state_dict(self) -> State:
         bound = self.bound
         return {"discriminator": bound.discriminator.state_dict(), "optimizer": bound.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.bound.discriminator.load_state_dict(cast(dict[str, Tensor], state["discriminator"]))
         self.bound.optimizer.load_state_dict(cast(dict[str, object], state["optimizer"]))

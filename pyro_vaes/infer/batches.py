@@ -203,9 +203,8 @@ class LoaderBatches:
             raise ValueError("The data set is empty: the loader has no batches. Is the path or the filter right?")
         if isinstance(loader, Iterator):
             raise ValueError(
-                f"The data is a one-shot iterator ({type(loader).__name__}), which is exhausted after one epoch. "
-                "Pass a "
-                "DataLoader, a list of batches, or an object whose __iter__ starts afresh."
+                f"The data is a one-shot iterator ({type(loader).__name__}), which is exhausted after one epoch. Pass "
+                "a DataLoader, a list of batches, or an object whose __iter__ starts afresh."
             )
 
     def __len__(self) -> int:

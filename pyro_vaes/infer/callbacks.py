@@ -1,7 +1,7 @@
 """What can happen between the steps of :func:`~pyro_vaes.infer.fit`: schedules, clipping, early stopping, logging.
 
-A callback sees the :class:`Run` at four moments. All that it must remember goes through ``state_dict``, so that a
-resumed run goes on exactly as an uninterrupted one.
+A callback sees the :class:`Run` at the moments that its methods name. All that it must remember goes through
+``state_dict``, so that a resumed run goes on exactly as an uninterrupted one.
 """
 
 import contextlib
@@ -77,6 +77,9 @@ class Callback:
 
     def stepped(self, run: Run) -> None:
         """After the optimiser's step."""
+
+    def kept(self, run: Run) -> None:
+        """After a run that may roll back has kept a copy of the weights, at an epoch's start or after a rollback."""
 
     def rolled_back(self, run: Run) -> None:
         """After the weights went back to the epoch's start and the learning rate was halved."""

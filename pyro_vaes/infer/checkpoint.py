@@ -65,8 +65,7 @@ def _materialised(model: Program, guide: Program, args: tuple[object, ...]) -> P
     if not pair.state():
         raise ValueError(
             "This pair has no modules to save or load. If its parameters are pyro.param statements, pass the "
-            "arguments of "
-            "one batch too, so that they exist: save(directory, model, guide, x)."
+            "arguments of one batch too, so that they exist: save(directory, model, guide, x)."
         )
     return pair
 
@@ -83,8 +82,7 @@ def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
     if others:
         raise ValueError(
             f"A checkpoint replaces its directory as a whole, but {directory} holds other files "
-            f"({', '.join(others[:4])}). "
-            f"Choose a directory of its own, such as {directory / 'checkpoint'}."
+            f"({', '.join(others[:4])}). Choose a directory of its own, such as {directory / 'checkpoint'}."
         )
     return directory
 
@@ -121,8 +119,7 @@ def write_checkpoint(
     except OSError as error:
         raise ValueError(
             f"The checkpoint cannot be written to {directory}: {error}. Choose a directory that you may write to, on "
-            "a disk "
-            "with space."
+            "a disk with space."
         ) from error
 
 

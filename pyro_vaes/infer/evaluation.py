@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pyro_vaes.infer.batches import Batches, as_batches, derived_seed
 from pyro_vaes.infer.bound import layers
-from pyro_vaes.infer.check import CheckReport, mean_field_problems
+from pyro_vaes.infer.bound_problems import mean_field_problems
+from pyro_vaes.infer.check import CheckReport
 from pyro_vaes.infer.handlers import local_parameters
 from pyro_vaes.infer.importance import find_data_plate
 from pyro_vaes.infer.nonfinite import num_rows

@@ -85,7 +85,6 @@ class FreeBits_ELBO(Bound):
         if not (isinstance(q, Independent) and isinstance(p, Independent)):
             raise ValueError(
                 f"Free bits per unit need factorised distributions at the site {model_site['name']!r}, but the guide "
-                "has "
-                f"{q} and the model {p}. Use per_unit=False."
+                f"has {q} and the model {p}. Use per_unit=False."
             )
         return (q.base_dist.log_prob(value) - p.base_dist.log_prob(value)).flatten(-len(q.event_shape))

@@ -166,7 +166,7 @@ class MutualPosterior_ELBO(Bound):
             return bound(model, guide, *args), None
         recorded, recorder, sites = self._look(guide, args)
         loss = bound(model, recorded, *args)
-        found = recorder.take()
+        found = recorder.take_all()
         num_rows, num_data = _counts(found, sites[0])
         if num_rows < 2 and not is_shared():
             return loss, None
@@ -183,7 +183,7 @@ class MutualPosterior_ELBO(Bound):
         """Run the guide once and compare the posteriors of all pairs of rows of its arguments."""
         recorded, recorder, sites = self._look(guide, args)
         recorded(*args)
-        found = recorder.take()
+        found = recorder.take_all()
         if _counts(found, sites[0])[0] < 2:
             raise ValueError("One row has no pair: give the guide at least two rows.")
         return self._pairs(found, sites)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from pyro_vaes.infer.callbacks import Run
 from pyro_vaes.infer.tables import site_table
 
-__all__ = ["Guard", "NonFiniteError", "OnNaN", "num_rows", "step_if_finite"]
+__all__ = ["Guard", "NonFiniteError", "OnNaN", "halve_learning_rate", "num_rows", "step_if_finite"]
 
 OnNaN = Literal["raise", "skip", "rollback"]
 Args = tuple[object, ...]
@@ -66,7 +66,10 @@ class Guard:
 
     def _take_snapshot(self) -> None:
         self.weights = {n: t.clone() for n, t in self.run.pair.state().items()}
-        self.optimizer_state = copy.deepcopy(self.run.optimizer.state_dict()) if self.on_nan == "rollback" else {}
+        if self.on_nan == "rollback":
+            self.optimizer_state = copy.deepcopy(self.run.optimizer.state_dict())
+            for callback in self.run.callbacks:
+                callback.kept(self.run)
 
     def step(self, args: Args, value: Tensor) -> None:
         """Take the optimiser's step unless the loss or a gradient is not finite."""
@@ -141,8 +144,7 @@ class Guard:
             f"At step {run.step} the loss is {value.item():g} nats per datum and {len(gradients)} of "
             f"{len(run.pair.parameters)} gradients are not finite{named}.{tried} The sites on that batch:\n"
             f"{site_table(run.pair, args)}\nUsual cures: a scale with a floor, ClipGradNorm, a smaller learning "
-            "rate, KLWarmup, "
-            "or on_nan='skip'."
+            "rate, KLWarmup, or on_nan='skip'."
         )
 
     def _roll_back(self) -> None:
@@ -151,10 +153,7 @@ class Guard:
         self.rollbacks += 1
         run.pair.load_state(self.weights)
         run.optimizer.load_state_dict(copy.deepcopy(self.optimizer_state))
-        for group in run.optimizer.param_groups:
-            for rate in ("lr", "initial_lr"):
-                if rate in group:
-                    group[rate] = 0.5 * cast(float, group[rate])
+        halve_learning_rate(run.optimizer)
         for callback in run.callbacks:
             callback.rolled_back(run)
         self._take_snapshot()
@@ -164,6 +163,14 @@ class Guard:
         for name, tensor in self.run.pair.state().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 tensor.copy_(self.weights[name])
+
+
+def halve_learning_rate(optimizer: Optimizer) -> None:
+    """Halve the rates of all groups, those as well to which a schedule refers."""
+    for group in optimizer.param_groups:
+        for rate in ("lr", "initial_lr"):
+            if rate in group:
+                group[rate] = 0.5 * cast(float, group[rate])
 
 
 def step_if_finite(optimizer: Optimizer, loss: Tensor) -> None:

@@ -1,12 +1,13 @@
 """What a model says of its observation in the run that a bound makes of it, read off without another run."""
 
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import cast
 
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
+
+from pyro_vaes.infer.recorder import SiteRecorder
 
 __all__ = ["Observation", "ObservationRecorder"]
 
@@ -59,20 +60,11 @@ class Observation:
         return cast(int, frame.size if frame.full_size is None else frame.full_size)
 
 
-class ObservationRecorder(Messenger):
+class ObservationRecorder(SiteRecorder):
     """Around a model: keeps the observed sites of its latest run, those whose events have a shape."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, Message] = {}
-
-    def __enter__(self) -> Self:
-        self.found = {}
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: Message) -> None:
-        if msg["is_observed"] and msg["fn"].event_shape and not msg["infer"].get("_deterministic"):
-            self.found[cast(str, msg["name"])] = msg
+    def wants(self, msg: Message) -> bool:
+        return bool(msg["is_observed"] and msg["fn"].event_shape and not msg["infer"].get("_deterministic"))
 
     def take(self, name: str | None = None) -> Observation:
         """The one observation, or that at the given site; afterwards nothing holds on to the run's graph.
@@ -80,7 +72,7 @@ class ObservationRecorder(Messenger):
         Raises:
             ValueError: There is no such site, or there are several and no name is given.
         """
-        found, self.found = self.found, {}
+        found = self.take_all()
         if name is None and len(found) == 1:
             name = next(iter(found))
         if name not in found:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self, TypeGuard, cast
+from typing import TypeGuard, cast
 
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, TorchDistribution
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LogNormal, TransformedDistribution
@@ -17,6 +16,7 @@ from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.infer.mean_field import dependencies
 from pyro_vaes.infer.pair import preserve_rng
+from pyro_vaes.infer.recorder import SiteRecorder
 from pyro_vaes.infer.tables import random_sites
 
 __all__ = ["PosteriorRecorder", "PosteriorSite", "find_posteriors", "mapped", "sites_given_others"]
@@ -145,25 +145,11 @@ def _is_plain(fn: Distribution, data_dim: int) -> bool:
     return same and _is_plain(fn.base_dist, data_dim)
 
 
-class PosteriorRecorder(Messenger):
+class PosteriorRecorder(SiteRecorder):
     """Around a guide: keeps the distributions of its latest run, particles and all."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, Message] = {}
-
-    def __enter__(self) -> Self:
-        self.found = {}
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: Message) -> None:
-        if is_latent(msg):
-            self.found[cast(str, msg["name"])] = msg
-
-    def take(self) -> dict[str, Message]:
-        """The sample messages of the latest run; afterwards nothing holds on to its graph."""
-        found, self.found = self.found, {}
-        return found
+    def wants(self, msg: Message) -> bool:
+        return is_latent(msg)
 
 
 @dataclass

@@ -77,8 +77,7 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
     if training is None:
         raise ValueError(
             f"{directory} holds weights but no training state, so training cannot resume from it. Load the weights "
-            "with "
-            "load(directory, model, guide) and start a new run."
+            "with load(directory, model, guide) and start a new run."
         )
     try:
         _check_same_run(directory, run, training)
@@ -96,8 +95,7 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"The checkpoint in {directory} lacks what a run needs ({type(error).__name__}: {error}). Was it written "
-            "by "
-            "another version, or changed by hand? Load its weights with load(directory, model, guide) and start a "
+            "by another version, or changed by hand? Load its weights with load(directory, model, guide) and start a "
             "new run."
         ) from error
     if not math.isfinite(sum(run.history.train)):
@@ -108,14 +106,12 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
 def _check_same_run(directory: pathlib.Path, run: Run, training: Mapping[str, object]) -> None:
     if training["parameters"] != list(run.pair.parameters):
         raise ValueError(
-            f"The checkpoint in {directory} was trained with other parameters than this pair has. Build the pair "
-            "with the "
-            "same arguments, and freeze the same layers."
+            f"The checkpoint in {directory} was trained with other parameters than this pair has. Build the pair with "
+            "the same arguments, and freeze the same layers."
         )
     saved = cast(list[dict[str, object]], training["callbacks"])
     if len(saved) != len(run.callbacks):
         raise ValueError(
             f"The checkpoint in {directory} was written with {len(saved)} callbacks, but now there are "
-            f"{len(run.callbacks)}; "
-            "resume with the same ones."
+            f"{len(run.callbacks)}; resume with the same ones."
         )

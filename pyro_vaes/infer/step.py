@@ -166,8 +166,7 @@ def make_optimizer(optim: MakeOptimizer | Optimizer | PyroOptim | None, paramete
         if missing:
             raise ValueError(
                 f"The optimiser lacks {missing} of the {len(parameters)} parameters of this model and guide. Pass a "
-                "function "
-                "of the parameters instead: functools.partial(torch.optim.Adam, lr=1e-3)."
+                "function of the parameters instead: functools.partial(torch.optim.Adam, lr=1e-3)."
             )
         return optim
     made = optim(parameters) if callable(optim) else optim

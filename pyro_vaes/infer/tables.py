@@ -23,8 +23,7 @@ def said(error: Exception) -> str:
     if "Shape mismatch inside plate" in text:
         text = (
             f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on "
-            "the "
-            "distribution (once for each of them); and the plate's size follows the batch, len(x)."
+            "the distribution (once for each of them); and the plate's size follows the batch, len(x)."
         )
     return text
 

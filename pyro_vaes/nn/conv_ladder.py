@@ -20,6 +20,7 @@ from pyro_vaes.nn.stack import Layers
 __all__ = ["large_ladder", "medium_ladder", "small_ladder"]
 
 ImageShape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def small_ladder(
@@ -117,13 +118,8 @@ def medium_ladder(
     _count("medium_ladder", latent_dims=(latent_dims, 4), channels=(channels, 3))
     new = partial(Layers, batch_norm=batch_norm)
     a, b, c = channels
-    maps: list[tuple[int, ...]] = [image_shape]  # x, h_1, h_2, h_3; the decoders return the same shapes
-
-    def scale(level: int) -> Layers:
-        return new(maps[level]).conv(channels[level]).conv(channels[level], stride=1)
-
-    for level in range(3):
-        maps.append(scale(level).shape)
+    blocks = _Blocks(new, image_shape, *([(deep, 2), (deep, 1)] for deep in channels))
+    maps = blocks.maps
     merges = [
         Concatenate(new((latent_dims[0],)).feature_map(maps[1], nn.ReLU).stack(), maps[1]),
         Concatenate(new((latent_dims[1],)).feature_map(maps[2], nn.ReLU).stack(), maps[2]),
@@ -132,11 +128,8 @@ def medium_ladder(
     full, half, quarter = (m[1:] for m in maps[:3])
     shown = _shown(image_shape, out_channels)
     return LadderNetworks(
-        encoders=[scale(level).stack() for level in range(3)],
-        rungs=[
-            *(scale(level).head(latent_dims[level]) for level in range(3)),
-            new(maps[3]).fc(width).fc(width).head(latent_dims[3]),
-        ],
+        encoders=blocks.encoders(),
+        rungs=blocks.rungs(latent_dims, width),
         merges=list(merges),
         decoders=[
             new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).stack(),
@@ -179,17 +172,8 @@ def large_ladder(
     _count("large_ladder", latent_dims=(latent_dims, 4), channels=(channels, 4))
     new = partial(Layers, batch_norm=batch_norm)
     a, b, c, d = channels
-    blocks = [[(a, 2), (a, 1)], [(b, 2), (b, 1), (c, 2)], [(c, 1), (d, 2), (d, 1)]]
-    maps: list[tuple[int, ...]] = [image_shape]  # x, h_1, h_2, h_3; the decoders return the same shapes
-
-    def block(level: int) -> Layers:
-        layers = new(maps[level])
-        for deep, stride in blocks[level]:
-            layers.conv(deep, stride)
-        return layers
-
-    for level in range(3):
-        maps.append(block(level).shape)
+    blocks = _Blocks(new, image_shape, [(a, 2), (a, 1)], [(b, 2), (b, 1), (c, 2)], [(c, 1), (d, 2), (d, 1)])
+    maps = blocks.maps
     full, half, eighth, sixteenth = (m[1:] for m in maps)
     quarter = new(maps[1]).conv(b).shape[1:]
     merges = [
@@ -199,11 +183,8 @@ def large_ladder(
     start = [new(m.out_shape) for m in merges]
     shown = _shown(image_shape, out_channels)
     return LadderNetworks(
-        encoders=[block(level).stack() for level in range(3)],
-        rungs=[
-            *(block(level).head(latent_dims[level]) for level in range(3)),
-            new(maps[3]).fc(width).fc(width).head(latent_dims[3]),
-        ],
+        encoders=blocks.encoders(),
+        rungs=blocks.rungs(latent_dims, width),
         merges=list(merges),
         decoders=[
             start[0].deconv(a, full).image(shown).add(output()).stack(),
@@ -212,6 +193,39 @@ def large_ladder(
             new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).stack(),
         ],
     )
+
+
+class _Blocks:
+    """Blocks of convolutions, x to h_1 to h_2 ..: each is built anew for an encoder and for a rung.
+
+    Arguments:
+        new: Starts layers for data of a shape.
+        image_shape: (C, H, W) of x.
+        blocks: For each block the channels and the stride of its convolutions.
+    """
+
+    def __init__(
+        self, new: Callable[[Shape], Layers], image_shape: ImageShape, *blocks: Sequence[tuple[int, int]]
+    ) -> None:
+        self.new, self.blocks = new, blocks
+        self.maps: list[Shape] = [image_shape]  # x, h_1, h_2, ..; the decoders return the same shapes
+        for level in range(len(blocks)):
+            self.maps.append(self._block(level).shape)
+
+    def _block(self, level: int) -> Layers:
+        layers = self.new(self.maps[level])
+        for channels, stride in self.blocks[level]:
+            layers.conv(channels, stride)
+        return layers
+
+    def encoders(self) -> list[nn.Module]:
+        return [self._block(level).stack() for level in range(len(self.blocks))]
+
+    def rungs(self, latent_dims: Sequence[int], width: int) -> list[nn.Module]:
+        """One head on each block, and a last one on two fully connected layers."""
+        *below, top = latent_dims
+        heads = [self._block(level).head(dim) for level, dim in enumerate(below)]
+        return [*heads, self.new(self.maps[-1]).fc(width).fc(width).head(top)]
 
 
 def _shown(image_shape: ImageShape, out_channels: int | None) -> ImageShape:

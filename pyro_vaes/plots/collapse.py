@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_for_bars, axes_or_new, legend, quiet, to_numpy
 
 
 def kl_bars(
@@ -48,12 +48,7 @@ def kl_bars(
     active = kl[order] > threshold
     if title is None:
         title = f"{active.sum()} of {len(kl)} units active, {kl.sum():.1f} nats in all"
-    ax = quiet(
-        axes_or_new(ax, float(np.clip(0.22 * len(kl) + 1.5, 4.0, 9.0))),
-        title,
-        "latent unit",
-        "KL from prior (nats)",
-    )
+    ax = quiet(axes_for_bars(ax, len(kl)), title, "latent unit", "KL from prior (nats)")
     places = np.arange(len(kl))
     ax.bar(places, kl[order], color=np.where(active, BLUE, GREY), width=0.8)
     if not active.all():  # too small to be seen as bars

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_for_bars, axes_or_new, legend, quiet, to_numpy
 
 
 class Compared(Protocol):
@@ -53,12 +53,7 @@ def kl_forecast(site: Compared | Array, *, title: str | None = None, ax: Axes | 
     forecast, measured = kl
     if title is None:
         title = f"{forecast.sum():.2f} nats forecast, {measured.sum():.2f} measured"
-    ax = quiet(
-        axes_or_new(ax, float(np.clip(0.22 * len(measured) + 1.5, 4.0, 9.0))),
-        title,
-        "latent unit, sorted",
-        "KL from prior (nats)",
-    )
+    ax = quiet(axes_for_bars(ax, len(measured)), title, "latent unit, sorted", "KL from prior (nats)")
     units = np.arange(1, len(measured) + 1)
     ax.bar(units, measured, color=BLUE, width=0.8, label="measured")
     ax.plot(units, forecast, color=INK, marker="o", markersize=3, linewidth=0.8, label="linear forecast")

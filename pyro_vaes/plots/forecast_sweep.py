@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
-from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_for_bars, axes_or_new, legend, quiet, to_numpy
 
 
 def forecast_scatter(
@@ -81,8 +81,7 @@ def forecast_bars(
     """
     x, y = _pair(forecast, trained, names)
     title = _rank_correlation(x, y) if title is None else title
-    width = float(np.clip(0.45 * len(x) + 1.5, 4.0, 9.0))
-    ax = quiet(axes_or_new(ax, width), title, xlabel, "KL from prior (nats)")
+    ax = quiet(axes_for_bars(ax, len(x), each=0.45), title, xlabel, "KL from prior (nats)")
     places = np.arange(len(x))
     ax.bar(places, y, color=BLUE, width=0.7, label="after training")
     ax.plot(places, x, "D", color=INK, markersize=4, linestyle="none", label="linear forecast")

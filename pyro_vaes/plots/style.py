@@ -70,6 +70,24 @@ def axes_or_new(ax: Axes | None, width: float = 5.6, height: float = 3.6) -> Axe
     return new
 
 
+def axes_for_bars(ax: Axes | None, number: int, each: float = 0.22) -> Axes:
+    """The axes given, or those of a new figure that grows with the number of bars, within limits.
+
+    Arguments:
+        ax: Axes to draw into, or None.
+        number: Of bars.
+        each: Width of one of them, in inches.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> float(axes_for_bars(None, 25).figure.get_figwidth())
+        7.0
+    """
+    return axes_or_new(ax, float(np.clip(each * number + 1.5, 4.0, 9.0)))
+
+
 def quiet(ax: Axes, title: str | None = None, xlabel: str | None = None, ylabel: str | None = None) -> Axes:
     """Give axes the common look: left-aligned title, two thin spines, small ticks, a faint horizontal grid.
 

@@ -1,5 +1,6 @@
 """A discriminator on top of any bound: the spec's items R1 and R7, loops by hand and by fit, exact resume."""
 
+import copy
 import functools
 import math
 
@@ -15,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from pyro_vaes.infer import (
     Adversarial_ELBO,
     AggregatePosterior_ELBO,
+    Callback,
     DReG_ELBO,
     EarlyStopping,
     FreeBits_ELBO,
@@ -188,6 +190,40 @@ def test_fit_trains_both_and_resumes_exactly(tmp_path):
     assert its_history.train == history.train and its_history.valid == history.valid
     one, other = (b.optimizer.state_dict()["state"] for b in (bound, its_bound))
     assert all(torch.equal(one[i][k], other[i][k]) for i in one for k in one[i])
+
+
+class Blow(Callback):
+    """Makes the decoder's weights NaN before some steps, and remembers the discriminator that each step has found."""
+
+    def __init__(self, vae, bound, steps):
+        self.vae, self.bound, self.steps, self.found = vae, bound, steps, []
+
+    def handler(self, run):
+        optimizer = self.bound.optimizer
+        moments = copy.deepcopy(optimizer.state_dict()["state"])
+        self.found.append((state(self.bound.discriminator), moments, optimizer.param_groups[0]["lr"]))
+        if run.step in self.steps:
+            for p in self.vae.decoder.parameters():
+                p.data.fill_(math.nan)
+
+
+def test_a_rollback_takes_the_discriminator_back():
+    vae, dis = conv_vae(), patches(norm=True)
+    bound = Adversarial_ELBO(AggregatePosterior_ELBO(), dis, weight=3.0, optim=adam)
+    blow = Blow(vae, bound, [1, 5, 6])
+    history = fit(
+        vae.model, vae.guide, faces(32), loss=bound, optim=adam, epochs=3, batch_size=8, seed=2, on_nan="rollback",
+        callbacks=[blow], progress=False,
+    )  # fmt: skip
+    assert history.skipped == 3 and all(t.isfinite().all() for t in state(dis).values())
+    assert [found[2] for found in blow.found] == pytest.approx([1e-2] * 2 + [5e-3] * 4 + [2.5e-3] + [1.25e-3] * 5)
+    back_to = {2: 0, 6: 4, 7: 4}  # the steps after a rollback find what the epoch has started with
+    for step in range(1, 12):
+        (now, moments, _), (then, its_moments, _) = blow.found[step], blow.found[back_to.get(step, step - 1)]
+        assert same(now, then) == (step in back_to)
+        if step in back_to:
+            assert moments.keys() == its_moments.keys() and all(same(m, its_moments[i]) for i, m in moments.items())
+    assert blow.found[0][1] == {} and blow.found[4][1] != {}
 
 
 def test_other_callbacks_beside_it(tmp_path):
