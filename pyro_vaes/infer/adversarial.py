@@ -180,12 +180,20 @@ class Adversarial_ELBO(Bound):
         return self.weight * (softplus(-real).mean() + softplus(fake).mean())
 
     def discriminator_step(self) -> Tensor:
-        """Differentiate :meth:`discriminator_loss` and step the discriminator's optimiser; returns it, detached."""
+        """Differentiate :meth:`discriminator_loss` and step the discriminator's optimiser; returns it, detached.
+
+        Where the loss is not finite, as from images with a NaN, weights and running statistics stay as they are.
+        """
+        before = [b.clone() for b in self.discriminator.buffers()]
         loss, optimizer = self.discriminator_loss(), self.optimizer
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        step_if_finite(optimizer, loss.detach())
-        return loss.detach()
+        loss = loss.detach()
+        step_if_finite(optimizer, loss)
+        with torch.no_grad():
+            for buffer, old in zip(self.discriminator.buffers(), before, strict=True):
+                buffer.copy_(torch.where(loss.isfinite(), buffer, old.to(buffer.device)))
+        return loss
 
     def callbacks(self) -> Sequence[Callback]:
         return (_DiscriminatorSteps(self),)

@@ -226,6 +226,19 @@ def test_a_rollback_takes_the_discriminator_back():
     assert blow.found[0][1] == {} and blow.found[4][1] != {}
 
 
+def test_images_with_a_nan_leave_the_discriminator_as_it_is():
+    vae, dis, x = conv_vae(), patches(norm=True), faces()
+    bound = Adversarial_ELBO(Trace_ELBO(), dis, optim=adam)
+    bound.differentiable_loss(vae.model, vae.guide, x)
+    bound.discriminator_step()
+    before = state(dis)
+    x[3, 0, 2, 2] = math.nan
+    bound.differentiable_loss(vae.model, vae.guide, x)
+    assert not bound.discriminator_step().isfinite() and same(before, state(dis))
+    bound.differentiable_loss(vae.model, vae.guide, faces())
+    assert bound.discriminator_step().isfinite() and not same(before, state(dis))
+
+
 def test_other_callbacks_beside_it(tmp_path):
     _, _, _, history = run(tmp_path / "run", callbacks=[EarlyStopping(3)])
     _, _, _, again = run(tmp_path / "run", epochs=5, resume=True, callbacks=[EarlyStopping(3)])
