@@ -233,7 +233,7 @@ def test_images_with_a_nan_leave_the_discriminator_as_it_is():
     bound.discriminator_step()
     before = state(dis)
     x[3, 0, 2, 2] = math.nan
-    with pyro.validation_enabled(False):  # as in a run, behind its first step
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="NaN"):  # as in a run, behind its first step
         bound.differentiable_loss(vae.model, vae.guide, x)
     assert not bound.discriminator_step().isfinite() and same(before, state(dis))
     bound.differentiable_loss(vae.model, vae.guide, faces())
