@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Draws, Particles
-from pyro_vaes.diagnostics.sites import Args, Sites, aligned, was_observed
+from pyro_vaes.diagnostics.sites import Args, Sites, aligned, holds, was_observed
 from pyro_vaes.guides.latents import find_latents
 from pyro_vaes.infer.bound import Program
 
@@ -258,7 +258,7 @@ def _new(particles: Particles, prior: Sites, args: Args, arguments: MakeArgument
     new, rows = list(args), particles.fixed.index
     for name, site in observed.items():
         old, value = site["infer"]["obs"], site["value"][0]
-        places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and _holds(a, old, rows)]
+        places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and holds(a, old, rows)]
         places = [i for i in places if args[i].data_ptr() == old.data_ptr()] or places  # type: ignore[attr-defined]
         if len(places) != 1 or value.numel() != old.numel():
             raise ValueError(
@@ -274,10 +274,3 @@ def _new(particles: Particles, prior: Sites, args: Args, arguments: MakeArgument
             assert rows is not None
             new[places[0]] = argument.index_copy(0, rows, value.reshape(-1, *argument.shape[1:]).to(argument.dtype))
     return tuple(new)
-
-
-def _holds(argument: Tensor, value: Tensor, rows: Tensor | None) -> bool:
-    """Whether an argument, or those of its rows that the programs use, is this value up to its shape."""
-    if argument.numel() != value.numel() and rows is not None and argument.dim() and int(rows.max()) < len(argument):
-        argument = argument[rows]
-    return argument.numel() == value.numel() and torch.equal(argument.reshape(value.shape).to(value.dtype), value)

@@ -1,6 +1,7 @@
 """What the linear theory needs to know of a model, read off one trace of it on one batch."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from pyro import poutine
@@ -10,7 +11,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vaes.diagnostics.sites import random_sites
+from pyro_vaes.diagnostics.sites import holds, random_sites
 from pyro_vaes.infer.mean_field import dependencies
 from pyro_vaes.infer.pair import Pair
 
@@ -81,7 +82,8 @@ class _Features:
     observed: str
     scale: Tensor | None
     embedding: nn.Module | None
-    position: int | None
+    position: int | None  # of the observed tensor among the arguments; None if the program makes it
+    source: int | None  # of the argument that it is made from
 
     def __call__(self, args: Args) -> tuple[Tensor, Tensor]:
         if self.position is None:  # made inside the program: read it off a run
@@ -91,9 +93,7 @@ class _Features:
             value = args[self.position]
             assert isinstance(value, Tensor)
             target = value.flatten(1).to(torch.float64)
-        others = [a for i, a in enumerate(args) if i != self.position and isinstance(a, Tensor) and a.dim()]
-        if self.position is None:  # the argument that the program took it from is no covariate
-            others = others[1:]
+        others = [a for i, a in enumerate(args) if i != self.source and isinstance(a, Tensor) and a.dim()]
         covariates = [self._embedded(c) for c in others]
         if any(len(c) != len(target) for c in covariates):
             raise ValueError(
@@ -173,11 +173,29 @@ def model_facts(pair: Pair, args: Args, *, embedding: nn.Module | None, noise: f
     own = getattr(owner, "embedding", None)
     chosen = own if embedding is None and isinstance(own, nn.Module) else embedding
     position = next((i for i, a in enumerate(args) if a is site["value"]), None)
-    features = _Features(pair, name, relative, chosen, position)
+    source = _source(args, site["value"]) if position is None else position
+    features = _Features(pair, name, relative, chosen, position, source)
     target, covariates = features(args)
     weight = _weight(site)
     sites = tuple(_latent(latent[n], weight) for n in order)
     return ModelFacts(sites, overall, target.shape[1], target.shape[1] + covariates.shape[1], features)
+
+
+def _source(args: Args, value: Tensor) -> int | None:
+    """Which argument the program has made its observation from; None if none is a tensor.
+
+    Raises:
+        ValueError: Several may be.
+    """
+    tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim()]
+    same = [i for i in tensors if holds(cast(Tensor, args[i]), value)]
+    found = same or tensors
+    if len(found) > 1:
+        raise ValueError(
+            f"The observation is made inside the model, and each of its arguments {found} may be what it is made from, "
+            "the others covariates. Prepare the data outside and observe the argument itself (obs=x)?"
+        )
+    return found[0] if found else None
 
 
 def _latent(site: Message, weight: float) -> LatentFacts:

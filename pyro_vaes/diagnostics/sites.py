@@ -12,7 +12,18 @@ from pyro_vaes.diagnostics.handlers import is_factor
 from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.infer.importance import DataPlate
 
-__all__ = ["Args", "Sites", "aligned", "expanded", "observed_mean", "random_sites", "scored", "stacked", "was_observed"]
+__all__ = [
+    "Args",
+    "Sites",
+    "aligned",
+    "expanded",
+    "holds",
+    "observed_mean",
+    "random_sites",
+    "scored",
+    "stacked",
+    "was_observed",
+]
 
 Args = tuple[object, ...]
 Sites = dict[str, Message]
@@ -32,6 +43,13 @@ def random_sites(trace: Trace, *, observed: bool | None = None) -> Sites:
         and not is_factor(site)
         and (observed is None or site["is_observed"] == observed)
     }
+
+
+def holds(argument: Tensor, value: Tensor, rows: Tensor | None = None) -> bool:
+    """Whether an argument, or those of its rows that the programs use, is this value up to its shape."""
+    if argument.numel() != value.numel() and rows is not None and argument.dim() and int(rows.max()) < len(argument):
+        argument = argument[rows]
+    return argument.numel() == value.numel() and torch.equal(argument.reshape(value.shape).to(value.dtype), value)
 
 
 def was_observed(site: Message) -> bool:

@@ -53,7 +53,8 @@ class AmortizedGuide(Program):
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
         latents = self.latents(*args, **kwargs)
-        q = as_posterior(self.encoder(*taken_rows(args, rows)))
+        keywords = kwargs if getattr(self.encoder, "takes_keywords", False) else {}
+        q = as_posterior(self.encoder(*taken_rows(args, rows), **keywords))
         if q.event_shape != (latents.numel,):
             raise ValueError(
                 f"The encoder returns vectors of shape {tuple(q.event_shape)}, but the model's latent sites need "

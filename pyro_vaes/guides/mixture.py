@@ -71,15 +71,15 @@ class AmortizedMixture(AmortizedGuide):
     def latents(self, *args: object, **kwargs: object) -> Latents:
         latents = super().latents(*args, **kwargs)
         for component in self.encoder.components:
-            if isinstance(
-                component, AmortizedGuide
-            ):  # it will see only a subsampling plate's rows: tell it about the rest
+            if isinstance(component, AmortizedGuide):  # it will see only a plate's rows: tell it about the rest
                 component._latents = latents
         return latents
 
 
 class MixtureEncoder(nn.Module):
     """Several encoders and their weights as one encoder that returns a mixture."""
+
+    takes_keywords = True  # for components that run the model
 
     def __init__(
         self, components: Sequence[nn.Module], weights: Sequence[nn.Module], trunk: nn.Module | None = None
@@ -103,15 +103,16 @@ class MixtureEncoder(nn.Module):
             )
         self.components, self.weights, self.trunk = nn.ModuleList(components), nn.ModuleList(weights), trunk
 
-    def forward(self, *args: object) -> RecursiveMixture:
+    def forward(self, *args: object, **kwargs: object) -> RecursiveMixture:
         others = args
         if self.trunk is not None:
             features = self.trunk(*args)
             args, others = (features,), (features.detach(),)
-        components = [
-            as_posterior(getattr(part, "posterior", part)(*(others if m else args)), f"component {m}")
-            for m, part in enumerate(self.components)
-        ]
+        components = []
+        for m, part in enumerate(self.components):
+            keywords = kwargs if isinstance(part, AmortizedGuide) else {}
+            q = getattr(part, "posterior", part)(*(others if m else args), **keywords)
+            components.append(as_posterior(q, f"component {m}"))
         logits = [self._logit(m, part(*others)) for m, part in enumerate(self.weights, start=1)]
         return RecursiveMixture(components, logits)
 

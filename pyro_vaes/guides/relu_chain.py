@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from pyro.distributions import Bernoulli, Normal
 from torch import Tensor, nn
 from torch.distributions import Independent
@@ -17,7 +18,7 @@ from pyro_vaes.guides.gaussian_chain import GaussianChain
 from pyro_vaes.guides.joint import JointSite
 from pyro_vaes.nn import MLP, Chain, Linear
 
-__all__ = ["Call", "find_chain", "record_chains"]
+__all__ = ["Call", "find_chain", "record_chains", "same_noise"]
 
 _CONTAINERS = (nn.Sequential, MLP, Chain)  # exact types: a subclass may compute something else
 _LINEAR = (nn.Linear, Linear)
@@ -26,12 +27,13 @@ _SLOPES = (nn.ReLU, nn.LeakyReLU, nn.Identity)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a network: its layers in order, what went in, and what came out."""
+    """One call of a network: its layers in order, what went in, what came out, and that output's version then."""
 
     module: nn.Module
     layers: tuple[nn.Module, ...]
     value: Tensor
     output: Tensor
+    version: int  # moves when somebody changes the output in place
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def record_chains() -> Iterator[list[Call]]:
         if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             layers = _layers(module)
             if layers is not None:
-                calls.append(Call(module, layers, args[0], output))
+                calls.append(Call(module, layers, args[0], output, _version(output)))
 
     handle = nn.modules.module.register_module_forward_hook(look)
     try:
@@ -62,7 +64,10 @@ def _layers(module: nn.Module) -> tuple[nn.Module, ...] | None:
 
 
 def _flatten(module: nn.Module) -> list[nn.Module]:
-    return [m for child in module.children() for m in _flatten(child)] if type(module) in _CONTAINERS else [module]
+    if type(module) not in _CONTAINERS:
+        return [module]
+    children = [m for m in module._modules.values() if m is not None]  # .children() leaves out repetitions
+    return [m for child in children for m in _flatten(child)]
 
 
 def find_chain(calls: Sequence[Call], sites: Sequence[JointSite], z: Tensor) -> GaussianChain | BernoulliChain | str:
@@ -85,10 +90,14 @@ def find_chain(calls: Sequence[Call], sites: Sequence[JointSite], z: Tensor) -> 
         output = likelihood.logits
     else:
         return other
+    if observed[0].value.dtype != output.dtype:
+        return f"its data have dtype {observed[0].value.dtype} where its network returns {output.dtype}"
     weight = observed[0].scale
     if isinstance(weight, Tensor) and weight.numel() > 1:
         return "its data have different scales"
-    matching = [c for c in calls if c.value is latents[0].value and _same(c.output, output)]
+    matching = [
+        c for c in calls if c.value is latents[0].value and _same(c.output, output) and _version(output) == c.version
+    ]
     if not matching:
         return "its mean is not the output of one chain of Linear and ReLU layers of z alone"
     module, layers, x, precision = matching[-1].module, matching[-1].layers, observed[0].value, prior.scale**-2
@@ -97,13 +106,27 @@ def find_chain(calls: Sequence[Call], sites: Sequence[JointSite], z: Tensor) -> 
     return BernoulliChain(module, layers, x, weight, prior.loc, precision)
 
 
+def same_noise(sites: Sequence[JointSite], moved: Sequence[JointSite]) -> bool:
+    """Whether the likelihood's scale is the same at other latents; one datum does not show whether it is shared."""
+    one, two = (next(_base(site) for site in group if site.latent is None) for group in (sites, moved))
+    return isinstance(one, Normal) and isinstance(two, Normal) and torch.equal(one.scale, two.scale)
+
+
 def _base(site: JointSite) -> Distribution | None:
     """The distribution under ``to_event(1)``, if that is all there is around it."""
     fn = site.fn
-    if not isinstance(fn, Independent) or fn.reinterpreted_batch_ndims != 1 or site.mask not in (None, True):
+    if (
+        not isinstance(fn, Independent)
+        or fn.reinterpreted_batch_ndims != 1
+        or not (site.mask is None or site.mask is True)
+    ):
         return None
     plain = fn.batch_shape == site.value.shape[:1] and len(fn.batch_shape) == 1
     return fn.base_dist if plain and fn.event_shape == site.value.shape[1:] else None
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -29,7 +29,7 @@ def run(layers: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, list[Tensor
             on = None
         else:
             negative = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
-            slope = torch.where(value > 0, 1.0, negative).to(value.dtype)
+            slope = torch.where(value > 0, value.new_ones(()), value.new_full((), negative))
             used = slope.any(0)
             if value.device.type == "cpu" and stages and stages[-1].dim() == 2 and not used.all():
                 on = used.nonzero().squeeze(1)

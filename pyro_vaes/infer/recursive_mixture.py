@@ -96,8 +96,7 @@ class RecursiveMixture_ELBO(Bound):
         super().__init__()
         self.cap, self.num_kl_samples, self.schedule = cap, num_kl_samples, schedule
         self.entropy, self.optim, self.vectorize_components = entropy, optim, vectorize_components
-        self._plate: DataPlate | None = None
-        self._num_components = 0
+        self._known: tuple[Program, Program, DataPlate, int] | None = None
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q_M), with the gradients of all blocks' objectives."""
@@ -117,7 +116,7 @@ class RecursiveMixture_ELBO(Bound):
         """Each block's loss, to be called once the parameters of the one before have moved; the model's is last."""
         if self.schedule == "simultaneous":
             return super().sub_losses(model, guide, *args)
-        self._look(model, guide, args)
+        _, num_components = self._look(model, guide, args)
         run = partial(self._run, model, guide, args)
 
         def component(m: int) -> Tensor:
@@ -134,7 +133,7 @@ class RecursiveMixture_ELBO(Bound):
             value = -strata.bound(strata.log_alpha(), strata.per_datum(strata.mixture.log_prob(strata.points)))
             return _carry(value, -_model(strata, strata.log_joint))
 
-        later = [partial(f, m) for m in range(1, self._num_components) for f in (component, weight)]
+        later = [partial(f, m) for m in range(1, num_components) for f in (component, weight)]
         return [partial(component, 0), *later, whole]
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object) -> float:
@@ -160,16 +159,17 @@ class RecursiveMixture_ELBO(Bound):
                 leaf.grad = None
         return loss.item()
 
-    def _look(self, model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
-        if self._plate is None:
-            self._num_components = find_mixture(guide, args, type(self).__name__).num_components
-            self._plate = find_data_plate(model, guide, args)
-        return self._plate
+    def _look(self, model: Program, guide: Program, args: tuple[object, ...]) -> tuple[DataPlate, int]:
+        """The data plate and the number of components, read off once for each pair."""
+        if self._known is None or self._known[:2] != (model, guide):
+            num_components = find_mixture(guide, args, type(self).__name__).num_components
+            self._known = model, guide, find_data_plate(model, guide, args), num_components
+        return self._known[2:]
 
     def _run(
         self, model: Program, guide: Program, args: tuple[object, ...], indices: range | tuple[int, ...] | None = None
     ) -> Strata:
-        plate = self._look(model, guide, args)
+        plate, _ = self._look(model, guide, args)
         return run_strata(
             model, guide, args, plate, indices=indices, detached=True, vectorize=self.vectorize_components
         )

@@ -50,18 +50,18 @@ class StratifiedMixture_ELBO(Bound):
             raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         super().__init__(num_particles=num_particles)
         self.vectorize_components = vectorize_components
-        self._plate: DataPlate | None = None
+        self._known: tuple[Program, Program, DataPlate] | None = None
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q), differentiable with respect to everything."""
-        if self._plate is None:
+        if self._known is None or self._known[:2] != (model, guide):
             find_mixture(guide, args, type(self).__name__)
-            self._plate = find_data_plate(model, guide, args)
+            self._known = model, guide, find_data_plate(model, guide, args)
         strata = run_strata(
             model,
             guide,
             args,
-            self._plate,
+            self._known[2],
             num_particles=self.num_particles,
             vectorize=self.vectorize_components,
         )

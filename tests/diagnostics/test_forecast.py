@@ -205,6 +205,23 @@ def test_data_made_inside_the_program():
     torch.testing.assert_close(forecast_collapse(model, X)["z"].kl, linear_vae(2 * THETA, 2).kl, rtol=1e-6, atol=1e-8)
 
 
+def test_data_reshaped_inside_the_program_are_no_covariate():
+    """Whatever the order of the arguments; where it cannot be told, the forecast says so."""
+    images, covariate = X.reshape(-1, 2, 3), torch.randn(len(X), 2).double()
+
+    def conditional(c, x, factor=1.0):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 0.5).to_event(1))
+            mean = z.sum(-1, keepdim=True).expand(len(x), 6) + c.sum(-1, keepdim=True)
+            pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=factor * x.flatten(1))
+
+    wanted = linear_cvae(residual_spectrum(X, covariate), 2, noise=0.5, prior_scale=0.5)
+    for program, args in ((conditional, (covariate, images)), (lambda x, c: conditional(c, x), (images, covariate))):
+        torch.testing.assert_close(forecast_collapse(program, args)["z"].kl, wanted.kl, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match=r"arguments \[0, 1\] may be what it is made from"):
+        forecast_collapse(lambda c, x: conditional(c, x, 2.0), (covariate, images))
+
+
 def test_hierarchical_forecast():
     """z_1 in other units than the theory's: p(z_1|z_2) has a scale of its own."""
     vae = linear_hierarchical_pair(6, (4, 3), noise=0.8, prior_scale=1.1, encoder_scales=(0.7, None))
@@ -274,7 +291,7 @@ BAD = {
     "skip connections": (lambda: (skip_vae().model, X), {}, "no such chain"),
     "no plate": (lambda: (no_plate, X), {}, "lies in no plate"),
     "two observed sites": (lambda: (two_observed, X), {}, r"one observed site, but the model has \['a', 'b'\]"),
-    "rows of its own": (lambda: (own_rows, (X, X)), {}, "5 rows but a covariate"),
+    "rows of its own": (lambda: (own_rows, (X, X)), {}, "made inside the model, and each of its arguments"),
     "betas for one site": (lambda: (relu_vae().model, X), {"betas": (1.0, 1.0)}, "one latent site: give beta"),
     "both": (lambda: (relu_vae().model, X), {"betas": (1.0, 1.0), "beta": 1.0}, "give one"),
     "beta for two sites": (

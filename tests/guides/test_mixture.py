@@ -596,6 +596,31 @@ def test_components_may_be_guides_and_several_sites_share_the_mixture():
     assert abs(loss - expected) < 1e-9
 
 
+def test_keywords_reach_components_that_run_the_model():
+    torch.set_default_dtype(torch.float64)
+
+    def model(x, scale=1.0):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    laplace = AmortizedLaplace(model, nn.Linear(2, 2))
+    guide = AmortizedMixture(model, [laplace, NormalHead(2, 2)], [MLP(2, [], 1)])
+    x = torch.randn(4, 2)
+    found = guide.posterior(x, scale=0.1).components[0].precision_matrix
+    assert torch.allclose(found, 101 * torch.eye(2).expand(4, 2, 2))
+
+
+@pytest.mark.parametrize("bound", [RecursiveMixture_ELBO(schedule="sequential"), StratifiedMixture_ELBO()])
+def test_one_bound_serves_one_pair_after_another(bound):
+    """Every component moves whatever the bound has seen before."""
+    for number in (2, 3, 2):
+        vae, guide, x = small_pair(number)
+        before = [p.clone() for p in guide.encoder.parameters()]
+        fit(vae.model, guide, x, loss=bound, epochs=2, seed=0, progress=False)
+        assert not any(torch.equal(a, b) for a, b in zip(before, guide.encoder.parameters(), strict=True))
+
+
 class FullNormal(nn.Linear):
     def __init__(self):
         super().__init__(2, 3)
