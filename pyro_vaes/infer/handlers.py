@@ -11,12 +11,29 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
-__all__ = ["ModuleParameters", "ParameterRecorder", "is_latent", "local_parameters", "scale_latents", "untouched_store"]
+__all__ = [
+    "ModuleParameters",
+    "ParameterRecorder",
+    "is_latent",
+    "is_objective_only",
+    "local_parameters",
+    "scale_latents",
+    "untouched_store",
+]
 
 
 def is_latent(message: Message) -> bool:
     """Whether a message is a latent sample statement (neither observed nor a plate's subsampling)."""
     return message["type"] == "sample" and not message["is_observed"] and not site_is_subsample(message)
+
+
+def is_objective_only(message: Message) -> bool:
+    """Whether a factor is marked ``infer={"objective_only": True}``: added to what is trained, but no log-density.
+
+    Bounds count it once for each datum, whatever their number of particles, where they allow factors in the guide;
+    importance weights, and what is made of them, leave it out.
+    """
+    return bool(message["infer"].get("objective_only"))
 
 
 class scale_latents(Messenger):

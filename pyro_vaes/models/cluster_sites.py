@@ -1,7 +1,8 @@
 """The sites of clusters, some of which may be known: labels with shape ``(B,)``, -1 where there is none.
 
 A known label is evidence. The model weighs what contradicts it with 0; the guide puts all its mass on it, and adds the
-classification term ``w log q(y | x)`` to the bound, without which q(y | x) would not learn from labels at all.
+classification term ``w log q(y | x)`` to the bound, without which q(y | x) would not learn from labels at all. It
+belongs to the objective alone: importance weights, code lengths and likelihoods are the same for every w.
 
 References:
     | Semi-supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed & Welling, 2014)
@@ -12,6 +13,7 @@ import math
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import Categorical
 from torch import Tensor
 
@@ -45,7 +47,8 @@ def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight
     label = labels.clamp(min=0).unsqueeze(-1)  # (B, 1)
     if label_weight > 0:
         term = torch.where(known, log_q.gather(-1, label), 0.0).squeeze(-1)
-        pyro.factor(f"{name}_classification", -label_weight * term, has_rsample=True)  # the guide's side is subtracted
+        with poutine.infer_config(config_fn=lambda _: {"objective_only": True}):
+            pyro.factor(f"{name}_classification", -label_weight * term, has_rsample=True)  # q's side is subtracted
     agrees = label == torch.arange(logits.shape[-1], device=logits.device)
     point = torch.where(agrees, 0.0, -math.inf).to(log_q)
     return pyro.sample(name, Categorical(logits=torch.where(known, point, log_q)), infer=ENUMERATE)

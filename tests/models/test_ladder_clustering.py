@@ -11,8 +11,8 @@ from pyro.distributions import MixtureSameFamily, Normal
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, infer_discrete
 from torch import nn
 
-from pyro_vaes.diagnostics import log_likelihood
-from pyro_vaes.infer import fit, scale_latents
+from pyro_vaes.diagnostics import code_length, log_likelihood, to_datatree
+from pyro_vaes.infer import ImportanceWeighted_ELBO, fit, scale_latents
 from pyro_vaes.models import M2, GaussianMixtureDGM, LadderClusteringVAE, LadderVAE
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, MixturePrior, NormalHead, mlp_ladder
 
@@ -377,6 +377,38 @@ def test_the_classification_term_is_weighed_and_only_where_there_are_labels():
     assert value(ENUM, plain.model, plain.guide, x) == pytest.approx(
         value(ENUM, plain.model, plain.guide, x, torch.full((9,), -1)), abs=1e-10
     )
+
+
+def labelled_pair(kind):
+    """Model, guide and their owner, with classifiers that labels reach."""
+    owner = gmdgm() if kind == "GM-DGM" else make(kind)
+    return (owner.model, owner.guide, owner) if kind == "GM-DGM" else (owner.cluster_model, owner.cluster_guide, owner)
+
+
+@pytest.mark.parametrize("kind", ["GM-DGM", "B", "B classifier", "C"])
+def test_figures_do_not_depend_on_the_weight_of_the_classification_term(kind):
+    """It is part of what is trained, but of no density: likelihoods, code lengths and weights leave it out."""
+    model, guide, owner = labelled_pair(kind)
+    data = binary(), torch.tensor([0, -1, 2, 2, -1, -1, 1, -1, 0])
+    found = []
+    for weight in (0.0, 20.0):
+        owner.label_weight = weight
+        estimate, code = log_likelihood(model, guide, data, 30), code_length(model, guide, data)
+        tree = to_datatree(model, guide, data, 5, groups=["sample_stats"])
+        weights = torch.from_numpy(tree.sample_stats["log_weight"].values)
+        found.append([estimate.log_likelihood, estimate.elbo, code.bits_back, code.latents, weights])
+    for one, other in zip(*found, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_importance_weighted_bounds_count_the_classification_term_once():
+    pair, x, labels = gmdgm(), binary(), torch.arange(9) % 4
+    term = torch.log_softmax(pair.classifier(x), -1)[torch.arange(9), labels].sum().item()
+    without = value(ImportanceWeighted_ELBO(7), pair.model, pair.guide, x, labels)
+    pair.label_weight = 20.0
+    got = value(ImportanceWeighted_ELBO(7), pair.model, pair.guide, x, labels)
+    assert got == pytest.approx(without + 20 * term, abs=1e-9)
 
 
 def two_kinds(rows=200, known=10):
