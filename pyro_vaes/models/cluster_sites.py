@@ -17,7 +17,7 @@ from pyro import poutine
 from pyro.distributions import Categorical
 from torch import Tensor
 
-__all__ = ["guess_cluster", "one_hot", "refuse_labels", "sample_cluster"]
+__all__ = ["guess_cluster", "observe_cluster", "one_hot", "refuse_labels", "sample_cluster"]
 
 ENUMERATE = {"enumerate": "parallel"}
 
@@ -29,6 +29,16 @@ def sample_cluster(name: str, weights: Categorical, labels: Tensor | None) -> Te
         agrees = (labels < 0) | (y == labels)
         pyro.factor(f"{name}_label", torch.where(agrees, 0.0, -math.inf).to(weights.logits))
     return y
+
+
+def observe_cluster(name: str, log_joint: Tensor, labels: Tensor) -> None:
+    """The model without the site, given log p(z, y) at a draw, ``(..., B, K)``: the evidence p(y | z) of the labels.
+
+    Beside a mixture as the prior of z it makes p(z) p(y | z) = p(z, y) of a known label y.
+    """
+    label = labels.clamp(min=0).expand(log_joint.shape[:-1]).unsqueeze(-1)
+    log_p = torch.log_softmax(log_joint, -1).gather(-1, label).squeeze(-1)  # (..., B)
+    pyro.factor(f"{name}_label", torch.where(labels >= 0, log_p, 0.0))
 
 
 def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight: float) -> Tensor:

@@ -26,7 +26,13 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.models.cluster_sites import guess_cluster, one_hot, refuse_labels, sample_cluster
+from pyro_vaes.models.cluster_sites import (
+    guess_cluster,
+    observe_cluster,
+    one_hot,
+    refuse_labels,
+    sample_cluster,
+)
 from pyro_vaes.models.ladder import LadderVAE
 from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.module import as_posterior, observe
@@ -38,10 +44,11 @@ class LadderClusteringVAE(LadderVAE):
     """A ladder whose rungs cluster the data, each by what it codes.
 
     ``model`` and ``guide`` are those of :class:`LadderVAE`, with mixtures as priors and no site for clusters: form A
-    for any bound and guide, and the one to train with. (There is no closed KL for a mixture: ``TraceMeanField_ELBO``
-    draws.) ``cluster_model`` is the same p with the sites ``"y_1" .. "y_L"``, marked for enumeration: with ``guide`` it
-    is form A again, with ``cluster_guide`` form B or C, both for :class:`~pyro.infer.TraceEnum_ELBO`. In forms A and B
-    the decoder runs once for each datum, however many clusters and rungs there are.
+    for any bound and guide, with labels or without, and the one to train with. (There is no closed KL for a mixture:
+    ``TraceMeanField_ELBO`` draws.) ``cluster_model`` is the same p with the sites ``"y_1" .. "y_L"``, marked for
+    enumeration: with ``guide`` it is form A again, with ``cluster_guide`` form B or C, both for
+    :class:`~pyro.infer.TraceEnum_ELBO`. In forms A and B the decoder runs once for each datum, however many clusters
+    and rungs there are.
 
     Arguments:
         encoders, rungs, merges, decoders, likelihood, latent_dims: Those of :class:`LadderVAE`; in form C the rungs
@@ -112,8 +119,25 @@ class LadderClusteringVAE(LadderVAE):
         return tuple(prior.num_components for prior in self.mixtures)
 
     @pyro_method
+    def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
+        """The generative program with mixtures as priors; ``labels`` with shape ``(B,)``, -1 where there is none.
+
+        A label y makes p(z, y) = pi_y N(z; mu_y, Sigma_y) of the prior on its rung: the bound is that of
+        :meth:`cluster_model` with enumeration, draw by draw.
+        """
+        refuse_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
+        with pyro.plate("data", size if x is None else len(x)):
+            z = []
+            for level, mixture in enumerate(self.mixtures, start=1):
+                prior = mixture()
+                z.append(pyro.sample(f"z_{level}", prior))
+                if labels is not None and level == self.labelled_rung:
+                    observe_cluster(f"y_{level}", prior.log_joint(z[-1]), labels)
+            return observe("x", self.likelihood(self.decode(z)), x)
+
+    @pyro_method
     def guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
-        """Form A: the rungs, for :meth:`model` and :meth:`cluster_model`, whose labels are not used here."""
+        """Form A: the rungs, for :meth:`model` and :meth:`cluster_model`; the labels, theirs, are not used here."""
         if self.clusters_to_rungs:
             raise ValueError("These rungs take clusters, which this guide has none of: use cluster_guide (form C).")
         super().guide(x)

@@ -8,11 +8,18 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import MixtureSameFamily, Normal
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, infer_discrete
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, infer_discrete
 from torch import nn
 
-from pyro_vaes.diagnostics import code_length, log_likelihood, to_datatree
-from pyro_vaes.infer import ImportanceWeighted_ELBO, fit, scale_latents
+from pyro_vaes.diagnostics import code_length, log_likelihood, log_weights, to_datatree
+from pyro_vaes.infer import (
+    DReG_ELBO,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    StickingTheLanding_ELBO,
+    fit,
+    scale_latents,
+)
 from pyro_vaes.models import M2, GaussianMixtureDGM, LadderClusteringVAE, LadderVAE
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, MixturePrior, NormalHead, mlp_ladder
 
@@ -379,6 +386,61 @@ def test_the_classification_term_is_weighed_and_only_where_there_are_labels():
     )
 
 
+BOUNDS = [
+    Trace_ELBO(),
+    TraceMeanField_ELBO(),
+    TraceGraph_ELBO(),
+    FreeBits_ELBO(0.0),
+    ImportanceWeighted_ELBO(1),
+    StickingTheLanding_ELBO(),
+    DReG_ELBO(1),
+]
+MIXED = torch.tensor([0, -1, 2, 2, -1, -1, 1, -1, 0])
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda bound: type(bound).__name__)
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("rung", [1, 2])
+def test_labels_of_the_mixture_are_those_of_the_enumerated_model(bound, full, rung):
+    vlac, x = make(full=full, labelled_rung=rung), binary()
+    for labels in (MIXED, MIXED.clamp(min=0), torch.full((9,), -1)):
+        wanted = value(ENUM, vlac.cluster_model, vlac.guide, x, labels)
+        assert value(bound, vlac.model, vlac.guide, x, labels) == pytest.approx(wanted, abs=1e-10)
+    unlabelled = value(ENUM, vlac.cluster_model, vlac.guide, x)
+    assert value(bound, vlac.model, vlac.guide, x) == pytest.approx(unlabelled, abs=1e-10)
+    assert value(bound, vlac.model, vlac.guide, x, torch.full((9,), -1)) == pytest.approx(unlabelled, abs=1e-10)
+    assert abs(value(bound, vlac.model, vlac.guide, x, MIXED) - unlabelled) > 0.1
+
+
+def test_gradients_of_labels_are_those_of_the_enumerated_model():
+    vlac, x = make(), binary()
+    found = []
+    for bound, model in ((Trace_ELBO(), vlac.model), (ENUM, vlac.cluster_model)):
+        pyro.set_rng_seed(3)
+        loss = bound.differentiable_loss(model, vlac.guide, x, MIXED)
+        found.append(torch.autograd.grad(loss, list(vlac.parameters())))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_labels_of_the_mixture_with_many_particles_and_in_the_evidence():
+    """log p(x, y) by importance sampling; particles in one pass are those of the joint prior."""
+    vlac, x = make(), binary()
+    draws = log_weights(vlac.model, vlac.guide, (x, MIXED), 6)
+    without = log_weights(vlac.model, vlac.guide, (x,), 6)
+    known = MIXED >= 0
+    torch.testing.assert_close(draws[:, ~known], without[:, ~known])
+    assert (draws < without)[:, known].all(), "p(y | z) < 1"
+    pyro.set_rng_seed(0)
+    tree = to_datatree(vlac.model, vlac.guide, (x, MIXED), 5)
+    z = torch.from_numpy(tree.posterior["z_2"].values)[0]  # (5, 9, 3)
+    weights = torch.from_numpy(to_datatree(vlac.model, vlac.guide, (x,), 5).sample_stats["log_weight"].values)[0]
+    log_p = vlac.mixtures[1]().responsibilities(z).log()[:, known].gather(-1, MIXED[known].expand(5, -1).unsqueeze(-1))
+    got = torch.from_numpy(tree.sample_stats["log_weight"].values)[0] - weights
+    torch.testing.assert_close(got[:, known], log_p.squeeze(-1), rtol=0, atol=1e-9)
+    assert set(tree.constant_data) == {"labels"}
+
+
 def labelled_pair(kind):
     """Model, guide and their owner, with classifiers that labels reach."""
     owner = gmdgm() if kind == "GM-DGM" else make(kind)
@@ -389,7 +451,7 @@ def labelled_pair(kind):
 def test_figures_do_not_depend_on_the_weight_of_the_classification_term(kind):
     """It is part of what is trained, but of no density: likelihoods, code lengths and weights leave it out."""
     model, guide, owner = labelled_pair(kind)
-    data = binary(), torch.tensor([0, -1, 2, 2, -1, -1, 1, -1, 0])
+    data = binary(), MIXED
     found = []
     for weight in (0.0, 20.0):
         owner.label_weight = weight
@@ -419,20 +481,21 @@ def two_kinds(rows=200, known=10):
     return x, torch.where(torch.arange(rows) < known, kind, -1), kind
 
 
-@pytest.mark.parametrize("form", ["A", "GM-DGM"])
+@pytest.mark.parametrize("form", ["A", "A enumerated", "GM-DGM"])
 def test_a_few_labels_name_the_clusters(form):
     x, labels, kind = two_kinds()
-    if form == "A":
+    if form.startswith("A"):
         networks = mlp_ladder(D, [2], width=16)
         pair = LadderClusteringVAE(*networks, BernoulliLikelihood(), [2], priors=[MixturePrior(2, 2)])
-        model, guide = pair.cluster_model, pair.guide
+        model, guide = pair.model if form == "A" else pair.cluster_model, pair.guide
     else:
         pair = gmdgm(2, label_weight=1.1 * 200 / 10)
         model, guide = pair.model, pair.guide
     args = (x, labels)
-    fit(model, guide, args, loss=TraceEnum_ELBO(), optim=quick, epochs=20, batch_size=20, seed=1, progress=False)
+    loss = Trace_ELBO() if form == "A" else TraceEnum_ELBO()
+    fit(model, guide, args, loss=loss, optim=quick, epochs=20, batch_size=20, seed=1, progress=False)
     r = pair.responsibilities(x)
-    found = (r[0] if form == "A" else r).argmax(-1)
+    found = (r[0] if form.startswith("A") else r).argmax(-1)
     assert (found == kind)[10:].float().mean() > 0.9
 
 
