@@ -27,18 +27,26 @@ def sample_cluster(name: str, weights: Categorical, labels: Tensor | None) -> Te
     y = pyro.sample(name, weights, infer=ENUMERATE)
     if labels is not None:
         agrees = (labels < 0) | (y == labels)
-        pyro.factor(f"{name}_label", torch.where(agrees, 0.0, -math.inf).to(weights.logits))
+        with poutine.infer_config(config_fn=lambda _: {"evidence_for": name}):  # what is summed has one KL weight
+            pyro.factor(f"{name}_label", torch.where(agrees, 0.0, -math.inf).to(weights.logits))
     return y
 
 
-def observe_cluster(name: str, log_joint: Tensor, labels: Tensor) -> None:
-    """The model without the site, given log p(z, y) at a draw, ``(..., B, K)``: the evidence p(y | z) of the labels.
+def observe_cluster(name: str, latent: str, log_joint: Tensor, labels: Tensor) -> None:
+    """The model without the site: the evidence p(y | z) of the labels.
 
-    Beside a mixture as the prior of z it makes p(z) p(y | z) = p(z, y) of a known label y.
+    Beside a mixture as the prior of z it makes p(z) p(y | z) = p(z, y) of a known label y, with one KL weight.
+
+    Arguments:
+        name: Of the site that there is not.
+        latent: The site of z.
+        log_joint: log p(z, y) at a draw of z, ``(..., B, K)``.
+        labels: ``(B,)``.
     """
     label = labels.clamp(min=0).expand(log_joint.shape[:-1]).unsqueeze(-1)
     log_p = torch.log_softmax(log_joint, -1).gather(-1, label).squeeze(-1)  # (..., B)
-    pyro.factor(f"{name}_label", torch.where(labels >= 0, log_p, 0.0))
+    with poutine.infer_config(config_fn=lambda _: {"evidence_for": latent}):
+        pyro.factor(f"{name}_label", torch.where(labels >= 0, log_p, 0.0))
 
 
 def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight: float) -> Tensor:

@@ -123,7 +123,7 @@ class LadderClusteringVAE(LadderVAE):
         """The generative program with mixtures as priors; ``labels`` with shape ``(B,)``, -1 where there is none.
 
         A label y makes p(z, y) = pi_y N(z; mu_y, Sigma_y) of the prior on its rung: the bound is that of
-        :meth:`cluster_model` with enumeration, draw by draw.
+        :meth:`cluster_model` with enumeration, draw by draw. A KL weight of the rung weighs the label too.
         """
         refuse_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
         with pyro.plate("data", size if x is None else len(x)):
@@ -132,7 +132,7 @@ class LadderClusteringVAE(LadderVAE):
                 prior = mixture()
                 z.append(pyro.sample(f"z_{level}", prior))
                 if labels is not None and level == self.labelled_rung:
-                    observe_cluster(f"y_{level}", prior.log_joint(z[-1]), labels)
+                    observe_cluster(f"y_{level}", f"z_{level}", prior.log_joint(z[-1]), labels)
             return observe("x", self.likelihood(self.decode(z)), x)
 
     @pyro_method

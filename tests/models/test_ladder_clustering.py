@@ -16,7 +16,10 @@ from pyro_vaes.infer import (
     DReG_ELBO,
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
+    KLWarmup,
+    ProgressiveRungs,
     StickingTheLanding_ELBO,
+    check,
     fit,
     scale_latents,
 )
@@ -441,10 +444,69 @@ def test_labels_of_the_mixture_with_many_particles_and_in_the_evidence():
     assert set(tree.constant_data) == {"labels"}
 
 
+def test_KL_weights_go_with_labels():
+    """A label is part of the prior, whose weight it has; without a weight of its own the enumerated sum has none."""
+    vlac, x = make(), binary()
+    with scale_latents(0.3):
+        enumerated = value(ENUM, vlac.cluster_model, vlac.guide, x, MIXED)
+        assert value(Trace_ELBO(), vlac.model, vlac.guide, x, MIXED) == pytest.approx(enumerated, abs=1e-10)
+        for form in ("B", "C"):
+            other = make(form)
+            assert math.isfinite(value(ENUM, other.cluster_model, other.cluster_guide, x, MIXED))
+    z, q = draws(vlac, x)
+    wanted, known = vlac.likelihood(vlac.decode(z)).log_prob(x).sum(), MIXED >= 0
+    log_joint = [prior().log_joint(z_l) for prior, z_l in zip(vlac.mixtures, z, strict=True)]
+    log_p = [torch.logsumexp(joint, -1) for joint in log_joint]
+    log_p[1] = torch.where(known, log_joint[1][torch.arange(9), MIXED], log_p[1])
+    weights = {"z_1": 0.2, "z_2": 0.7}
+    for w, log_p_l, z_l, q_l in zip(weights.values(), log_p, z, q, strict=True):
+        wanted = wanted - w * (q_l.log_prob(z_l) - log_p_l).sum()
+    with scale_latents(weights):
+        assert value(Trace_ELBO(), vlac.model, vlac.guide, x, MIXED) == pytest.approx(wanted.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("form", ["A", "A enumerated", "B", "B classifier", "C", "GM-DGM"])
+def test_labels_train_under_a_warm_up(form):
+    torch.set_default_dtype(torch.float32)
+    model, guide, owner = labelled_pair(form)
+    loss, options = (Trace_ELBO() if form == "A" else TraceEnum_ELBO()), {"epochs": 2, "batch_size": 3, "seed": 1}
+    history = fit(model, guide, (binary(), MIXED), loss=loss, callbacks=[KLWarmup(5)], progress=False, **options)
+    assert all(map(math.isfinite, history.train)) and all(p.isfinite().all() for p in owner.parameters())
+
+
+UNEQUAL = {"z_1": 0.1, "y_1": 0.1, "z_2": 1.0, "y_2": 1.0}
+
+
+def test_weights_of_single_rungs_under_enumeration():
+    """Where the model alone has y they are refused, and the model without y is pointed to; where q has y they work."""
+    vlac, x = make(), binary()
+    for args in ((x,), (x, MIXED)):
+        with (
+            pytest.raises(ValueError, match=r"must have one KL weight.*LadderClusteringVAE\.model"),
+            scale_latents(UNEQUAL),
+        ):
+            ENUM.loss(vlac.cluster_model, vlac.guide, *args)
+    with scale_latents(UNEQUAL):
+        report = check(vlac.cluster_model, vlac.guide, (x, MIXED), loss=ENUM)
+    assert not report.ok and "LadderClusteringVAE.model with Trace_ELBO" in str(report)
+    sites, injections = [["z_1", "y_1"], ["z_2", "y_2"]], [merge.network for merge in vlac.merges]
+    options = {"epochs": 1, "batch_size": 3, "seed": 1, "progress": False}
+    with pytest.raises(ValueError, match=r"must have one KL weight.*LadderClusteringVAE\.model"):
+        fading = [ProgressiveRungs(sites, injections, 4)]
+        fit(vlac.cluster_model, vlac.guide, (x, MIXED), loss=TraceEnum_ELBO(), callbacks=fading, **options)
+    fading = [ProgressiveRungs([["z_1"], ["z_2"]], injections, 4)]
+    assert math.isfinite(fit(vlac.model, vlac.guide, (x, MIXED), callbacks=fading, **options).train[-1])
+    b = make("B")
+    with scale_latents(UNEQUAL):
+        assert math.isfinite(value(ENUM, b.cluster_model, b.cluster_guide, x, MIXED))
+
+
 def labelled_pair(kind):
-    """Model, guide and their owner, with classifiers that labels reach."""
+    """Model, guide and their owner."""
     owner = gmdgm() if kind == "GM-DGM" else make(kind)
-    return (owner.model, owner.guide, owner) if kind == "GM-DGM" else (owner.cluster_model, owner.cluster_guide, owner)
+    if kind in ("A", "GM-DGM"):
+        return owner.model, owner.guide, owner
+    return owner.cluster_model, owner.guide if kind == "A enumerated" else owner.cluster_guide, owner
 
 
 @pytest.mark.parametrize("kind", ["GM-DGM", "B", "B classifier", "C"])
