@@ -69,7 +69,8 @@ def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight
             pyro.factor(f"{name}_classification", -label_weight * term, has_rsample=True)  # q's side is subtracted
     agrees = label == torch.arange(logits.shape[-1], device=logits.device)
     point = torch.where(agrees, 0.0, -math.inf).to(log_q)
-    return pyro.sample(name, Categorical(logits=torch.where(known, point, log_q)), infer=ENUMERATE)
+    infer = {**ENUMERATE, "may_be_point": True}
+    return pyro.sample(name, Categorical(logits=torch.where(known, point, log_q)), infer=infer)
 
 
 def one_hot(y: Tensor, num_clusters: int, like: Tensor) -> Tensor:

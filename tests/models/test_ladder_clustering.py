@@ -17,6 +17,7 @@ from pyro_vaes.infer import (
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
     KLWarmup,
+    MutualPosterior_ELBO,
     ProgressiveRungs,
     StickingTheLanding_ELBO,
     check,
@@ -499,6 +500,23 @@ def test_weights_of_single_rungs_under_enumeration():
     b = make("B")
     with scale_latents(UNEQUAL):
         assert math.isfinite(value(ENUM, b.cluster_model, b.cluster_guide, x, MIXED))
+
+
+@pytest.mark.parametrize("form", ["B", "B classifier"])
+def test_posteriors_are_compared_without_the_site_of_the_labels(form):
+    vlac, x = make(form), binary()
+    for labels in (MIXED, torch.full((9,), -1)):  # which rows of a batch are labelled does not matter
+        with pytest.raises(ValueError, match=r"'y_2' is a point.*sites=\['y_1', 'z_1', 'z_2'\]"):
+            MutualPosterior_ELBO(ENUM, eta=1.0).loss(vlac.cluster_model, vlac.cluster_guide, x, labels)
+    without = MutualPosterior_ELBO(ENUM, eta=1.0, gamma=0.5)
+    assert math.isfinite(value(without, vlac.cluster_model, vlac.cluster_guide, x))
+    bound = MutualPosterior_ELBO(ENUM, eta=1.0, gamma=0.5, sites=["y_1", "z_1", "z_2"])
+    loss = bound.differentiable_loss(vlac.cluster_model, vlac.cluster_guide, x, MIXED)
+    gradients = torch.autograd.grad(loss, list(vlac.parameters()), allow_unused=True)
+    assert loss.isfinite() and all(g.isfinite().all() for g in gradients if g is not None)
+    pair = gmdgm()
+    with pytest.raises(ValueError, match=r"'y' is a point.*Use Trace_ELBO"):
+        MutualPosterior_ELBO(ENUM, eta=1.0).loss(pair.model, pair.guide, x, MIXED)
 
 
 def labelled_pair(kind):
