@@ -17,7 +17,7 @@ from pyro import poutine
 from pyro.distributions import Categorical
 from torch import Tensor
 
-__all__ = ["guess_cluster", "observe_cluster", "one_hot", "refuse_labels", "sample_cluster"]
+__all__ = ["as_labels", "guess_cluster", "observe_cluster", "one_hot", "sample_cluster"]
 
 ENUMERATE = {"enumerate": "parallel"}
 
@@ -78,18 +78,38 @@ def one_hot(y: Tensor, num_clusters: int, like: Tensor) -> Tensor:
     return torch.eye(num_clusters, dtype=like.dtype, device=like.device)[y]
 
 
-def refuse_labels(labels: Tensor | None, x: Tensor | None, num_clusters: int) -> None:
-    """Raise where labels are no whole numbers from -1 to K - 1, one for each datum."""
+def as_labels(labels: Tensor | None, x: Tensor | None, num_clusters: int) -> Tensor | None:
+    """Labels of any integer dtype as int64, after a look at them.
+
+    Arguments:
+        labels: ``(B,)``, whole numbers from 0 to K - 1, or -1 where there is none; or None.
+        x: The data, ``(B, ...)``.
+        num_clusters: K.
+
+    Raises:
+        ValueError: They are no whole numbers, not one for each datum, or out of range. The range of labels on another
+            device than the CPU is looked at where no gradients are taken, as in the check before training, because
+            each look waits for the device.
+    """
     if labels is None:
-        return
-    if labels.is_floating_point() or x is None or labels.shape != (len(x),):
-        rows = "there are no data" if x is None else f"there are {len(x)} data"
+        return None
+    rows = "there are no data" if x is None else f"there are {len(x)} data"
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels must be a tensor of whole numbers with shape (B,), but got {type(labels).__name__} where {rows}; "
+            "torch.as_tensor(labels)?"
+        )
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or x is None or labels.shape != (len(x),):
         raise ValueError(
             f"labels must be whole numbers with shape (B,), -1 where there is none, but got {labels.dtype} with shape "
             f"{tuple(labels.shape)} where {rows}."
         )
-    if labels.device.type == "cpu" and len(labels) and not -1 <= labels.min() <= labels.max() < num_clusters:
+    labels = labels.long()
+    looked_at = len(labels) and (labels.device.type == "cpu" or not torch.is_grad_enabled())
+    if looked_at and not -1 <= labels.min() <= labels.max() < num_clusters:
         raise ValueError(
             f"Labels run from {labels.min().item()} to {labels.max().item()}, but there are {num_clusters} clusters: "
             f"wanted 0..{num_clusters - 1}, and -1 for none."
         )
+    return labels

@@ -27,10 +27,10 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_vaes.models.cluster_sites import (
+    as_labels,
     guess_cluster,
     observe_cluster,
     one_hot,
-    refuse_labels,
     sample_cluster,
 )
 from pyro_vaes.models.ladder import LadderVAE
@@ -125,7 +125,7 @@ class LadderClusteringVAE(LadderVAE):
         A label y makes p(z, y) = pi_y N(z; mu_y, Sigma_y) of the prior on its rung: the bound is that of
         :meth:`cluster_model` with enumeration, draw by draw. A KL weight of the rung weighs the label too.
         """
-        refuse_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
+        labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
         with pyro.plate("data", size if x is None else len(x)):
             z = []
             for level, mixture in enumerate(self.mixtures, start=1):
@@ -145,7 +145,7 @@ class LadderClusteringVAE(LadderVAE):
     @pyro_method
     def cluster_model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program with clusters; ``labels`` with shape ``(B,)``, -1 where there is none."""
-        refuse_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
+        labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
         with pyro.plate("data", size if x is None else len(x)):
             z = []
             for level, prior in enumerate(self.mixtures, start=1):
@@ -156,6 +156,7 @@ class LadderClusteringVAE(LadderVAE):
     @pyro_method
     def cluster_guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
         """Form B or C; same arguments as :meth:`cluster_model`."""
+        labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
         path = self.path(x)
         with pyro.plate("data", len(x)):
             for level, logits in enumerate(self.cluster_logits(x), start=1):

@@ -25,6 +25,7 @@ from pyro_vaes.infer import (
     scale_latents,
 )
 from pyro_vaes.models import M2, GaussianMixtureDGM, LadderClusteringVAE, LadderVAE
+from pyro_vaes.models.cluster_sites import as_labels
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, MixturePrior, NormalHead, mlp_ladder
 
 D, DIMS, CLUSTERS = 12, [2, 3], [4, 3]
@@ -517,6 +518,83 @@ def test_posteriors_are_compared_without_the_site_of_the_labels(form):
     pair = gmdgm()
     with pytest.raises(ValueError, match=r"'y' is a point.*Use Trace_ELBO"):
         MutualPosterior_ELBO(ENUM, eta=1.0).loss(pair.model, pair.guide, x, MIXED)
+
+
+KINDS = ["A", "A enumerated", "B", "B classifier", "C", "GM-DGM"]
+
+
+def bound_of(kind):
+    return Trace_ELBO() if kind == "A" else ENUM
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
+def test_labels_of_any_integer_dtype(kind, dtype):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x, labels, bound = 1.5, binary(), MIXED.clamp(min=0), bound_of(kind)
+    wanted = value(bound, model, guide, x, labels)
+    assert value(bound, model, guide, x, labels.to(dtype)) == wanted
+    if dtype.is_signed:
+        assert value(bound, model, guide, x, MIXED.to(dtype)) == value(bound, model, guide, x, MIXED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((9,), 7), r"Labels run from 7 to 7.*wanted 0\.\."),
+        (torch.full((9,), -100), r"Labels run from -100.*-1 for none"),
+        (torch.full((9,), 255, dtype=torch.uint8), "Labels run from 255"),
+        (torch.zeros(9), r"whole numbers.*got torch\.float32"),
+        (torch.zeros(9, dtype=torch.bool), r"whole numbers.*got torch\.bool"),
+        (torch.zeros(9, 1).long(), r"shape \(9, 1\) where there are 9 data"),
+        (torch.zeros(8).long(), r"shape \(8,\) where there are 9 data"),
+        (torch.zeros(9).long().numpy(), "got ndarray where there are 9 data.*as_tensor"),
+    ],
+)
+def test_labels_that_are_none_are_refused_in_words_by_guides_too(kind, weight, labels, message):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x = weight, binary()
+    programs = [lambda *args: bound_of(kind).loss(model, guide, *args), model]
+    programs += [] if kind.startswith("A") else [guide]
+    for program in programs:
+        with pytest.raises(ValueError, match=message):
+            program(x, labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_looked_at_before_training(kind):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x = 1.5, binary(30)
+    options = {"loss": TraceEnum_ELBO() if kind != "A" else None, "epochs": 1, "batch_size": 5, "progress": False}
+    for labels in (torch.arange(30) % 3, (torch.arange(30) % 3).to(torch.uint8)):
+        assert math.isfinite(fit(model, guide, (x, labels), **options).train[-1])
+        labels[17] = 9
+        before = [p.clone() for p in owner.parameters()]
+        with pytest.raises(ValueError, match="Labels run from 0 to 9"):
+            fit(model, guide, (x, labels), **options)
+        assert all(torch.equal(a, b) for a, b in zip(owner.parameters(), before, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="looks at labels on a GPU, and there is none")
+@pytest.mark.parametrize("kind", ["A", "B", "GM-DGM"])
+def test_labels_on_a_gpu_are_looked_at_before_training(kind):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x, bound = 1.5, binary().cuda(), bound_of(kind)
+    owner.cuda()
+    with torch.no_grad(), pytest.raises(ValueError, match="Labels run from 7"):
+        guide(x, torch.full((9,), 7).cuda()) if kind != "A" else model(x, torch.full((9,), 7).cuda())
+    with pytest.raises(ValueError, match="Labels run from 7"):
+        fit(model, guide, (x, torch.full((9,), 7)), loss=bound, progress=False)
+
+
+def test_a_training_step_on_another_device_does_not_wait_for_labels():
+    """Where gradients are taken their values are not read, which a device without values would refuse."""
+    labels, x = torch.empty(9, dtype=torch.int16, device="meta"), torch.empty(9, D, device="meta")
+    assert as_labels(labels, x, 4).dtype == torch.int64
+    with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        as_labels(labels, x, 4)
 
 
 def labelled_pair(kind):
