@@ -23,6 +23,7 @@ from typing import cast
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -138,8 +139,6 @@ class LadderClusteringVAE(LadderVAE):
     @pyro_method
     def guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
         """Form A: the rungs, for :meth:`model` and :meth:`cluster_model`; the labels, theirs, are not used here."""
-        if self.clusters_to_rungs:
-            raise ValueError("These rungs take clusters, which this guide has none of: use cluster_guide (form C).")
         super().guide(x)
 
     @pyro_method
@@ -166,6 +165,19 @@ class LadderClusteringVAE(LadderVAE):
                 q = rung(h, one_hot(y, logits.shape[-1], h)) if self.clusters_to_rungs else rung(h)
                 pyro.sample(f"z_{level}", as_posterior(q, f"the rung of z_{level}"))
 
+    def posteriors(self, x: Tensor) -> list[TorchDistribution]:
+        """q(z_1 | x), .., q(z_L | x) of forms A and B, each with batch shape ``(B,)`` and event shape ``(d_l,)``.
+
+        Raises:
+            ValueError: In form C, where z_l is drawn given y_l.
+        """
+        if self.clusters_to_rungs:
+            raise ValueError(
+                "These rungs take clusters, so that they have no posterior of z given x alone: use cluster_guide "
+                "(form C). To start a mixture, give its own start_from codes of a ladder without clusters?"
+            )
+        return super().posteriors(x)
+
     def cluster_logits(self, x: Tensor) -> list[Tensor]:
         """log q(y_l = k | x) up to a constant, each ``(B, K_l)``: the classifiers', or the optimum of form B."""
         if self.classifiers is None:
@@ -188,6 +200,9 @@ class LadderClusteringVAE(LadderVAE):
             x: Data with shape ``(N, ...)``, of which some thousands are enough.
             rungs: Numbers from 1 to L.
             options: As for :meth:`MixturePrior.start_from`.
+
+        Raises:
+            ValueError: In form C, whose codes are drawn given clusters.
         """
         with torch.no_grad():
             codes = [q.mean for q in self.posteriors(x)]

@@ -727,6 +727,8 @@ def test_importance_weights_need_the_clusters_in_the_guide_or_in_the_prior():
         (lambda: make(classifiers=[nn.Identity()]), "2 rungs need 2 classifiers, but got 1"),
         (lambda: make(clusters_to_rungs=True), "form C needs classifiers"),
         (lambda: make("C").guide(binary()), r"use cluster_guide \(form C\)"),
+        (lambda: make("C").posteriors(binary()), r"use cluster_guide \(form C\)"),
+        (lambda: make("C").start_from(binary()), r"use cluster_guide \(form C\).*start_from codes"),
         (lambda: make().cluster_model(binary(), torch.zeros(9)), "whole numbers"),
         (lambda: make().cluster_model(binary(), torch.zeros(8).long()), r"shape \(8,\) where there are 9 data"),
         (lambda: make().cluster_model(None, torch.zeros(8).long()), "there are no data"),
