@@ -50,6 +50,8 @@ class PosteriorSite:
                 f"The guide's site {self.name!r} is masked, and which pairs of posteriors a mask leaves is not "
                 "defined. Leave the masked rows out of the batch, or compare other sites: sites=[...]. Use Trace_ELBO?"
             )
+        if _may_be_point(message):  # labels came after the first look
+            raise ValueError(_point(self.name, "Compare other sites: sites=[...]. Use Trace_ELBO?"))
         dims = {f.name: f.dim for f in message["cond_indep_stack"] if f.vectorized and f.name in self.plates}
         data_dim, kept = dims[self.plate], set(dims.values())
 
@@ -239,15 +241,11 @@ def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> 
 
 
 def _problems(wanted: dict[str, Message], conditional: set[str], candidates: dict[str, Message]) -> Iterator[str]:
-    points = {n for n, s in candidates.items() if s["infer"].get("may_be_point")}
+    points = {n for n, s in candidates.items() if _may_be_point(s)}
     others = sorted(candidates.keys() - conditional - points)
     for name, site in wanted.items():
         if name in points:
-            cure = f"Compare the others, sites={others}?" if others else "Leave the terms out: Use Trace_ELBO."
-            yield (
-                f"The guide's site {name!r} is a point where it is known (labels), whose KL divergence from another is "
-                f"infinite. {cure}"
-            )
+            yield _point(name, f"Compare the others, sites={others}?" if others else "Leave them out: Use Trace_ELBO.")
         if name in conditional:
             yield (
                 f"The guide draws {name!r} given other latent sites, so it has no posterior of its own given the datum "
@@ -264,3 +262,15 @@ def _problems(wanted: dict[str, Message], conditional: set[str], candidates: dic
                 f"The guide's site {name!r} is a point (Delta), whose KL divergence from another is infinite. Compare "
                 "other sites, sites=[...], or use a guide with a spread: AmortizedNormal?"
             )
+
+
+def _may_be_point(site: Message) -> bool:
+    """Whether a guide says of a site that it is a point for some data."""
+    return bool(site["infer"].get("may_be_point"))
+
+
+def _point(name: str, cure: str) -> str:
+    return (
+        f"The guide's site {name!r} is a point where it is known (labels), whose KL divergence from another is "
+        f"infinite. {cure}"
+    )

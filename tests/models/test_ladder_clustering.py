@@ -511,6 +511,8 @@ def test_posteriors_are_compared_without_the_site_of_the_labels(form):
             MutualPosterior_ELBO(ENUM, eta=1.0).loss(vlac.cluster_model, vlac.cluster_guide, x, labels)
     without = MutualPosterior_ELBO(ENUM, eta=1.0, gamma=0.5)
     assert math.isfinite(value(without, vlac.cluster_model, vlac.cluster_guide, x))
+    with pytest.raises(ValueError, match="'y_2' is a point"):  # whose sites were looked at without labels
+        without.loss(vlac.cluster_model, vlac.cluster_guide, x, MIXED)
     bound = MutualPosterior_ELBO(ENUM, eta=1.0, gamma=0.5, sites=["y_1", "z_1", "z_2"])
     loss = bound.differentiable_loss(vlac.cluster_model, vlac.cluster_guide, x, MIXED)
     gradients = torch.autograd.grad(loss, list(vlac.parameters()), allow_unused=True)
