@@ -287,3 +287,22 @@ def test_factors_of_the_objective_alone_count_once_in_every_bound(bound):
     torch.testing.assert_close(gradients[-1], torch.autograd.grad(term, weight)[0])
     for one, other in zip(gradients[:-1], others[:-1], strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_factors_of_the_objective_alone_stay_outside_the_logarithm():
+    torch.set_default_dtype(torch.float64)
+    vae, x, drawn = linear_vae(), torch.randn(20, D), []
+
+    def guide(x, *, factor=True):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", vae.encoder(x))
+            drawn.append(z.square().sum(-1))  # (K, B)
+            if factor:
+                with pyro.poutine.infer_config(config_fn=lambda _: {"objective_only": True}):
+                    pyro.factor("term", drawn[-1], has_rsample=True)
+
+    bound, found = ImportanceWeighted_ELBO(4), []
+    for program in (guide, lambda x: guide(x, factor=False)):
+        pyro.set_rng_seed(5)
+        found.append(bound.loss(vae.model, program, x))
+    assert found[0] == pytest.approx(found[1] + drawn[-1].mean(0).sum().item(), abs=1e-9)
