@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from types import TracebackType
 from typing import Self, cast
 
 import pyro
@@ -11,12 +12,41 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
-__all__ = ["ModuleParameters", "ParameterRecorder", "is_latent", "local_parameters", "scale_latents", "untouched_store"]
+__all__ = [
+    "ModuleParameters",
+    "ParameterRecorder",
+    "is_latent",
+    "is_objective_only",
+    "local_parameters",
+    "scale_latents",
+    "untouched_store",
+]
 
 
 def is_latent(message: Message) -> bool:
     """Whether a message is a latent sample statement (neither observed nor a plate's subsampling)."""
     return message["type"] == "sample" and not message["is_observed"] and not site_is_subsample(message)
+
+
+def is_objective_only(message: Message) -> bool:
+    """Whether a factor is marked ``infer={"objective_only": True}``: added to what is trained, but no log-density.
+
+    Bounds count it once for each datum, whatever their number of particles, where they allow factors in the guide;
+    importance weights, and what is made of them, leave it out.
+    """
+    return bool(message["infer"].get("objective_only"))
+
+
+COMMON_SCALE = (
+    "Sites that the model alone has and that are enumerated are summed out together with all that depends on them, so "
+    "that they must have one KL weight (scale). Weigh them alike, or use the model whose prior is the mixture itself, "
+    "without such sites, whose latents can be weighed one by one: LadderClusteringVAE.model with Trace_ELBO?"
+)
+
+
+def needs_common_scale(error: BaseException | None) -> bool:
+    """Whether an error is :class:`~pyro.infer.TraceEnum_ELBO`'s refusal of unequal scales."""
+    return isinstance(error, ValueError) and "share a common poutine.scale" in str(error)
 
 
 class scale_latents(Messenger):
@@ -31,11 +61,14 @@ class scale_latents(Messenger):
 
         SVI(scale_latents(0.5)(vae.model), scale_latents(0.5)(vae.guide), optim, loss)
 
+    A factor marked ``infer={"evidence_for": "y"}`` goes by the weight of that site.
+
     Arguments:
         beta: A positive weight for all latent sites, or a mapping from site names to weights.
 
     Raises:
-        ValueError: A weight is not positive (start a warm-up at, say, 1e-4), or a named site does not occur.
+        ValueError: A weight is not positive (start a warm-up at, say, 1e-4), a named site does not occur, or sites that
+            :class:`~pyro.infer.TraceEnum_ELBO` sums out together have different weights.
 
     References:
         | beta-VAE (Higgins et al., 2017)
@@ -54,8 +87,12 @@ class scale_latents(Messenger):
         self._seen = set()
         return super().__enter__()
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool | None:
-        result = super().__exit__(kind, *rest)  # type: ignore[arg-type]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        result = super().__exit__(kind, error, traceback)  # type: ignore[arg-type]
+        if needs_common_scale(error):
+            raise ValueError(f"The KL weights are {self.beta}. {COMMON_SCALE}") from error
         if kind is None and isinstance(self.beta, Mapping) and self._seen:
             unknown = sorted(self.beta.keys() - self._seen)
             if unknown:
@@ -63,9 +100,12 @@ class scale_latents(Messenger):
         return result
 
     def _pyro_sample(self, msg: Message) -> None:
+        evidence_for = msg["infer"].get("evidence_for")
+        if evidence_for is not None:
+            msg["scale"] = self._weight(evidence_for) * msg["scale"]
         if is_latent(msg):
             name = cast(str, msg["name"])
-            beta = self.beta.get(name, 1.0) if isinstance(self.beta, Mapping) else self.beta
+            beta = self._weight(name)
             if isinstance(self.beta, Mapping):
                 self._seen.add(name)
                 if msg["infer"].get("is_auxiliary"):
@@ -74,6 +114,9 @@ class scale_latents(Messenger):
                         f"all of them from {name!r}; use one weight for all, or AmortizedNormal."
                     )
             msg["scale"] = beta * msg["scale"]
+
+    def _weight(self, name: str) -> float:
+        return self.beta.get(name, 1.0) if isinstance(self.beta, Mapping) else self.beta
 
 
 class ModuleParameters(Messenger):

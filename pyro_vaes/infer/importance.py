@@ -3,7 +3,8 @@
     log w_nk = log p(x_n, z_nk) - log q(z_nk | x_n),    z_nk ~ q(z | x_n)
 
 The weights are those of the programs themselves: plate subsampling, ``poutine.scale`` and KL weights change an
-objective, not a density, so the sites' scales are left out; masks are kept.
+objective, not a density, so the sites' scales are left out; masks are kept. Factors of the objective alone, such as the
+classification term of a guide with labels (``infer={"objective_only": True}``), are no densities either and left out.
 """
 
 import math
@@ -19,6 +20,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.handlers import is_objective_only
 from pyro_vaes.infer.pair import preserve_rng
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ImportanceWeighted_ELBO",
     "find_data_plate",
     "guide_and_model_traces",
+    "objective_terms",
     "over_particles",
     "per_datum_log_prob",
     "per_datum_log_weights",
@@ -106,16 +109,27 @@ def per_datum_terms(trace: Trace, dim: int, *, particles: bool, scaled: bool = F
         trace: A trace whose sample sites all lie in the data plate.
         dim: The data plate's batch dimension, negative; the particles, if any, are the outermost one.
         particles: Whether there is a dimension of particles.
-        scaled: Whether the sites' scales enter, as in an objective.
+        scaled: Whether the sites' scales enter, and the factors of the objective alone, as in an objective.
     """
-    terms = []
-    for site in _random_sites(trace):
-        scale = site["scale"] if scaled else 1.0
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
-        keep = {log_prob.dim() + dim} | ({0} if particles else set())
-        others = [d for d in range(log_prob.dim()) if d not in keep]
-        terms.append(log_prob.sum(others) if others else log_prob)
-    return terms
+    sites = [s for s in _random_sites(trace) if scaled or not is_objective_only(s)]
+    return [_per_datum(s, dim, particles=particles, scaled=scaled) for s in sites]
+
+
+def _per_datum(site: Message, dim: int, *, particles: bool, scaled: bool) -> Tensor:
+    scale = site["scale"] if scaled else 1.0
+    log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
+    keep = {log_prob.dim() + dim} | ({0} if particles else set())
+    others = [d for d in range(log_prob.dim()) if d not in keep]
+    return log_prob.sum(others) if others else log_prob
+
+
+def objective_terms(model_trace: Trace, guide_trace: Trace, dim: int) -> Tensor | float:
+    """What factors of the objective alone add to a bound, averaged over the particles, ``(B,)``; 0 without any."""
+    total: Tensor | float = 0.0
+    for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
+        for site in filter(is_objective_only, _random_sites(trace)):
+            total = total + sign * _per_datum(site, dim, particles=True, scaled=False).mean(0)
+    return total
 
 
 def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
@@ -157,7 +171,8 @@ class ImportanceWeighted_ELBO(Bound):
         L_K = sum_n E[ log 1/K sum_k w_nk ]
 
     Each datum has its own logarithm of a mean (unlike :class:`~pyro.infer.RenyiELBO`, which takes one for the batch
-    under scales). A subsampling plate multiplies the sum over its B rows by N / B.
+    under scales). A subsampling plate multiplies the sum over its B rows by N / B. Factors of the objective alone
+    (``infer={"objective_only": True}``) are added to the bound of a datum once, outside the logarithm.
 
     Arguments:
         num_particles: K.
@@ -176,9 +191,10 @@ class ImportanceWeighted_ELBO(Bound):
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, differentiable through reparameterised sites."""
         plate = self._plate(model, guide, args)
-        log_weights, guide_trace, _ = per_datum_log_weights(model, guide, args, self.num_particles, plate)
+        log_weights, guide_trace, model_trace = per_datum_log_weights(model, guide, args, self.num_particles, plate)
         self._refuse_score_function(guide_trace)
         bound = log_weights.logsumexp(0) - math.log(self.num_particles)  # (B,)
+        bound = bound + objective_terms(model_trace, guide_trace, plate.dim)
         scale = 1.0 if plate.full_size is None else plate.full_size / len(bound)
         return -scale * bound.sum()
 

@@ -79,7 +79,8 @@ class MutualPosterior_ELBO(Bound):
     The terms are computed from the distributions that the guide hands to the wrapped bound in the same run. All latent
     sites count that the guide draws given the datum alone; a guide that draws a site given another is refused, unless
     ``sites`` names sites that it does not. Sites on a support count before their (fixed, invertible) maps onto it,
-    which changes no divergence. Distributions without a closed KL are compared by draws.
+    which changes no divergence. Distributions without a closed KL are compared by draws. A cluster that labels make a
+    point for some data is infinitely far from others and refused as well: name the other sites.
 
     The loss stays a sum over the data: the terms are multiplied by the batch's number of rows, or by the number of data
     that a subsampling plate stands for. Scales (KL weights, ``poutine.scale``) do not touch them; a batch with a single

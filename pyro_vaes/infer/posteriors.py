@@ -50,6 +50,8 @@ class PosteriorSite:
                 f"The guide's site {self.name!r} is masked, and which pairs of posteriors a mask leaves is not "
                 "defined. Leave the masked rows out of the batch, or compare other sites: sites=[...]. Use Trace_ELBO?"
             )
+        if _may_be_point(message):  # labels came after the first look
+            raise ValueError(_point(self.name, "Compare other sites: sites=[...]. Use Trace_ELBO?"))
         dims = {f.name: f.dim for f in message["cond_indep_stack"] if f.vectorized and f.name in self.plates}
         data_dim, kept = dims[self.plate], set(dims.values())
 
@@ -207,8 +209,8 @@ def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> 
         sites: The sites wanted; all by default.
 
     Raises:
-        ValueError: A wanted site is unknown, lies outside every plate, is drawn given other latent sites, or is a
-            point; or the sites share no plate.
+        ValueError: A wanted site is unknown, lies outside every plate, is drawn given other latent sites, is a point,
+            or is one for some data (marked ``infer={"may_be_point": True}``); or the sites share no plate.
     """
     look = _Look(guide, args)
     latent = {n: s for n, s in look.sites.items() if not s["is_observed"]}
@@ -221,7 +223,7 @@ def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> 
             f"distribution of their own are {sorted(candidates)}. Use one of these in sites=[...], or Trace_ELBO?"
         )
     wanted = {n: s for n, s in candidates.items() if sites is None or n in sites}
-    problems = list(_problems(wanted, look.given_others(), sorted(candidates)))
+    problems = list(_problems(wanted, look.given_others(), candidates))
     if problems:
         raise ValueError(problems[0])
     frames = {n: [f for f in s["cond_indep_stack"] if f.vectorized] for n, s in wanted.items()}
@@ -238,10 +240,13 @@ def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> 
         )
 
 
-def _problems(wanted: dict[str, Message], conditional: set[str], candidates: list[str]) -> Iterator[str]:
+def _problems(wanted: dict[str, Message], conditional: set[str], candidates: dict[str, Message]) -> Iterator[str]:
+    points = {n for n, s in candidates.items() if _may_be_point(s)}
+    others = sorted(candidates.keys() - conditional - points)
     for name, site in wanted.items():
+        if name in points:
+            yield _point(name, f"Compare the others, sites={others}?" if others else "Leave them out: Use Trace_ELBO.")
         if name in conditional:
-            others = [n for n in candidates if n not in conditional]
             yield (
                 f"The guide draws {name!r} given other latent sites, so it has no posterior of its own given the datum "
                 f"that could be compared with another's. Name those that have one, sites={others}? Or leave the terms "
@@ -257,3 +262,15 @@ def _problems(wanted: dict[str, Message], conditional: set[str], candidates: lis
                 f"The guide's site {name!r} is a point (Delta), whose KL divergence from another is infinite. Compare "
                 "other sites, sites=[...], or use a guide with a spread: AmortizedNormal?"
             )
+
+
+def _may_be_point(site: Message) -> bool:
+    """Whether a guide says of a site that it is a point for some data."""
+    return bool(site["infer"].get("may_be_point"))
+
+
+def _point(name: str, cure: str) -> str:
+    return (
+        f"The guide's site {name!r} is a point where it is known (labels), whose KL divergence from another is "
+        f"infinite. {cure}"
+    )

@@ -47,7 +47,7 @@ def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
                 f"{name} holds {bad} values that are NaN or infinite (of {value.numel()}). Drop those rows, or fill "
                 "them in, for example with torch.nan_to_num."
             )
-        elif value.dtype == torch.uint8:
+        elif value.dtype == torch.uint8 and (position == 0 or value.dim() > 1):  # one byte for each datum is a label
             yield Problem(
                 f"{name} has dtype uint8, but networks compute in floats. Divide pixels by 255 (x.float() / 255), or "
                 "use pyro_vaes.data.from_tensors, which does it batch by batch."

@@ -33,7 +33,9 @@ class ProgressiveRungs(Callback):
 
     Arguments:
         sites: The latent sites of each rung, from the rung nearest the data upwards: ``[["z_1"], ["z_2"]]``, with
-            ``"y_1"`` and so on where there are such sites.
+            ``"y_1"`` and so on where the guide has such sites. Sites that the model alone has are summed out together
+            and cannot be weighed one by one: for :class:`~pyro_vaes.models.LadderClusteringVAE` in form A, use
+            ``model`` rather than ``cluster_model``.
         injections: The modules v_1 .. v_{L-1} that carry z_l into the path from above:
             ``[merge.network for merge in ladder.merges]``.
         steps: Steps over which a rung is faded in.

@@ -7,6 +7,7 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
+from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
 from pyro_vaes.infer.pair import Pair
 
 __all__ = ["random_sites", "said", "site_table", "trace_table"]
@@ -18,14 +19,14 @@ def random_sites(trace: Trace) -> dict[str, Message]:
 
 
 def said(error: Exception) -> str:
-    """What an exception says, with its kind unless it is a ValueError, and the cure of Pyro's commonest one."""
+    """What an exception says, with its kind unless it is a ValueError, and the cures of Pyro's commonest ones."""
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     if "Shape mismatch inside plate" in text:
         text = (
             f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on "
             "the distribution (once for each of them); and the plate's size follows the batch, len(x)."
         )
-    return text
+    return f"{text.rstrip()} {COMMON_SCALE}" if needs_common_scale(error) else text
 
 
 def trace_table(guide_trace: Trace, model_trace: Trace | None) -> str:

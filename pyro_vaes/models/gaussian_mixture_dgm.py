@@ -23,7 +23,7 @@ from pyro.distributions import Categorical, TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.models.cluster_sites import guess_cluster, one_hot, refuse_labels, sample_cluster
+from pyro_vaes.models.cluster_sites import as_labels, guess_cluster, one_hot, sample_cluster
 from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe
 
@@ -63,7 +63,7 @@ class _ClusterProgram(Program):
     @pyro_method
     def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program: x with shape ``(B, ...)`` or None; labels ``(B,)``, -1 where there is none."""
-        refuse_labels(labels, x, self.num_clusters)
+        labels = as_labels(labels, x, self.num_clusters)
         with pyro.plate("data", size if x is None else len(x)):
             y = sample_cluster("y", self.weights(), labels)
             z = pyro.sample("z", self.latent(y))
@@ -72,6 +72,7 @@ class _ClusterProgram(Program):
     @pyro_method
     def guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
         """The recognition program; same arguments as :meth:`model`."""
+        labels = as_labels(labels, x, self.num_clusters)
         with pyro.plate("data", len(x)):
             y = guess_cluster("y", self.cluster_logits(x), labels, self.label_weight)
             pyro.sample("z", as_posterior(self.encoder(x, one_hot(y, self.num_clusters, x))))

@@ -23,10 +23,17 @@ from typing import cast
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.models.cluster_sites import guess_cluster, one_hot, refuse_labels, sample_cluster
+from pyro_vaes.models.cluster_sites import (
+    as_labels,
+    guess_cluster,
+    observe_cluster,
+    one_hot,
+    sample_cluster,
+)
 from pyro_vaes.models.ladder import LadderVAE
 from pyro_vaes.nn.mixture_prior import MixturePrior
 from pyro_vaes.nn.module import as_posterior, observe
@@ -38,10 +45,11 @@ class LadderClusteringVAE(LadderVAE):
     """A ladder whose rungs cluster the data, each by what it codes.
 
     ``model`` and ``guide`` are those of :class:`LadderVAE`, with mixtures as priors and no site for clusters: form A
-    for any bound and guide, and the one to train with. (There is no closed KL for a mixture: ``TraceMeanField_ELBO``
-    draws.) ``cluster_model`` is the same p with the sites ``"y_1" .. "y_L"``, marked for enumeration: with ``guide`` it
-    is form A again, with ``cluster_guide`` form B or C, both for :class:`~pyro.infer.TraceEnum_ELBO`. In forms A and B
-    the decoder runs once for each datum, however many clusters and rungs there are.
+    for any bound and guide, with labels or without, and the one to train with. (There is no closed KL for a mixture:
+    ``TraceMeanField_ELBO`` draws.) ``cluster_model`` is the same p with the sites ``"y_1" .. "y_L"``, marked for
+    enumeration: with ``guide`` it is form A again, with ``cluster_guide`` form B or C, both for
+    :class:`~pyro.infer.TraceEnum_ELBO`. In forms A and B the decoder runs once for each datum, however many clusters
+    and rungs there are.
 
     Arguments:
         encoders, rungs, merges, decoders, likelihood, latent_dims: Those of :class:`LadderVAE`; in form C the rungs
@@ -112,16 +120,31 @@ class LadderClusteringVAE(LadderVAE):
         return tuple(prior.num_components for prior in self.mixtures)
 
     @pyro_method
+    def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
+        """The generative program with mixtures as priors; ``labels`` with shape ``(B,)``, -1 where there is none.
+
+        A label y makes p(z, y) = pi_y N(z; mu_y, Sigma_y) of the prior on its rung: the bound is that of
+        :meth:`cluster_model` with enumeration, draw by draw. A KL weight of the rung weighs the label too.
+        """
+        labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
+        with pyro.plate("data", size if x is None else len(x)):
+            z = []
+            for level, mixture in enumerate(self.mixtures, start=1):
+                prior = mixture()
+                z.append(pyro.sample(f"z_{level}", prior))
+                if labels is not None and level == self.labelled_rung:
+                    observe_cluster(f"y_{level}", f"z_{level}", prior.log_joint(z[-1]), labels)
+            return observe("x", self.likelihood(self.decode(z)), x)
+
+    @pyro_method
     def guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
-        """Form A: the rungs, for :meth:`model` and :meth:`cluster_model`, whose labels are not used here."""
-        if self.clusters_to_rungs:
-            raise ValueError("These rungs take clusters, which this guide has none of: use cluster_guide (form C).")
+        """Form A: the rungs, for :meth:`model` and :meth:`cluster_model`; the labels, theirs, are not used here."""
         super().guide(x)
 
     @pyro_method
     def cluster_model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program with clusters; ``labels`` with shape ``(B,)``, -1 where there is none."""
-        refuse_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
+        labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
         with pyro.plate("data", size if x is None else len(x)):
             z = []
             for level, prior in enumerate(self.mixtures, start=1):
@@ -132,6 +155,7 @@ class LadderClusteringVAE(LadderVAE):
     @pyro_method
     def cluster_guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
         """Form B or C; same arguments as :meth:`cluster_model`."""
+        labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
         path = self.path(x)
         with pyro.plate("data", len(x)):
             for level, logits in enumerate(self.cluster_logits(x), start=1):
@@ -140,6 +164,19 @@ class LadderClusteringVAE(LadderVAE):
                 rung, h = self.rungs[level - 1], path[level - 1]
                 q = rung(h, one_hot(y, logits.shape[-1], h)) if self.clusters_to_rungs else rung(h)
                 pyro.sample(f"z_{level}", as_posterior(q, f"the rung of z_{level}"))
+
+    def posteriors(self, x: Tensor) -> list[TorchDistribution]:
+        """q(z_1 | x), .., q(z_L | x) of forms A and B, each with batch shape ``(B,)`` and event shape ``(d_l,)``.
+
+        Raises:
+            ValueError: In form C, where z_l is drawn given y_l.
+        """
+        if self.clusters_to_rungs:
+            raise ValueError(
+                "These rungs take clusters, so that they have no posterior of z given x alone: use cluster_guide "
+                "(form C). To start a mixture, give its own start_from codes of a ladder without clusters?"
+            )
+        return super().posteriors(x)
 
     def cluster_logits(self, x: Tensor) -> list[Tensor]:
         """log q(y_l = k | x) up to a constant, each ``(B, K_l)``: the classifiers', or the optimum of form B."""
@@ -163,6 +200,9 @@ class LadderClusteringVAE(LadderVAE):
             x: Data with shape ``(N, ...)``, of which some thousands are enough.
             rungs: Numbers from 1 to L.
             options: As for :meth:`MixturePrior.start_from`.
+
+        Raises:
+            ValueError: In form C, whose codes are drawn given clusters.
         """
         with torch.no_grad():
             codes = [q.mean for q in self.posteriors(x)]

@@ -9,7 +9,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
 from pyro_vaes.guides import AmortizedMultivariateNormal
-from pyro_vaes.infer import FreeBits_ELBO, scale_latents
+from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, scale_latents
 from pyro_vaes.infer.handlers import ParameterRecorder, local_parameters
 from pyro_vaes.infer.quiet import known_modules, quiet_elbo
 from pyro_vaes.nn import MultivariateNormalHead
@@ -256,3 +256,53 @@ def two_sites(x):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         b = pyro.sample("b", dist.Normal(a, 1.0))
         pyro.sample("x", dist.Normal(b.unsqueeze(-1), 1.0).expand([len(x), x.shape[1]]).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [Trace_ELBO(), TraceMeanField_ELBO(), FreeBits_ELBO(1.0), ImportanceWeighted_ELBO(4)],
+    ids=lambda bound: type(bound).__name__,
+)
+def test_factors_of_the_objective_alone_count_once_in_every_bound(bound):
+    """Values and gradients: those of the bound without the factor, and those of the factor."""
+    torch.set_default_dtype(torch.float64)
+    vae, x, weight = linear_vae(), torch.randn(20, D), nn.Parameter(torch.randn(D))
+
+    def at_seed(*, factor):
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", vae.encoder(x))
+                if factor:
+                    with pyro.poutine.infer_config(config_fn=lambda _: {"objective_only": True}):
+                        pyro.factor("term", (x @ weight).square(), has_rsample=True)
+
+        pyro.set_rng_seed(5)
+        loss = bound.differentiable_loss(vae.model, guide, x)
+        parameters = [*vae.parameters(), weight]
+        return loss, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+
+    (loss, gradients), (without, others) = at_seed(factor=True), at_seed(factor=False)
+    term = (x @ weight).square().sum()
+    torch.testing.assert_close(loss, without + term)
+    torch.testing.assert_close(gradients[-1], torch.autograd.grad(term, weight)[0])
+    for one, other in zip(gradients[:-1], others[:-1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_factors_of_the_objective_alone_stay_outside_the_logarithm():
+    torch.set_default_dtype(torch.float64)
+    vae, x, drawn = linear_vae(), torch.randn(20, D), []
+
+    def guide(x, *, factor=True):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", vae.encoder(x))
+            drawn.append(z.square().sum(-1))  # (K, B)
+            if factor:
+                with pyro.poutine.infer_config(config_fn=lambda _: {"objective_only": True}):
+                    pyro.factor("term", drawn[-1], has_rsample=True)
+
+    bound, found = ImportanceWeighted_ELBO(4), []
+    for program in (guide, lambda x: guide(x, factor=False)):
+        pyro.set_rng_seed(5)
+        found.append(bound.loss(vae.model, program, x))
+    assert found[0] == pytest.approx(found[1] + drawn[-1].mean(0).sum().item(), abs=1e-9)

@@ -8,12 +8,24 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import MixtureSameFamily, Normal
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, infer_discrete
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, infer_discrete
 from torch import nn
 
-from pyro_vaes.diagnostics import log_likelihood
-from pyro_vaes.infer import fit, scale_latents
+from pyro_vaes.diagnostics import code_length, log_likelihood, log_weights, to_datatree
+from pyro_vaes.infer import (
+    DReG_ELBO,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    KLWarmup,
+    MutualPosterior_ELBO,
+    ProgressiveRungs,
+    StickingTheLanding_ELBO,
+    check,
+    fit,
+    scale_latents,
+)
 from pyro_vaes.models import M2, GaussianMixtureDGM, LadderClusteringVAE, LadderVAE
+from pyro_vaes.models.cluster_sites import as_labels
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, MixturePrior, NormalHead, mlp_ladder
 
 D, DIMS, CLUSTERS = 12, [2, 3], [4, 3]
@@ -379,6 +391,248 @@ def test_the_classification_term_is_weighed_and_only_where_there_are_labels():
     )
 
 
+BOUNDS = [
+    Trace_ELBO(),
+    TraceMeanField_ELBO(),
+    TraceGraph_ELBO(),
+    FreeBits_ELBO(0.0),
+    ImportanceWeighted_ELBO(1),
+    StickingTheLanding_ELBO(),
+    DReG_ELBO(1),
+]
+MIXED = torch.tensor([0, -1, 2, 2, -1, -1, 1, -1, 0])
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda bound: type(bound).__name__)
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("rung", [1, 2])
+def test_labels_of_the_mixture_are_those_of_the_enumerated_model(bound, full, rung):
+    vlac, x = make(full=full, labelled_rung=rung), binary()
+    for labels in (MIXED, MIXED.clamp(min=0), torch.full((9,), -1)):
+        wanted = value(ENUM, vlac.cluster_model, vlac.guide, x, labels)
+        assert value(bound, vlac.model, vlac.guide, x, labels) == pytest.approx(wanted, abs=1e-10)
+    unlabelled = value(ENUM, vlac.cluster_model, vlac.guide, x)
+    assert value(bound, vlac.model, vlac.guide, x) == pytest.approx(unlabelled, abs=1e-10)
+    assert value(bound, vlac.model, vlac.guide, x, torch.full((9,), -1)) == pytest.approx(unlabelled, abs=1e-10)
+    assert abs(value(bound, vlac.model, vlac.guide, x, MIXED) - unlabelled) > 0.1
+
+
+def test_gradients_of_labels_are_those_of_the_enumerated_model():
+    vlac, x = make(), binary()
+    found = []
+    for bound, model in ((Trace_ELBO(), vlac.model), (ENUM, vlac.cluster_model)):
+        pyro.set_rng_seed(3)
+        loss = bound.differentiable_loss(model, vlac.guide, x, MIXED)
+        found.append(torch.autograd.grad(loss, list(vlac.parameters())))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_labels_of_the_mixture_with_many_particles_and_in_the_evidence():
+    """log p(x, y) by importance sampling; particles in one pass are those of the joint prior."""
+    vlac, x = make(), binary()
+    draws = log_weights(vlac.model, vlac.guide, (x, MIXED), 6)
+    without = log_weights(vlac.model, vlac.guide, (x,), 6)
+    known = MIXED >= 0
+    torch.testing.assert_close(draws[:, ~known], without[:, ~known])
+    assert (draws < without)[:, known].all(), "p(y | z) < 1"
+    pyro.set_rng_seed(0)
+    tree = to_datatree(vlac.model, vlac.guide, (x, MIXED), 5)
+    z = torch.from_numpy(tree.posterior["z_2"].values)[0]  # (5, 9, 3)
+    weights = torch.from_numpy(to_datatree(vlac.model, vlac.guide, (x,), 5).sample_stats["log_weight"].values)[0]
+    log_p = vlac.mixtures[1]().responsibilities(z).log()[:, known].gather(-1, MIXED[known].expand(5, -1).unsqueeze(-1))
+    got = torch.from_numpy(tree.sample_stats["log_weight"].values)[0] - weights
+    torch.testing.assert_close(got[:, known], log_p.squeeze(-1), rtol=0, atol=1e-9)
+    assert set(tree.constant_data) == {"labels"}
+
+
+def test_KL_weights_go_with_labels():
+    """A label is part of the prior, whose weight it has; without a weight of its own the enumerated sum has none."""
+    vlac, x = make(), binary()
+    with scale_latents(0.3):
+        enumerated = value(ENUM, vlac.cluster_model, vlac.guide, x, MIXED)
+        assert value(Trace_ELBO(), vlac.model, vlac.guide, x, MIXED) == pytest.approx(enumerated, abs=1e-10)
+        for form in ("B", "C"):
+            other = make(form)
+            assert math.isfinite(value(ENUM, other.cluster_model, other.cluster_guide, x, MIXED))
+    z, q = draws(vlac, x)
+    wanted, known = vlac.likelihood(vlac.decode(z)).log_prob(x).sum(), MIXED >= 0
+    log_joint = [prior().log_joint(z_l) for prior, z_l in zip(vlac.mixtures, z, strict=True)]
+    log_p = [torch.logsumexp(joint, -1) for joint in log_joint]
+    log_p[1] = torch.where(known, log_joint[1][torch.arange(9), MIXED], log_p[1])
+    weights = {"z_1": 0.2, "z_2": 0.7}
+    for w, log_p_l, z_l, q_l in zip(weights.values(), log_p, z, q, strict=True):
+        wanted = wanted - w * (q_l.log_prob(z_l) - log_p_l).sum()
+    with scale_latents(weights):
+        assert value(Trace_ELBO(), vlac.model, vlac.guide, x, MIXED) == pytest.approx(wanted.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("form", ["A", "A enumerated", "B", "B classifier", "C", "GM-DGM"])
+def test_labels_train_under_a_warm_up(form):
+    torch.set_default_dtype(torch.float32)
+    model, guide, owner = labelled_pair(form)
+    loss, options = (Trace_ELBO() if form == "A" else TraceEnum_ELBO()), {"epochs": 2, "batch_size": 3, "seed": 1}
+    history = fit(model, guide, (binary(), MIXED), loss=loss, callbacks=[KLWarmup(5)], progress=False, **options)
+    assert all(map(math.isfinite, history.train)) and all(p.isfinite().all() for p in owner.parameters())
+
+
+UNEQUAL = {"z_1": 0.1, "y_1": 0.1, "z_2": 1.0, "y_2": 1.0}
+
+
+def test_weights_of_single_rungs_under_enumeration():
+    """Where the model alone has y they are refused, and the model without y is pointed to; where q has y they work."""
+    vlac, x = make(), binary()
+    for args in ((x,), (x, MIXED)):
+        with (
+            pytest.raises(ValueError, match=r"must have one KL weight.*LadderClusteringVAE\.model"),
+            scale_latents(UNEQUAL),
+        ):
+            ENUM.loss(vlac.cluster_model, vlac.guide, *args)
+    with scale_latents(UNEQUAL):
+        report = check(vlac.cluster_model, vlac.guide, (x, MIXED), loss=ENUM)
+    assert not report.ok and "LadderClusteringVAE.model with Trace_ELBO" in str(report)
+    sites, injections = [["z_1", "y_1"], ["z_2", "y_2"]], [merge.network for merge in vlac.merges]
+    options = {"epochs": 1, "batch_size": 3, "seed": 1, "progress": False}
+    with pytest.raises(ValueError, match=r"must have one KL weight.*LadderClusteringVAE\.model"):
+        fading = [ProgressiveRungs(sites, injections, 4)]
+        fit(vlac.cluster_model, vlac.guide, (x, MIXED), loss=TraceEnum_ELBO(), callbacks=fading, **options)
+    fading = [ProgressiveRungs([["z_1"], ["z_2"]], injections, 4)]
+    assert math.isfinite(fit(vlac.model, vlac.guide, (x, MIXED), callbacks=fading, **options).train[-1])
+    b = make("B")
+    with scale_latents(UNEQUAL):
+        assert math.isfinite(value(ENUM, b.cluster_model, b.cluster_guide, x, MIXED))
+
+
+@pytest.mark.parametrize("form", ["B", "B classifier"])
+def test_posteriors_are_compared_without_the_site_of_the_labels(form):
+    vlac, x = make(form), binary()
+    for labels in (MIXED, torch.full((9,), -1)):  # which rows of a batch are labelled does not matter
+        with pytest.raises(ValueError, match=r"'y_2' is a point.*sites=\['y_1', 'z_1', 'z_2'\]"):
+            MutualPosterior_ELBO(ENUM, eta=1.0).loss(vlac.cluster_model, vlac.cluster_guide, x, labels)
+    without = MutualPosterior_ELBO(ENUM, eta=1.0, gamma=0.5)
+    assert math.isfinite(value(without, vlac.cluster_model, vlac.cluster_guide, x))
+    with pytest.raises(ValueError, match="'y_2' is a point"):  # whose sites were looked at without labels
+        without.loss(vlac.cluster_model, vlac.cluster_guide, x, MIXED)
+    bound = MutualPosterior_ELBO(ENUM, eta=1.0, gamma=0.5, sites=["y_1", "z_1", "z_2"])
+    loss = bound.differentiable_loss(vlac.cluster_model, vlac.cluster_guide, x, MIXED)
+    gradients = torch.autograd.grad(loss, list(vlac.parameters()), allow_unused=True)
+    assert loss.isfinite() and all(g.isfinite().all() for g in gradients if g is not None)
+    pair = gmdgm()
+    with pytest.raises(ValueError, match=r"'y' is a point.*Use Trace_ELBO"):
+        MutualPosterior_ELBO(ENUM, eta=1.0).loss(pair.model, pair.guide, x, MIXED)
+
+
+KINDS = ["A", "A enumerated", "B", "B classifier", "C", "GM-DGM"]
+
+
+def bound_of(kind):
+    return Trace_ELBO() if kind == "A" else ENUM
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
+def test_labels_of_any_integer_dtype(kind, dtype):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x, labels, bound = 1.5, binary(), MIXED.clamp(min=0), bound_of(kind)
+    wanted = value(bound, model, guide, x, labels)
+    assert value(bound, model, guide, x, labels.to(dtype)) == wanted
+    if dtype.is_signed:
+        assert value(bound, model, guide, x, MIXED.to(dtype)) == value(bound, model, guide, x, MIXED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((9,), 7), r"Labels run from 7 to 7.*wanted 0\.\."),
+        (torch.full((9,), -100), r"Labels run from -100.*-1 for none"),
+        (torch.full((9,), 255, dtype=torch.uint8), "Labels run from 255"),
+        (torch.zeros(9), r"whole numbers.*got torch\.float32"),
+        (torch.zeros(9, dtype=torch.bool), r"whole numbers.*got torch\.bool"),
+        (torch.zeros(9, 1).long(), r"shape \(9, 1\) where there are 9 data"),
+        (torch.zeros(8).long(), r"shape \(8,\) where there are 9 data"),
+        (torch.zeros(9).long().numpy(), "got ndarray where there are 9 data.*as_tensor"),
+    ],
+)
+def test_labels_that_are_none_are_refused_in_words_by_guides_too(kind, weight, labels, message):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x = weight, binary()
+    programs = [lambda *args: bound_of(kind).loss(model, guide, *args), model]
+    programs += [] if kind.startswith("A") else [guide]
+    for program in programs:
+        with pytest.raises(ValueError, match=message):
+            program(x, labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_looked_at_before_training(kind):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x = 1.5, binary(30)
+    options = {"loss": TraceEnum_ELBO() if kind != "A" else None, "epochs": 1, "batch_size": 5, "progress": False}
+    for labels in (torch.arange(30) % 3, (torch.arange(30) % 3).to(torch.uint8)):
+        assert math.isfinite(fit(model, guide, (x, labels), **options).train[-1])
+        labels[17] = 9
+        before = [p.clone() for p in owner.parameters()]
+        with pytest.raises(ValueError, match="Labels run from 0 to 9"):
+            fit(model, guide, (x, labels), **options)
+        assert all(torch.equal(a, b) for a, b in zip(owner.parameters(), before, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="looks at labels on a GPU, and there is none")
+@pytest.mark.parametrize("kind", ["A", "B", "GM-DGM"])
+def test_labels_on_a_gpu_are_looked_at_before_training(kind):
+    model, guide, owner = labelled_pair(kind)
+    owner.label_weight, x, bound = 1.5, binary().cuda(), bound_of(kind)
+    owner.cuda()
+    with torch.no_grad(), pytest.raises(ValueError, match="Labels run from 7"):
+        guide(x, torch.full((9,), 7).cuda()) if kind != "A" else model(x, torch.full((9,), 7).cuda())
+    with pytest.raises(ValueError, match="Labels run from 7"):
+        fit(model, guide, (x, torch.full((9,), 7)), loss=bound, progress=False)
+
+
+def test_a_training_step_on_another_device_does_not_wait_for_labels():
+    """Where gradients are taken their values are not read, which a device without values would refuse."""
+    labels, x = torch.empty(9, dtype=torch.int16, device="meta"), torch.empty(9, D, device="meta")
+    assert as_labels(labels, x, 4).dtype == torch.int64
+    with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        as_labels(labels, x, 4)
+
+
+def labelled_pair(kind):
+    """Model, guide and their owner."""
+    owner = gmdgm() if kind == "GM-DGM" else make(kind)
+    if kind in ("A", "GM-DGM"):
+        return owner.model, owner.guide, owner
+    return owner.cluster_model, owner.guide if kind == "A enumerated" else owner.cluster_guide, owner
+
+
+@pytest.mark.parametrize("kind", ["GM-DGM", "B", "B classifier", "C"])
+def test_figures_do_not_depend_on_the_weight_of_the_classification_term(kind):
+    """It is part of what is trained, but of no density: likelihoods, code lengths and weights leave it out."""
+    model, guide, owner = labelled_pair(kind)
+    data = binary(), MIXED
+    found = []
+    for weight in (0.0, 20.0):
+        owner.label_weight = weight
+        estimate, code = log_likelihood(model, guide, data, 30), code_length(model, guide, data)
+        tree = to_datatree(model, guide, data, 5, groups=["sample_stats"])
+        weights = torch.from_numpy(tree.sample_stats["log_weight"].values)
+        found.append([estimate.log_likelihood, estimate.elbo, code.bits_back, code.latents, weights])
+    for one, other in zip(*found, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_importance_weighted_bounds_count_the_classification_term_once():
+    pair, x, labels = gmdgm(), binary(), torch.arange(9) % 4
+    term = torch.log_softmax(pair.classifier(x), -1)[torch.arange(9), labels].sum().item()
+    without = value(ImportanceWeighted_ELBO(7), pair.model, pair.guide, x, labels)
+    pair.label_weight = 20.0
+    got = value(ImportanceWeighted_ELBO(7), pair.model, pair.guide, x, labels)
+    assert got == pytest.approx(without + 20 * term, abs=1e-9)
+
+
 def two_kinds(rows=200, known=10):
     """Bits of two kinds, and labels for some of them."""
     torch.set_default_dtype(torch.float32)
@@ -387,20 +641,21 @@ def two_kinds(rows=200, known=10):
     return x, torch.where(torch.arange(rows) < known, kind, -1), kind
 
 
-@pytest.mark.parametrize("form", ["A", "GM-DGM"])
+@pytest.mark.parametrize("form", ["A", "A enumerated", "GM-DGM"])
 def test_a_few_labels_name_the_clusters(form):
     x, labels, kind = two_kinds()
-    if form == "A":
+    if form.startswith("A"):
         networks = mlp_ladder(D, [2], width=16)
         pair = LadderClusteringVAE(*networks, BernoulliLikelihood(), [2], priors=[MixturePrior(2, 2)])
-        model, guide = pair.cluster_model, pair.guide
+        model, guide = pair.model if form == "A" else pair.cluster_model, pair.guide
     else:
         pair = gmdgm(2, label_weight=1.1 * 200 / 10)
         model, guide = pair.model, pair.guide
     args = (x, labels)
-    fit(model, guide, args, loss=TraceEnum_ELBO(), optim=quick, epochs=20, batch_size=20, seed=1, progress=False)
+    loss = Trace_ELBO() if form == "A" else TraceEnum_ELBO()
+    fit(model, guide, args, loss=loss, optim=quick, epochs=20, batch_size=20, seed=1, progress=False)
     r = pair.responsibilities(x)
-    found = (r[0] if form == "A" else r).argmax(-1)
+    found = (r[0] if form.startswith("A") else r).argmax(-1)
     assert (found == kind)[10:].float().mean() > 0.9
 
 
@@ -474,6 +729,8 @@ def test_importance_weights_need_the_clusters_in_the_guide_or_in_the_prior():
         (lambda: make(classifiers=[nn.Identity()]), "2 rungs need 2 classifiers, but got 1"),
         (lambda: make(clusters_to_rungs=True), "form C needs classifiers"),
         (lambda: make("C").guide(binary()), r"use cluster_guide \(form C\)"),
+        (lambda: make("C").posteriors(binary()), r"use cluster_guide \(form C\)"),
+        (lambda: make("C").start_from(binary()), r"use cluster_guide \(form C\).*start_from codes"),
         (lambda: make().cluster_model(binary(), torch.zeros(9)), "whole numbers"),
         (lambda: make().cluster_model(binary(), torch.zeros(8).long()), r"shape \(8,\) where there are 9 data"),
         (lambda: make().cluster_model(None, torch.zeros(8).long()), "there are no data"),
