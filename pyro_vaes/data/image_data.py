@@ -148,27 +148,37 @@ class ImageData:
         view = self._each(lambda part: replace(part, steps=fitted))
         return replace(view, info=info)
 
-    def take(self, train: int, valid: int | None = None, test: int | None = None) -> "ImageData":
-        """A view of the first rows of each part, for a quick look.
+    def take(
+        self, train: int, valid: int | None = None, test: int | None = None, *, seed: int | None = None
+    ) -> "ImageData":
+        """A view of the first rows of each part, or of rows at random, for a quick look.
+
+        Parts that are drawn from the training rows are in random order, but parts that come with the data keep their
+        own: the test rows of `binarized_mnist` are sorted by digit, those of `omniglot` and `omniglot28` by character,
+        those of `lfw64` by person. The first of them show few classes, and averages over them are those of these
+        classes: give a `seed`.
 
         Arguments:
             train: How many training rows to keep.
             valid: How many validation rows to keep, all with None.
             test: How many test rows to keep, all with None.
+            seed: Takes rows of each part at random instead, reproducibly; see `Split.take`.
 
         Example:
             >>> from pyro_vaes.data import load
             >>> len(load("digits").take(100).train)
             100
+            >>> len(load("digits").take(100, test=50, seed=0).test.labels.unique())
+            10
         """
         for name, count in (("train", train), ("valid", valid), ("test", test)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}, but at least one row has to be kept: give a count >= 1.")
         return replace(
             self,
-            train=self.train.take(train),
-            valid=self.valid if self.valid is None or valid is None else self.valid.take(valid),
-            test=self.test if self.test is None or test is None else self.test.take(test),
+            train=self.train.take(train, seed),
+            valid=self.valid if self.valid is None or valid is None else self.valid.take(valid, seed),
+            test=self.test if self.test is None or test is None else self.test.take(test, seed),
         )
 
     def to(self, device: torch.device | str) -> "ImageData":

@@ -42,7 +42,9 @@ def _unpack(bits: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def read_binarized_mnist(library: Library) -> RawImages:
-    """MNIST with fixed bits, with its official three parts.
+    """MNIST with fixed bits, with its official three parts, of which the test part is sorted by digit.
+
+    The first test rows are zeros: `take` with a seed for a part of them.
 
     References:
         | On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov & Murray, 2008)
@@ -56,7 +58,13 @@ def read_binarized_mnist(library: Library) -> RawImages:
     return RawImages(
         "binarized_mnist",
         parts["train"],
-        _provenance(library, relative, "Fixed binarised MNIST (Larochelle's bits)", "not stated"),
+        _provenance(
+            library,
+            relative,
+            "Fixed binarised MNIST (Larochelle's bits)",
+            "not stated",
+            "The test part is sorted by digit: for some of its rows take them at random, take(..., seed=0)",
+        ),
         parts["valid"],
         parts["test"],
         value_range=(0, 1),

@@ -33,6 +33,8 @@ class Split:
         observed: For image completion, the observed part: batches are `(target, covariate)`.
         first_row: Fixed noise belongs to the numbers `first_row` to `first_row + N - 1`, so that the parts of
             a data set do not share it.
+        rows: The numbers from 0, with shape `(N,)`, int64, that these rows have in the part from which they were taken
+            at random; None for 0 to N - 1. They keep its noise.
 
     Example:
         >>> split = Split(torch.zeros(10, 1, 4, 4), torch.arange(10), labelled=True)
@@ -48,6 +50,7 @@ class Split:
     labelled: bool = False
     observed: str | None = None
     first_row: int = 0
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -96,10 +99,13 @@ class Split:
         """Preprocessed images of some rows, with shape `(B, C, H, W)`, floating point."""
         rows = None
         if generator is None and any(step.random for step in self.steps):
-            if isinstance(index, slice):
-                rows = torch.arange(len(self), device=self.device)[index] + self.first_row
+            if self.rows is not None:
+                rows = _select(self.rows, index)
+            elif isinstance(index, slice):
+                rows = torch.arange(len(self), device=self.device)[index]
             else:
-                rows = index.to(self.device) + self.first_row
+                rows = index.to(self.device)
+            rows = rows + self.first_row
         x = apply_steps(self.steps, _select(self.images, index), generator, rows)
         return x.to(floating(x.dtype))
 
@@ -124,10 +130,30 @@ class Split:
         images = replace(self, labelled=False, observed=None)
         return torch.cat([images.batch(slice(i, i + _CHUNK))[0] for i in range(0, len(self), _CHUNK)])
 
-    def take(self, count: int) -> "Split":
-        """The first `count` rows, with the noise that they have here; all of them if there are fewer."""
-        labels = None if self.labels is None else self.labels[:count]
-        return replace(self, images=self.images[:count], labels=labels)
+    def take(self, count: int, seed: int | None = None) -> "Split":
+        """The first `count` rows, with the noise that they have here; all of them if there are fewer.
+
+        Arguments:
+            count: How many rows to keep.
+            seed: Takes rows at random instead, which follow from the seed alone: fewer of them are the first of more.
+                Rows that are sorted by class, as the test parts of some published data sets are, need one.
+
+        Example:
+            >>> split = Split(torch.zeros(10, 1, 4, 4), torch.arange(10) // 2)
+            >>> split.take(4).labels, len(split.take(4, seed=1).labels.unique())
+            (tensor([0, 0, 1, 1]), 4)
+        """
+        index: Tensor | slice = slice(count)
+        rows = self.rows
+        if seed is not None and count < len(self):
+            index = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].to(self.device)
+            rows = torch.arange(len(self), device=self.device) if rows is None else rows
+        return replace(
+            self,
+            images=_select(self.images, index),
+            labels=None if self.labels is None else _select(self.labels, index),
+            rows=None if rows is None else _select(rows, index),
+        )
 
     def to(self, device: torch.device | str) -> "Split":
         """The same rows on another device, with the same fixed noise."""
@@ -136,6 +162,7 @@ class Split:
             images=self.images.to(device),
             labels=None if self.labels is None else self.labels.to(device),
             steps=tuple(step.to(device) for step in self.steps),
+            rows=None if self.rows is None else self.rows.to(device),
         )
 
 

@@ -27,12 +27,13 @@ from pyro_vaes.infer.batches import Batches, SourceBatches, as_batches, derived_
 from pyro_vaes.infer.bound import Bound, layers
 from pyro_vaes.infer.callbacks import Callback, KLWarmup, Run, SoftFreeBits
 from pyro_vaes.infer.check import check
+from pyro_vaes.infer.enough_rows import enough_rows
 from pyro_vaes.infer.evaluation import full_size, total_loss
 from pyro_vaes.infer.handlers import local_parameters
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.nonfinite import Guard, OnNaN, num_rows
-from pyro_vaes.infer.pair import Pair, preserve_rng
+from pyro_vaes.infer.pair import Pair, modes, preserve_rng
 from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.quiet import known_modules, quiet_elbo
 from pyro_vaes.infer.resume import is_saved, resume_run, save_run, writable
@@ -97,7 +98,8 @@ def fit(
             ``"rollback"`` to the epoch's start at half the learning rate.
         drop_last: Whether each epoch leaves out its last batch where that is shorter than the others (other rows each
             time, as the order is new). By default it does for bounds that compare the rows of a batch and need several
-            (``min_rows``), where a shorter batch has another objective. Held-out data are never left out.
+            (``min_rows``), where a shorter batch has another objective; and where it has one row, which the networks
+            refuse because they normalise over the batch. Held-out data are never left out.
         fabric: A launched Lightning ``Fabric`` for several devices or machines (extra ``distributed``).
         progress: Whether to show a progress bar.
 
@@ -141,7 +143,7 @@ def fit(
     held_out = None
     if valid_data is not None:
         held_out = as_batches(valid_data, 4 * batch_size, shuffle=False, rank=rank, world_size=world_size).to(place)
-    batches = _enough_rows(batches, held_out, bound, drop_last)
+    batches = enough_rows(pair, batches, held_out, bound, drop_last)
     directory = None if checkpoint is None else writable(pathlib.Path(checkpoint), rank)
 
     with preserve_rng(seed), warnings.catch_warnings(), contextlib.ExitStack() as stack:
@@ -249,29 +251,6 @@ def _first_batch(pair: Pair, batches: Batches, seed: int, place: torch.device) -
             raise ValueError("The data has no batches. Is the loader's data set empty?") from None
 
 
-def _enough_rows(batches: Batches, held_out: Batches | None, bound: ELBO, drop_last: bool | None) -> Batches:
-    """The training batches with or without a short last one, if the bound is defined for all that come."""
-    min_rows = max(getattr(b, "min_rows", 1) for b in layers(bound))
-    if isinstance(batches, SourceBatches) and (min_rows > 1 if drop_last is None else drop_last):
-        batches = batches.whole()
-    elif drop_last:
-        raise ValueError(
-            "drop_last=True is for data that fit cuts into batches itself, but these come in batches of their own. "
-            "Leave the short one out there: DataLoader(..., drop_last=True)."
-        )
-    for name, part in (("training", batches), ("held-out", held_out)):
-        rows = part.last_size if isinstance(part, SourceBatches) else min_rows
-        if isinstance(part, SourceBatches) and part is held_out:  # each process evaluates rows of its own
-            rows //= part.world_size
-        if rows < min_rows:
-            raise ValueError(
-                f"The last batch of the {name} data has a size of {rows}, but {type(bound).__name__} compares the rows "
-                f"of a batch and needs at least {min_rows}. Choose another batch_size, or leave a row out (batches of "
-                "held-out data have 4 * batch_size rows)."
-            )
-    return batches
-
-
 def _preflight(pair: Pair, loss: ELBO, batches: Batches, first: tuple[object, ...]) -> None:
     """Check the pair on a batch with extreme values in it, then under Pyro's validation; raise before any training."""
     suspects = batches.suspects(num_rows(first)) if isinstance(batches, SourceBatches) else None
@@ -285,10 +264,11 @@ def _preflight(pair: Pair, loss: ELBO, batches: Batches, first: tuple[object, ..
 
 
 def _preflight_held_out(pair: Pair, loss: ELBO, held_out: Batches, seed: int, place: torch.device, rows: int) -> None:
-    """Check the pair on held-out data as well: a surprise there should not come after an epoch."""
+    """Check the pair on held-out data as well, in evaluation mode: a surprise there should not come after an epoch."""
     batch = held_out.suspects(rows) if isinstance(held_out, SourceBatches) else None
     if batch is None:
         batch = tuple(v[:rows] if isinstance(v, Tensor) else v for v in _first_batch(pair, held_out, seed, place))
-    report = check(pair.model, pair.guide, batch, loss=loss)
+    with modes(*pair.modules.values(), training=False):
+        report = check(pair.model, pair.guide, batch, loss=loss)
     if not report.ok:
         raise ValueError("In the held-out data: " + " ".join(p.text for p in report.problems if p.fatal))

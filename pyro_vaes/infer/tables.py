@@ -59,8 +59,9 @@ def site_table(pair: Pair, args: tuple[object, ...]) -> str:
         for label, trace in (("guide", guide_trace), ("model", model_trace)):
             for name, site in random_sites(trace).items():
                 value, log_prob = site["value"].detach().float(), site["fn"].log_prob(site["value"]).sum()
-                low, high = value.aminmax()
-                lines.append(f"{label + ' ' + name:<30}{low:>12.4g}{high:>12.4g}{log_prob:>14.6g}")
+                # a factor holds no numbers
+                low, high = (f"{v:.4g}" for v in value.aminmax()) if value.numel() else ("-", "-")
+                lines.append(f"{label + ' ' + name:<30}{low:>12}{high:>12}{log_prob:>14.6g}")
     bad = [n for n, p in pair.parameters.items() if not p.isfinite().all()]
     if bad:
         lines.append(f"parameters that are not finite: {', '.join(bad[:8])}")

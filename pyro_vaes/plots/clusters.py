@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from pyro_vaes.plots.images import as_images, centres, image_grid
-from pyro_vaes.plots.style import Array
+from pyro_vaes.plots.style import Array, to_numpy
 
 __all__ = ["cluster_cards"]
 
 
 def cluster_cards(
     images: Array,
-    clusters: Tensor,
+    clusters: Array,
     *,
     columns: int = 10,
     largest: int | None = None,
@@ -50,20 +50,20 @@ def cluster_cards(
         ['0 (33%)', '1 (33%)', '2 (33%)']
     """
     tiles = torch.as_tensor(as_images(images, image_shape).transpose(0, 3, 1, 2))
-    clusters = clusters.cpu()
-    if clusters.shape != (len(tiles),) or clusters.is_floating_point():
+    numbers = torch.as_tensor(np.array(to_numpy(clusters, "clusters")))  # a copy: torch shares no read-only arrays
+    if numbers.shape != (len(tiles),) or numbers.is_floating_point():
         raise ValueError(
-            f"There are {len(tiles)} images, but clusters has {clusters.dtype} and shape {tuple(clusters.shape)}; "
+            f"There are {len(tiles)} images, but clusters has {numbers.dtype} and shape {tuple(numbers.shape)}; "
             "wanted a whole number for each."
         )
     if columns < 1 or (largest is not None and largest < 1):
         raise ValueError(f"columns and largest are at least 1, but got {columns} and {largest}.")
-    counts = torch.bincount(clusters)
+    counts = torch.bincount(numbers)
     order = [int(k) for k in counts.argsort(descending=True, stable=True) if counts[k] > 0][:largest]
     blank = tiles.new_full(tiles.shape[1:], float(tiles.max() if value_range is None else value_range[1]))
     rows = []
     for k in order:
-        members = list(tiles[clusters == k][:columns])
+        members = list(tiles[numbers == k][:columns])
         rows += members + [blank] * (columns - len(members))
     ax = image_grid(torch.stack(rows), columns=columns, value_range=value_range, gap=1, title=title, ax=ax)
     share = [f"{k} ({counts[k] / len(tiles):.0%})" for k in order]

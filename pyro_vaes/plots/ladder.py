@@ -6,13 +6,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
 
 from pyro_vaes.plots.images import as_images, centres, image_grid
 from pyro_vaes.plots.style import Array, label
 
 LevelDecode = Callable[[Sequence[Tensor]], Array]
 """Latents z_1 .. z_L with shapes `(N, d_l)` to N images in any layout of `image_grid`."""
+
+DRAWS = 4096  # from a prior without a mean in closed form: its mean is found to 1/64 of its standard deviation
 
 
 @torch.no_grad()
@@ -24,6 +27,7 @@ def level_manifolds(
     span: float = 2.0,
     units: tuple[int, int] = (0, 1),
     rest: Sequence[Tensor] | None = None,
+    priors: Sequence[Distribution | nn.Module] | None = None,
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
@@ -31,7 +35,7 @@ def level_manifolds(
     device: torch.device | str | None = None,
     axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
-    """For each level decode a grid over two of its latents, all other latents drawn anew from N(0, I) in each picture.
+    """For each level decode a grid over two of its latents, all others drawn anew from the prior in each picture.
 
     What changes smoothly over the grid of a level is what that level codes. Put modules into evaluation mode first:
     with batch normalisation in training mode each picture depends on the others.
@@ -41,23 +45,26 @@ def level_manifolds(
             `lambda z: ladder.likelihood(ladder.decode(z)).mean`.
         latent_dims: d_1 .. d_L, level 1 nearest the data, each at least 2.
         steps: Pictures per side, at least 2; the paper's 30.
-        span: The grid runs from -span to span.
+        span: The grid runs from -span to span, in standard deviations of the level's prior from its mean.
         units: The two units of a level that the grid moves, to the right and upwards.
         rest: Latents of one datum, with shapes `(d_l,)`, at which all others are held instead, so that pictures of a
             level differ by that level alone.
+        priors: The priors of z_1 .. z_L, one distribution for each level or a module that returns it, as in
+            `ladder.priors`; N(0, I) with None. Where the units of a prior depend on each other, a level's other units
+            are drawn without regard to the two on the grid.
         image_shape: `(H, W)` or `(C, H, W)` of flat images.
         value_range: Values shown as black and white; see `to_unit`.
         generator: Of the draws; None takes torch's global one.
-        dtype: Of the latents; None takes the default.
-        device: Of the latents; None takes the default.
+        dtype: Of the latents; None takes that of the priors, without any the default.
+        device: Of the latents; None likewise.
         axes: One for each level; None makes a figure.
 
     Returns:
         The axes, from the bottom level to the top.
 
     Raises:
-        ValueError: If `steps` is below 2, a level lacks the units, `rest` or `axes` do not match the levels, or
-            `decode` returns another number of images.
+        ValueError: If `steps` is below 2, a level lacks the units, `rest`, `priors` or `axes` do not match the levels,
+            a prior has no finite mean and variance, or `decode` returns another number of images.
 
     References:
         | Learning Hierarchical Features from Generative Models (Zhao, Song & Ermon, 2017)
@@ -74,16 +81,25 @@ def level_manifolds(
         width = 3.6 * len(latent_dims)
         _, grid = plt.subplots(1, len(latent_dims), figsize=(width, 4.0), layout="constrained", squeeze=False)
         axes = list(grid[0])
+    known = None if priors is None else _distributions(priors, latent_dims)
+    places = None if known is None else [_place(p, level, generator) for level, p in enumerate(known, start=1)]
+    if places is not None:
+        dtype, device = dtype or places[0][0].dtype, device or places[0][0].device
     values = torch.linspace(-span, span, steps, dtype=dtype, device=device)
-    vertical, horizontal = torch.meshgrid(values.flip(0), values, indexing="ij")  # row 0 is the top
     drawn = []
     for level, ax in enumerate(axes):
-        z = [
-            torch.randn(steps**2, d, generator=generator, dtype=values.dtype, device=values.device)
-            if rest is None
-            else rest[i].to(values).expand(steps**2, d).clone()
-            for i, d in enumerate(latent_dims)
-        ]
+        across = up = values
+        if places is not None:
+            loc, scale = (v.to(values) for v in places[level])
+            across, up = (loc[u] + scale[u] * values for u in units)
+        vertical, horizontal = torch.meshgrid(up.flip(0), across, indexing="ij")  # row 0 is the top
+        if rest is not None:
+            z = [v.to(values).expand(steps**2, len(v)).clone() for v in rest]
+        elif known is not None:
+            z = [_draw(p, steps**2, generator).to(values) for p in known]
+        else:
+            sizes = [(steps**2, d) for d in latent_dims]
+            z = [torch.randn(n, generator=generator, dtype=values.dtype, device=values.device) for n in sizes]
         z[level][:, units[0]], z[level][:, units[1]] = horizontal.flatten(), vertical.flatten()
         images = as_images(decode(z), image_shape, "decode(z)").transpose(0, 3, 1, 2)
         if len(images) != steps**2:
@@ -93,17 +109,65 @@ def level_manifolds(
         place = {0: ", the bottom", len(latent_dims) - 1: ", the top"}.get(level, "") if len(latent_dims) > 1 else ""
         title = f"z_{level + 1}{place}"
         image_grid(images, columns=steps, value_range=value_range, gap=0, title=title, ax=ax)
-        _ticks(ax, images.shape[2:], values, units)
+        _ticks(ax, images.shape[2:], across, up, units, digits=2 if places is None else 3)
         drawn.append(ax)
     return drawn
 
 
-def _ticks(ax: Axes, size: Sequence[int], values: Tensor, units: tuple[int, int]) -> None:
-    steps = len(values)
+def _distributions(priors: Sequence[Distribution | nn.Module], latent_dims: Sequence[int]) -> list[Distribution]:
+    """The priors as distributions over vectors of the levels' dimensions."""
+    if len(priors) != len(latent_dims):
+        raise ValueError(f"There are {len(priors)} priors for {len(latent_dims)} levels; pass one for each.")
+    found = []
+    for level, (given, dim) in enumerate(zip(priors, latent_dims, strict=True), start=1):
+        prior = given() if isinstance(given, nn.Module) else given
+        if not isinstance(prior, Distribution):
+            raise ValueError(
+                f"The prior of z_{level} is a {type(prior).__name__}, but a distribution is wanted, or a module whose "
+                "forward() returns one."
+            )
+        shape = prior.batch_shape + prior.event_shape
+        if shape != (dim,):
+            raise ValueError(
+                f"The prior of z_{level} has draws of shape {tuple(shape)}; wanted {(dim,)}, as in latent_dims. Are "
+                "the priors in the order of the levels, level 1 nearest the data?"
+            )
+        found.append(prior if prior.event_shape else Independent(prior, 1))
+    return found
+
+
+def _place(prior: Distribution, level: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation of each unit under the prior, `(d,)` both; of draws where it knows neither."""
+    try:
+        loc, scale = prior.mean, prior.stddev
+    except NotImplementedError:
+        draws = _draw(prior, DRAWS, generator)
+        loc, scale = draws.mean(0), draws.std(0)
+    if not (loc.isfinite().all() and scale.isfinite().all()):
+        raise ValueError(
+            f"The prior of z_{level} has no finite mean and variance by which to place the grid: its means are "
+            f"{loc.tolist()} and its standard deviations {scale.tolist()}."
+        )
+    return loc, scale
+
+
+def _draw(prior: Distribution, count: int, generator: torch.Generator | None) -> Tensor:
+    """`count` draws; with a generator they follow from it, and torch's global one stays where it is."""
+    if generator is None:
+        return prior.sample(torch.Size([count]))
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return prior.sample(torch.Size([count]))
+
+
+def _ticks(ax: Axes, size: Sequence[int], across: Tensor, up: Tensor, units: tuple[int, int], *, digits: int) -> None:
+    steps = len(up)
     shown = sorted({0, steps // 2, steps - 1})
-    numbers = [f"{v:.2g}" for v in values.double().cpu().numpy().round(6) + 0.0]
-    ax.set_xticks(centres(steps, size[1], 0)[shown], [numbers[i] for i in shown])
-    ax.set_yticks(centres(steps, size[0], 0)[shown], [numbers[steps - 1 - i] for i in shown])
+    right, high = ([f"{v:.{digits}g}" for v in values.double().cpu().numpy().round(6) + 0.0] for values in (across, up))
+    ax.set_xticks(centres(steps, size[1], 0)[shown], [right[i] for i in shown])
+    ax.set_yticks(centres(steps, size[0], 0)[shown], [high[steps - 1 - i] for i in shown])
     label(ax, None, f"unit {units[0]}", f"unit {units[1]}")
 
 

@@ -112,6 +112,12 @@ def test_views():
     assert bits.train.images is data.train.images
     assert [len(part) for part in data.take(5, 4, 3).parts.values()] == [5, 4, 3]
     assert torch.equal(bits.to_images(bits.train[:3]).flatten(1), bits.train[:3])
+    for seed in (None, 2):
+        drawn = data.take(50, test=40, seed=seed)
+        assert [len(part) for part in drawn.parts.values()] == [50, 180, 40]
+        assert torch.equal(drawn.train.images, data.train.take(50, seed=seed).images)
+        assert torch.equal(drawn.test.labels, data.test.take(40, seed=seed).labels)
+        assert drawn.valid is data.valid
     samples = torch.rand(7, 2, 64)
     assert data.to_images(samples).shape == (7, 2, 1, 8, 8)
 

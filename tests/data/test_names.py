@@ -63,6 +63,20 @@ def test_binarized_mnist_are_upright_digits(data_root):
     assert torch.corrcoef(torch.stack([bits.flatten(), grey.flatten()]))[0, 1] > 0.999
 
 
+def test_the_sorted_test_part_of_binarized_mnist(data_root):
+    """The mean of its first rows, zeros, is far off that of all; 500 rows at random are off by their variance / 500."""
+    data = load("binarized_mnist", root=data_root)
+    assert "sorted by digit" in repr(data)
+    whole = data.test.images.float()
+
+    def off(part):
+        return (part.images.float().mean(0) - whole.mean(0)).square().sum().item()
+
+    expected = whole.var(0).sum().item() / 500
+    assert off(data.take(1, test=500).test) > 20 * expected
+    assert off(data.take(1, test=500, seed=0).test) < 2 * expected
+
+
 def test_caltech_is_upright_bright_and_mixed(data_root):
     data = load("caltech101_silhouettes", root=data_root)
     mean = mean_image(data)

@@ -33,6 +33,28 @@ def test_a_row_has_the_same_noise_however_it_is_batched(step):
     assert torch.equal(split.take(9).x, whole[:9])
 
 
+@pytest.mark.parametrize("step", [Binarize(), Dequantize()], ids=repr)
+def test_rows_taken_at_random_are_rows_of_the_part(step):
+    split = load("digits", preprocess=[ToUnit(), step], labels=True).test
+    state = torch.get_rng_state()
+    some = split.take(50, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(some) == len(some.rows.unique()) == 50 and not torch.equal(some.rows, some.rows.sort().values)
+    assert torch.equal(some.images, split.images[some.rows]) and torch.equal(some.labels, split.labels[some.rows])
+    assert torch.equal(some.x, split.x[some.rows])  # with the noise that they have there
+    index = torch.tensor([7, 2])
+    assert torch.equal(some.batch(index)[0], split.x[some.rows[index]])
+    assert torch.equal(some.to("cpu").x, some.x)
+    assert torch.equal(split.take(50, seed=3).rows, some.rows) and not torch.equal(
+        split.take(50, seed=4).rows, some.rows
+    )
+    assert torch.equal(split.take(20, seed=3).rows, some.rows[:20])  # subsets of one seed are nested
+    for less in (some.take(9), some.take(9, seed=1)):
+        assert torch.equal(less.x, split.x[less.rows])
+    assert torch.equal(some.take(9).rows, some.rows[:9])
+    assert split.take(1000, seed=3).rows is None and torch.equal(split.take(1000, seed=3).x, split.x)
+
+
 def test_parts_do_not_share_noise():
     grey = torch.full((200, 1, 8, 8), 128, dtype=torch.uint8)
     data = from_tensors(grey, preprocess=[ToUnit(), Binarize()], split=(100, 50))

@@ -14,9 +14,21 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vaes.data import load
 from pyro_vaes.guides import AmortizedNormal
-from pyro_vaes.infer import DReG_ELBO, FreeBits_ELBO, ImportanceWeighted_ELBO, KLWarmup, SoftFreeBits, evaluate, fit
-from pyro_vaes.models import VAE
-from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
+from pyro_vaes.infer import (
+    Callback,
+    DReG_ELBO,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    KLWarmup,
+    SoftFreeBits,
+    evaluate,
+    fit,
+)
+from pyro_vaes.infer.batches import as_batches
+from pyro_vaes.infer.enough_rows import enough_rows
+from pyro_vaes.infer.pair import Pair
+from pyro_vaes.models import VAE, LadderVAE
+from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, LaplaceLikelihood, NormalHead, small_ladder
 from tests.infer.pairs import (
     D,
     binary,
@@ -235,6 +247,78 @@ def test_image_data_and_split_and_labels():
     assert len(whole.valid) == 2
     assert quick(vae.model, vae.guide, digits.train).valid == []
     assert len(quick(vae.model, vae.guide, digits.with_labels(), valid=digits.test).valid) == 2
+
+
+class Rows(Callback):
+    """The number of rows that the networks see at each step."""
+
+    def __init__(self, vae):
+        self.seen = []
+        vae.encoder.register_forward_pre_hook(lambda _, args: self.seen.append(len(args[0])))
+
+    def start(self, run):
+        self.seen.clear()
+
+
+def test_a_last_batch_of_one_row_is_left_out_where_the_batch_is_normalised():
+    """The default ladder on 9 images, of which one would be alone: torch refuses that at the end of the epoch."""
+    ladder = LadderVAE(
+        *small_ladder((1, 8, 8), channels=(2, 3), width=8), LaplaceLikelihood(0.125, event_dim=3), [2, 2, 2]
+    )
+    x = load("digits", flatten=False).train[:9]
+    before = weights(ladder)
+    with pytest.raises(ValueError, match=r"last batch of the training data has a size of 1.*BatchNorm.*drop_last=True"):
+        quick(ladder.model, ladder.guide, x, batch_size=8, drop_last=False)
+    assert same(before, weights(ladder))
+    for drop_last in (None, True):
+        history = quick(ladder.model, ladder.guide, x, batch_size=8, drop_last=drop_last, valid=x[:1])
+        assert np.isfinite([*history.train, *history.valid]).all() and len(history.valid) == 2
+    for images, batch_size in ((x, 1), (x[:1], 8)):  # nothing is left without the batches of one row
+        with pytest.raises(ValueError, match=r"training data has a size of 1.*BatchNorm.*another batch_size"):
+            quick(ladder.model, ladder.guide, images, batch_size=batch_size)
+    ladder.eval()  # without statistics of the batch a row can be alone
+    quick(ladder.model, ladder.guide, x, batch_size=8, drop_last=False)
+
+
+@pytest.mark.parametrize(
+    ("middle", "rows", "kept"),
+    [
+        (nn.BatchNorm1d(8), 65, False),
+        (nn.BatchNorm1d(8), 66, True),  # two rows have a spread
+        (nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.BatchNorm2d(2), nn.Flatten()), 65, True),  # pixels have one too
+        (nn.LayerNorm(8), 65, True),
+        (nn.BatchNorm1d(8).eval(), 65, True),
+    ],
+    ids=["one row", "two rows", "pixels", "no batch norm", "evaluation mode"],
+)
+def test_only_what_torch_refuses_is_left_out(middle, rows, kept):
+    vae = binary_vae(middle=middle)
+    seen = Rows(vae)
+    quick(vae.model, vae.guide, binary(rows), epochs=1, callbacks=[seen])
+    assert seen.seen[-1] == (rows % 32 if kept else 32)
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(66, False), (67, True), (64, True)])
+def test_a_row_may_be_alone_in_a_process(rows, kept):
+    """Two processes with 16 rows each of a batch; of the last one each has half, filled up from the beginning."""
+    vae = binary_vae(middle=nn.BatchNorm1d(8))
+    pair, bound = Pair(vae.model, vae.guide), Trace_ELBO()
+    batches = as_batches(binary(rows), 32, shuffle=True, world_size=2)
+    assert enough_rows(pair, batches, None, bound, None).keeps_last == kept
+    held_out = as_batches(binary(1), 32, shuffle=False, world_size=2)  # the second process has none
+    enough_rows(pair, batches, held_out, bound, None)
+    with pytest.raises(ValueError, match=r"training data has a size of 2.*one row of a process"):
+        enough_rows(pair, as_batches(binary(8), 2, shuffle=True, world_size=2), None, bound, None)
+
+
+def test_held_out_rows_may_be_alone_in_evaluation_mode():
+    x, vae = binary(129), binary_vae(middle=nn.BatchNorm1d(8))
+    history = quick(vae.model, vae.guide, x[:64], valid=x)  # 128 rows, and one
+    assert history.valid[1] == pytest.approx(evaluate(vae.model, vae.guide, x), abs=0.5)
+    assert len(quick(vae.model, vae.guide, x[:64], valid=DataLoader(TensorDataset(x[:3]))).valid) == 2
+    bare = binary_vae(middle=nn.BatchNorm1d(8, track_running_stats=False))  # always takes those of the batch
+    with pytest.raises(ValueError, match=r"last batch of the held-out data has a size of 1.*BatchNorm"):
+        quick(bare.model, bare.guide, x[:64], valid=x)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,27 @@ def test_raise_shows_the_sites(what):
     assert len(steps) == 4 and same(weights(vae), steps[-1])  # the bad step was not taken
 
 
+def test_a_factor_has_no_values_to_show():
+    loc = nn.Parameter(torch.zeros(2))
+
+    def model(x):
+        mean = pyro.param("loc", loc) + (0.0 if (x != 7).all() else float("nan"))
+        with pyro.plate("data", len(x)):
+            pyro.factor("penalty", -mean.square().sum().expand(len(x)))
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    x = torch.zeros(64, 2)
+
+    class Sevens(Callback):
+        def stepped(self, run):
+            x.fill_(7.0)
+
+    with pytest.raises(NonFiniteError) as error:
+        quick(model, lambda x: None, x, callbacks=[Sevens()])
+    rows = {line[:30].strip(): line.split()[-3:] for line in str(error.value).splitlines()}
+    assert rows["model penalty"] == ["-", "-", "nan"] and rows["model x"] == ["7", "7", "nan"]
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_skip_counts_and_continues(what):
     vae = binary_vae()

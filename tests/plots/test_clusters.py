@@ -18,11 +18,19 @@ def test_a_row_shows_the_members_of_its_cluster() -> None:
     assert len(plots.cluster_cards(images, clusters, largest=1).get_yticks()) == 1
 
 
+@pytest.mark.parametrize("kind", [np.array, lambda k: np.asarray(k).astype(np.int32), torch.tensor])
+def test_numbers_of_any_kind(kind) -> None:
+    images = np.random.default_rng(0).random((6, 2, 2)).astype(np.float32)
+    ax = plots.cluster_cards(images, kind([3, 0, 3, 1, 3, 0]))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["3 (50%)", "0 (33%)", "1 (17%)"]
+
+
 @pytest.mark.parametrize(
     ("clusters", "options", "message"),
     [
         (torch.zeros(5).long(), {}, r"6 images, but clusters has torch.int64 and shape \(5,\)"),
         (torch.zeros(6), {}, "wanted a whole number for each"),
+        (np.zeros(6), {}, "wanted a whole number for each"),
         (torch.zeros(6).long(), {"columns": 0}, "at least 1, but got 0"),
     ],
 )
