@@ -121,8 +121,7 @@ def compare(method: Method, setting: Setting, job: Job) -> Result:
         )
     except ValueError as error:  # a curvature that is not positive definite, at weights that training came to
         raise FloatingPointError(str(error)) from error
-    test = (data.test or data.train)[: setting.test_images]
-    assert isinstance(test, torch.Tensor)
+    test = setting.measured(data.test or data.train)
     own = _figures(vae, guide, test, setting) | {"s/epoch": statistics.median(history.seconds)}
     return Result(own, beside={name: _figures(vae, make(vae), test, setting) for name, make in method.refine.items()})
 

@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pyro_vaes.data import Binarize, ImageData, MeanCentre, ToUnit, load
+from pyro_vaes.data import Binarize, ImageData, MeanCentre, Split, ToUnit, load
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import (
     MLP,
@@ -70,6 +69,14 @@ class Setting:
             data = data.take(self.train_images)
         return data
 
+    def measured(self, part: Split) -> Tensor:
+        """The images that are measured: the first of a part, or random ones where it is sorted by class."""
+        labels = part.labels
+        in_order = labels is not None and bool((labels[1:] >= labels[:-1]).all())
+        images = part.take(len(part) if self.test_images is None else self.test_images, seed=0 if in_order else None)[:]
+        assert isinstance(images, Tensor)
+        return images
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -83,7 +90,7 @@ class Networks:
     def for_data(cls, setting: Setting, data: ImageData) -> "Networks":
         """With the noise scale that the paper starts from: the root of the mean variance of the pixels."""
         train = data.train[:]
-        assert isinstance(train, torch.Tensor)
+        assert isinstance(train, Tensor)
         return cls(setting, data.image_shape, train.var(dim=0).mean().sqrt().item())
 
     def initialise(self, module: nn.Module) -> nn.Module:

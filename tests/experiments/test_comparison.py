@@ -48,6 +48,17 @@ def test_a_convolutional_setting_mirrors_its_encoder():
     assert model.decoder(model.posterior(x).mean).shape == (5, 64)
 
 
+def test_a_part_that_is_sorted_by_class_is_measured_at_random():
+    setting = replace(TINY, test_images=50)
+    part = setting.load().test
+    assert torch.equal(setting.measured(part), part[:50])
+    order = part.labels.argsort(stable=True)
+    in_order = replace(part, images=part.images[order], labels=part.labels[order])
+    drawn = setting.measured(in_order)
+    assert not torch.equal(drawn, in_order[:50])
+    assert torch.equal(drawn, in_order.take(50, seed=0)[:])
+
+
 def test_what_is_measured():
     found = compare(vae(), TINY, Job(4)).figures
     assert found["IW"] > found["ELBO"] and found["IW − ELBO"] == found["IW"] - found["ELBO"]
