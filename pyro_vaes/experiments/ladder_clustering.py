@@ -143,6 +143,11 @@ def remark(s: LadderClusteringSetting) -> str:
             f" GM-DGM, which takes {s.clusters[-1]} passes of its decoder, sees {s.dgm_images:,} images for "
             f"{s.dgm_epochs} epochs here: its row is far from trained and says nothing of the method."
         )
+    else:
+        said += (
+            " GM-DGM as published but for: no prior on the weights, gradients not clipped element by element, pixels "
+            "that never vary kept."
+        )
     if s.data == "svhn_subset":
         said += " This is a subset of 1,083 digits: nothing published on SVHN compares with it."
     return said
