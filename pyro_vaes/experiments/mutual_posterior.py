@@ -139,8 +139,13 @@ def summary(found: Findings) -> list[str]:
 
 def _change(both: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str, kind: str) -> str:
     pairs = [(before[column], after[column]) for before, after in both]
+    if kind == "times":  # of a code that has collapsed S is 0 and the tail undefined: nothing is a multiple of that
+        pairs = [(before, after) for before, after in pairs if before > 0 and after == after]
+    if not pairs:
+        return f"{column} {kind} undefined"
     each = [after / before if kind == "times" else after - before for before, after in pairs]
-    return f"{column} {kind} {statistics.fmean(each):.3g} ({min(each):.3g} to {max(each):.3g})"
+    fewer = f" in {len(each)} of them" if len(each) < len(both) else ""
+    return f"{column} {kind} {statistics.fmean(each):.3g} ({min(each):.3g} to {max(each):.3g}){fewer}"
 
 
 RECOLLECTED = {

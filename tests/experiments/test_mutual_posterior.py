@@ -205,3 +205,7 @@ def test_the_summary_compares_seed_by_seed():
     first, second = MUTUAL_POSTERIOR.summary(Findings("x", {}, rows))
     assert "2 seeds: KL times 2.5 (2 to 3), NLL plus 0.25 (0 to 0.5)" in first
     assert second == "eta 1, gamma 0.5 against eta 1, gamma 0, 1 seed: S times 0.25 (0.25 to 0.25)."
+    rows.append(row("eta 1, gamma 0", 1, 0.1, 81.0, 0.0, 0.1))  # collapsed
+    assert "2 seeds: S times 0.25 (0.25 to 0.25) in 1 of them." in MUTUAL_POSTERIOR.summary(Findings("x", {}, rows))[1]
+    only = [row("eta 1, gamma 0", 1, 0.1, 81.0, 0.0, 0.1), row(REGULARISED, 1, 6, 80.5, 5, 0.9)]
+    assert "S times undefined" in MUTUAL_POSTERIOR.summary(Findings("x", {}, only))[0]
