@@ -279,6 +279,9 @@ GUIDES: dict[str, Callable[[Built], Callable | None]] = {
         b.model, Chain(b.trunk(), MultivariateNormalHead(8, b.latent_numel))
     ),
     "laplace": lambda b: AmortizedLaplace(b.model, start=Chain(b.trunk(), nn.Linear(8, b.latent_numel)), steps=2),
+    "laplace_trained_start": lambda b: AmortizedLaplace(
+        b.model, start=Chain(b.trunk(), nn.Linear(8, b.latent_numel)), steps=1, start_weight=1.0
+    ),
     "mixture": mixture,
     "householder": lambda b: AmortizedHouseholder(b.model, Chain(b.trunk(), HouseholderHead(8, b.latent_numel))),
     "iaf": lambda b: AmortizedIAF(b.model, Chain(b.trunk(), IAFHead(8, b.latent_numel, flows=2, hidden=[12]))),
@@ -355,7 +358,7 @@ def undefined(model: str, guide: str, bound: str) -> bool:
         return bound in REPARAMETERISED
     if bound in OF_MIXTURES:
         return True
-    return bound == "mean_field" and (guide == "laplace" or (guide == "own" and model.endswith("bottom_up")))
+    return bound == "mean_field" and (guide.startswith("laplace") or (guide == "own" and model.endswith("bottom_up")))
 
 
 CASES = [

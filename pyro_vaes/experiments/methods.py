@@ -46,9 +46,9 @@ def geometric(step: int) -> float:
     return 0.9**step
 
 
-def _laplace_guide(steps: int, model: VAE, bold: bool = False) -> Guide:
+def _laplace_guide(steps: int, model: VAE, bold: bool = False, start_weight: float = 0.0) -> Guide:
     schedule = geometric if bold else decaying
-    return AmortizedLaplace(model.model, start=model.encoder, steps=steps, schedule=schedule)
+    return AmortizedLaplace(model.model, start=model.encoder, steps=steps, schedule=schedule, start_weight=start_weight)
 
 
 def vae(refine: tuple[int, ...] = ()) -> Method:
@@ -101,19 +101,20 @@ def iaf(flows: int) -> Method:
     return Method(f"IAF-{flows}", build)
 
 
-def laplace(steps: int, *, bold: bool = False, refine: int | None = None) -> Method:
+def laplace(steps: int, *, bold: bool = False, trained_start: bool = False, refine: int | None = None) -> Method:
     """The Laplace posterior after so many updates from the encoder's mean.
 
     Arguments:
         steps: Number of updates.
         bold: Whether their step sizes are those of :func:`geometric`.
+        trained_start: Whether the encoder's mean is trained towards the mode, with weight 1.
         refine: A number of such bold updates to put in their place on the trained model.
     """
-    name = f"VLAE-{steps}" + ", 0.9^t" * bold
+    name = f"VLAE-{steps}" + ", 0.9^t" * bold + ", trained start" * trained_start
 
     def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
         model = networks.vae(nn.Linear)  # the updates start from a mean alone
-        return model, _laplace_guide(steps, model, bold), Trace_ELBO()
+        return model, _laplace_guide(steps, model, bold, float(trained_start)), Trace_ELBO()
 
     refined = {} if refine is None else {f"{name}, then {refine} of 0.9^t": partial(_laplace_guide, refine, bold=True)}
     return Method(name, build, refined)

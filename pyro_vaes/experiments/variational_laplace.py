@@ -65,15 +65,18 @@ def setting(budget: str, data: str, output: str) -> Setting:
 def methods(budget: str) -> list[Method]:
     """All of the paper's rows at the budget "gpu"; below, the main ones, and mixtures of the same net."""
     if budget == "smoke":
-        return [vae(refine=(2,)), semi_amortized(1, lr=0.1), householder(1), iaf(1), laplace(1)]
+        start = laplace(1, bold=True, trained_start=True)
+        return [vae(refine=(2,)), semi_amortized(1, lr=0.1), householder(1), iaf(1), laplace(1), start]
     if budget == "cpu":
         mixtures = [mixture(2), recursive_mixture(2), recursive_mixture(2, CAP)]
         updates = [*(laplace(t, refine=8) for t in (1, 2, 4)), laplace(4, bold=True, refine=8)]
+        updates += [laplace(t, bold=True, trained_start=True) for t in (1, 2, 4)]
         return [vae(refine=(4,)), *updates, *mixtures, iaf(4), householder(4)]
     steps = (1, 2, 4, 8)
     flows = [*(householder(t) for t in steps), *(iaf(t) for t in steps)]
     semi = [semi_amortized(t, lr=0.1) for t in steps]
-    return [vae(refine=steps), full_covariance(), *semi, *flows, *(laplace(t) for t in steps)]
+    updates = [*(laplace(t) for t in steps), *(laplace(t, bold=True, trained_start=True) for t in steps)]
+    return [vae(refine=steps), full_covariance(), *semi, *flows, *updates]
 
 
 VARIATIONAL_LAPLACE, VARIATIONAL_LAPLACE_BERNOULLI = (

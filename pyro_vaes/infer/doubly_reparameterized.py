@@ -24,7 +24,13 @@ from torch import Tensor
 
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.handlers import is_latent
-from pyro_vaes.infer.importance import DataPlate, ImportanceWeighted_ELBO, over_particles, per_datum_log_prob
+from pyro_vaes.infer.importance import (
+    DataPlate,
+    ImportanceWeighted_ELBO,
+    objective_terms,
+    over_particles,
+    per_datum_log_prob,
+)
 from pyro_vaes.infer.path_derivative import gated_trace
 
 __all__ = ["DReG_ELBO"]
@@ -67,7 +73,7 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         log_w = per_datum_log_prob(model_trace, plate.dim, particles=True) - log_q.detach()
         v = log_w.detach().softmax(0)
         _multiply_gradients(handed_over, v, plate)  # by v_k what log p sends back to z_k, which has one v_k already
-        bound = log_w.logsumexp(0).sum() - len(log_w[0]) * math.log(num)
+        bound = (log_w.logsumexp(0) - math.log(num) + objective_terms(model_trace, drawn, plate.dim)).sum()
         scale = 1.0 if plate.full_size is None else plate.full_size / len(log_w[0])
         return -scale * (bound - gates.path(log_q, v.square()))
 

@@ -17,7 +17,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.infer.bound import Bound, Program
-from pyro_vaes.infer.handlers import is_latent, is_objective_only
+from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
 from pyro_vaes.infer.importance import guide_and_model_traces
 
 __all__ = ["FreeBits_ELBO"]
@@ -47,7 +47,7 @@ class FreeBits_ELBO(Bound):
         self._refuse_score_function(guide_trace)
         guide_sites = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
         model_sites = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
-        loss: Tensor | float = 0.0
+        loss: Tensor | float = objective_sum(guide_trace)
         groups: list[tuple[Tensor, Tensor]] = []  # weights (..., ) and terms (..., ) or (..., units)
         for name, site in model_sites.items():
             if is_latent(site):
@@ -58,8 +58,6 @@ class FreeBits_ELBO(Bound):
                 log_prob = site["fn"].log_prob(site["value"])
                 loss = loss - scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
         alone = {n: s for n, s in guide_sites.items() if n not in model_sites}
-        for site in filter(is_objective_only, alone.values()):
-            loss = loss + scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"]).sum()
         joint = [s["fn"].log_prob(s["value"]) for s in alone.values() if not is_objective_only(s)]
         if joint:  # one density for all sites sits in an auxiliary site of the guide
             groups = [(groups[0][0], sum([*(term for _, term in groups), *joint], start=torch.zeros(())))]

@@ -7,10 +7,11 @@ from typing import Self, cast
 
 import pyro
 from pyro.params.param_store import ParamStoreDict, StateDict
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "ModuleParameters",
@@ -18,6 +19,7 @@ __all__ = [
     "is_latent",
     "is_objective_only",
     "local_parameters",
+    "objective_sum",
     "scale_latents",
     "untouched_store",
 ]
@@ -35,6 +37,11 @@ def is_objective_only(message: Message) -> bool:
     importance weights, and what is made of them, leave it out.
     """
     return bool(message["infer"].get("objective_only"))
+
+
+def objective_sum(trace: Trace) -> Tensor | float:
+    """The sum of a trace's factors of the objective alone, with their scales and masks; 0 without any."""
+    return trace.log_prob_sum(lambda _, site: is_objective_only(site))
 
 
 COMMON_SCALE = (

@@ -21,7 +21,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.infer.bound import Bound, Program
-from pyro_vaes.infer.handlers import is_latent
+from pyro_vaes.infer.handlers import is_latent, objective_sum
 from pyro_vaes.infer.importance import DataPlate, find_data_plate, guide_and_model_traces
 
 __all__ = ["MMD_ELBO", "gaussian_kernel", "maximum_mean_discrepancy"]
@@ -110,7 +110,7 @@ class MMD_ELBO(Bound):
         plate = self._known[2]
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
         self._refuse_score_function(guide_trace)
-        loss = torch.zeros(())
+        loss = torch.zeros(()) + objective_sum(guide_trace)
         for site in model_trace.nodes.values():
             if site["type"] != "sample":
                 continue

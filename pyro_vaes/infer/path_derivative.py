@@ -24,7 +24,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.infer.bound import Program
-from pyro_vaes.infer.handlers import is_latent
+from pyro_vaes.infer.handlers import is_latent, is_objective_only
 
 __all__ = ["Gates", "gated_trace"]
 
@@ -80,7 +80,9 @@ def gated_trace(guide: Program, args: tuple[object, ...], bound: str) -> tuple[T
     with Gates() as gates:
         trace = poutine.trace(guide).get_trace(*args)
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
+        if site["type"] != "sample" or site["infer"].get("_deterministic") or is_objective_only(site):
+            continue
+        if site["is_observed"]:
             raise ValueError(
                 f"{bound} leaves out the score function of the guide's draws, but the guide's site {name!r} is not "
                 "drawn: it has an obs=, or is a pyro.factor. Use Trace_ELBO, or move that statement to the model."

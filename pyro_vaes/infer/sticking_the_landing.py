@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vaes.infer.bound import Bound, Program
-from pyro_vaes.infer.handlers import is_latent
+from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
 from pyro_vaes.infer.path_derivative import gated_trace
 
 __all__ = ["StickingTheLanding_ELBO"]
@@ -81,5 +81,5 @@ class StickingTheLanding_ELBO(Bound):
                 f"The guide does not draw the model's latent sites {missing}. Draw them in the guide, or sum a "
                 "discrete one out with TraceEnum_ELBO?"
             )
-        log_q = drawn.log_prob_sum()
-        return log_q.detach() + gates.path(log_q) - model_trace.log_prob_sum()
+        log_q = drawn.log_prob_sum(lambda _, site: not is_objective_only(site))
+        return log_q.detach() + gates.path(log_q) + objective_sum(drawn) - model_trace.log_prob_sum()

@@ -24,7 +24,16 @@ from pyro_vaes.guides.fisher import find_fisher
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.linearise import linearise
 from pyro_vaes.guides.relu_chain import find_chain, record_chains
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, scale_latents
+from pyro_vaes.infer import (
+    DReG_ELBO,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    StickingTheLanding_ELBO,
+    check,
+    evaluate,
+    fit,
+    scale_latents,
+)
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import (
     MLP,
@@ -721,6 +730,62 @@ def test_options_that_change_the_algorithm():
     assert torch.equal(reused.posterior(x).mean, exact.posterior(x).mean)
 
 
+@pytest.mark.parametrize(
+    "bound",
+    [Trace_ELBO(2), ImportanceWeighted_ELBO(3), FreeBits_ELBO(0.1), StickingTheLanding_ELBO(), DReG_ELBO(3)],
+    ids=lambda bound: type(bound).__name__,
+)
+@pytest.mark.parametrize("total", [N, 4 * N])
+def test_the_start_can_be_trained_towards_the_mode(bound, total):
+    """A full step on a linear decoder leaves the start no gradient but that of its own term; nothing else changes."""
+    vae, ppca = linear_vae()
+    layer, x, start = vae.decoder[0], real(), nn.Linear(D, K)
+
+    def model(x):
+        with pyro.plate("data", total, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(layer(z), 0.4).to_event(1), obs=x)
+
+    def at_seed(weight):
+        guide = AmortizedLaplace(model, start, steps=1, schedule=full_step, start_weight=weight)
+        guide.latents(x)  # whose first run draws
+        pyro.set_rng_seed(5)
+        loss = bound.differentiable_loss(model, guide, x)
+        return loss, torch.autograd.grad(loss, [*start.parameters(), *layer.parameters()])
+
+    loss, gradients = at_seed(1.5)
+    without, others = at_seed(0.0)
+    assert torch.equal(loss, without)
+    for gradient, other in zip(gradients[2:], others[2:], strict=True):
+        assert torch.allclose(gradient, other, rtol=0, atol=1e-10)
+    exact = ppca.posterior(x)
+    distance = exact.mean - start(x)
+    missed = 0.5 * torch.einsum("bi,bij,bj->", distance, exact.precision_matrix, distance)
+    wanted = torch.autograd.grad(1.5 * total / N * missed, [*start.parameters()])
+    for gradient, other, own in zip(gradients[:2], others[:2], wanted, strict=True):
+        assert torch.allclose(gradient, own, rtol=1e-9, atol=1e-9) and other.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("case", ["several sites", "a constrained site"])
+def test_a_trained_start_comes_near_the_modes(case):
+    if case == "several sites":
+        program, x, numel = two_level, real(40), 5
+    else:
+        program, x, numel = gamma_poisson, torch.poisson(real(40)[:, :1].exp()), 1
+    start = MLP(x.shape[1], [16], numel)
+    guide = AmortizedLaplace(program, start, steps=3, schedule=full_step, start_weight=1.0)
+    nn.init.constant_(start[-1].bias, 1.0)
+
+    def missed():
+        q = guide.posterior(x)
+        return (q.chol_precision.mT @ (q.mean - start(x)).unsqueeze(-1)).square().sum((1, 2)).mean().item()
+
+    before = missed()
+    optim = functools.partial(torch.optim.Adam, lr=2e-2)
+    fit(program, guide, x, optim=optim, epochs=30, batch_size=40, seed=0, progress=False)
+    assert missed() < 0.2 * before
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_svi_fit_evaluation_and_the_datatree(dtype):
     torch.set_default_dtype(dtype)
@@ -956,6 +1021,8 @@ def test_refusals_name_the_cure():
         AmortizedLaplace(vae.model, nn.Linear(D, 2)).posterior(real())
     for kwargs, message in (
         ({"steps": -1}, "number of updates"),
+        ({"start_weight": -1.0}, "start_weight is a finite weight"),
+        ({"start_weight": math.nan}, "start_weight is a finite weight"),
         ({"path": "quick"}, "'auto'"),
         ({"fallback": True}, "'hessian'"),
         ({"s_jitter": 0.7}, "1e-5"),

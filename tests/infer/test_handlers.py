@@ -9,7 +9,16 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
 from pyro_vaes.guides import AmortizedMultivariateNormal
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, scale_latents
+from pyro_vaes.infer import (
+    MMD_ELBO,
+    AggregatePosterior_ELBO,
+    DReG_ELBO,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    MutualPosterior_ELBO,
+    StickingTheLanding_ELBO,
+    scale_latents,
+)
 from pyro_vaes.infer.handlers import ParameterRecorder, local_parameters
 from pyro_vaes.infer.quiet import known_modules, quiet_elbo
 from pyro_vaes.nn import MultivariateNormalHead
@@ -260,7 +269,19 @@ def two_sites(x):
 
 @pytest.mark.parametrize(
     "bound",
-    [Trace_ELBO(), TraceMeanField_ELBO(), FreeBits_ELBO(1.0), ImportanceWeighted_ELBO(4)],
+    [
+        Trace_ELBO(),
+        TraceMeanField_ELBO(),
+        FreeBits_ELBO(1.0),
+        ImportanceWeighted_ELBO(4),
+        StickingTheLanding_ELBO(2),
+        StickingTheLanding_ELBO(2, vectorize_particles=True, max_plate_nesting=1),
+        DReG_ELBO(4),
+        MMD_ELBO(2.0),
+        MMD_ELBO(2.0, kl_weight=0.5),
+        AggregatePosterior_ELBO(),
+        MutualPosterior_ELBO(eta=1.0),
+    ],
     ids=lambda bound: type(bound).__name__,
 )
 def test_factors_of_the_objective_alone_count_once_in_every_bound(bound):
