@@ -34,7 +34,7 @@ app = typer.Typer(
 DEFAULT = Options()
 RunDirectory = Annotated[Path, typer.Argument(help="The directory of a run, as `train` wrote it.", show_default=False)]
 Samples = Annotated[int, typer.Option(help="Importance samples per image.")]
-NumData = Annotated[int, typer.Option(help="Images, from the first.")]
+NumData = Annotated[int, typer.Option(help="Images, drawn at random, the same ones every time.")]
 Seed = Annotated[int, typer.Option(help="Of the draws.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data files, if not the one recorded or found.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda.", show_default="cpu")]

@@ -55,7 +55,7 @@ def measure(
     Arguments:
         run: The run.
         num_particles: K of the importance-weighted estimate of log p(x).
-        num_data: How many rows, from the first.
+        num_data: How many rows, drawn at random, since some published parts are sorted by class; always the same ones.
         split: `test`, `valid` or `train`; the first there is by default.
         seed: Seed of the draws.
 
@@ -65,7 +65,7 @@ def measure(
     if num_particles < 1 or num_data < 1:
         raise ValueError(f"--particles is {num_particles} and --num-data {num_data}, but at least 1 of each is wanted.")
     name, part = held_out(run.data, split)
-    part = part.take(num_data)
+    part = part.take(num_data, seed=0)
     model, guide = run.model, run.guide
     likelihood = log_likelihood(model, guide, part, num_particles, seed=seed)
     collapse = collapse_report(model, guide, part, seed=seed)

@@ -96,7 +96,7 @@ def training_pictures(run: Run) -> Pictures:
     """What every training leaves: losses, reconstructions, samples."""
     yield "loss", _figure(plots.loss_curves(run.history))
     name, part = held_out(run.data)
-    shown = part.take(20)
+    shown = part.take(20, seed=0)
     images = shown[:]
     x = images[0] if isinstance(images, tuple) else images
     means = reconstruct(run.model, run.guide, shown)["x"]

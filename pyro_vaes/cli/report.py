@@ -47,12 +47,12 @@ def write_report(run: Run, *, split: str | None = None, num_particles: int = 100
     """
     name, part = held_out(run.data, split)
     measured = measure(run, num_particles=num_particles, num_data=num_data, split=name)
-    rows = part.take(ROWS)
+    rows = part.take(ROWS, seed=0)
     draws = min(200, max(50, VALUES // (len(rows) * math.prod(run.data.image_shape))))
     tree = to_datatree(run.model, run.guide, rows, draws, dims={"x": ["pixel"]})
     posterior = _write_netcdf(run, tree, name)
     pictures = save(training_pictures(run), run.directory)
-    pictures |= save(latent_pictures(run, tree, measured.collapse, part.take(num_data)), run.directory)
+    pictures |= save(latent_pictures(run, tree, measured.collapse, part.take(num_data, seed=0)), run.directory)
     pictures |= save(criticism_pictures(tree, measured.likelihood), run.directory)
     path = run.directory / REPORT
     path.write_text(_page(run, measured, tree, pictures), encoding="utf-8")

@@ -3,6 +3,7 @@
 All share the model and the encoder's trunk; what differs is q and, for mixtures, its bound.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from pyro.infer import ELBO, Trace_ELBO
@@ -58,7 +59,11 @@ def vae(refine: tuple[int, ...] = ()) -> Method:
         model = networks.vae()
         return model, model.guide, Trace_ELBO()
 
-    return Method("VAE", build, {f"VAE, then Laplace-{steps}": partial(_laplace_guide, steps) for steps in refine})
+    return Method("VAE", build, _refined("VAE", refine))
+
+
+def _refined(name: str, refine: tuple[int, ...]) -> dict[str, Callable[[VAE], Guide]]:
+    return {f"{name}, then Laplace-{steps}": partial(_laplace_guide, steps) for steps in refine}
 
 
 def full_covariance() -> Method:
@@ -132,10 +137,14 @@ def mixture(components: int) -> Method:
     return Method(f"ME-{components}", lambda networks: _mixture(components, StratifiedMixture_ELBO(), networks))
 
 
-def recursive_mixture(components: int, cap: float = 500.0) -> Method:
-    """Each component where those before it fall short, with the KL term capped at `cap` nats."""
+def recursive_mixture(components: int, cap: float = 500.0, refine: tuple[int, ...] = ()) -> Method:
+    """Each component where those before it fall short, with the KL term capped at `cap` nats; `refine` as for the VAE."""
     name = f"RME-{components}" + ("" if cap == 500.0 else f", cap {cap:g}")
-    return Method(name, lambda networks: _mixture(components, RecursiveMixture_ELBO(cap), networks))
+
+    def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
+        return _mixture(components, RecursiveMixture_ELBO(cap), networks)
+
+    return Method(name, build, _refined(name, refine))
 
 
 def boosted(components: int, entropy: float = 1.0) -> Method:

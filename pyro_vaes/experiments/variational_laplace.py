@@ -68,7 +68,7 @@ def methods(budget: str) -> list[Method]:
         start = laplace(1, bold=True, trained_start=True)
         return [vae(refine=(2,)), semi_amortized(1, lr=0.1), householder(1), iaf(1), laplace(1), start]
     if budget == "cpu":
-        mixtures = [mixture(2), recursive_mixture(2), recursive_mixture(2, CAP)]
+        mixtures = [mixture(2), recursive_mixture(2), recursive_mixture(2, CAP, refine=(4,))]
         updates = [*(laplace(t, refine=8) for t in (1, 2, 4)), laplace(4, bold=True, refine=8)]
         updates += [laplace(t, bold=True, trained_start=True) for t in (1, 2, 4)]
         return [vae(refine=(4,)), *updates, *mixtures, iaf(4), householder(4)]

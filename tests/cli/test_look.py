@@ -13,7 +13,9 @@ import arviz as az
 import pytest
 import xarray
 
+from pyro_vaes.cli import open_run
 from pyro_vaes.cli.demo import DEMO, demo
+from pyro_vaes.cli.measure import measure
 from pyro_vaes.data import NAMES
 
 
@@ -30,6 +32,17 @@ def test_evaluate_measures_and_changes_no_weight(copied: Path, command):
     assert f"{numbers['elbo']:.2f}" in result.stdout and "k-hat" in result.stdout
     again = command("evaluate", copied, "--particles", 30, "--num-data", 40)
     assert again.stdout == result.stdout
+
+
+def test_parts_sorted_by_class_are_measured_on_all_classes(copied: Path):
+    run = open_run(copied)
+    part = run.data.test
+    order = part.labels.argsort()
+    in_order = replace(part, images=part.images[order], labels=part.labels[order])
+    run = replace(run, data=replace(run.data, test=in_order))
+    first, again = (measure(run, num_particles=2, num_data=40).part for _ in range(2))
+    assert len(first) == 40 and len(first.labels.unique()) >= 8
+    assert first.labels.equal(again.labels)
 
 
 def test_evaluate_with_few_particles_has_no_khat(copied: Path, command):
@@ -49,7 +62,6 @@ def test_sample(copied: Path, conditional: Path, tmp_path: Path, command):
 def test_sample_by_class_depends_on_the_class(conditional: Path):
     import torch
 
-    from pyro_vaes.cli import open_run
     from pyro_vaes.cli.pictures import sample_images
 
     run = open_run(conditional)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
+from pyro_vaes.diagnostics import log_likelihood
 from pyro_vaes.experiments import (
     RECURSIVE_MIXTURE,
     RECURSIVE_MIXTURE_BERNOULLI,
@@ -18,6 +19,7 @@ from pyro_vaes.experiments import (
 from pyro_vaes.experiments.comparison import compare
 from pyro_vaes.experiments.methods import CAP, laplace, mixture, recursive_mixture, vae
 from pyro_vaes.experiments.setting import Networks, Setting
+from pyro_vaes.guides import AmortizedNormal
 
 TINY = Setting("digits", "gaussian", (8,), 2, epochs=1, train_images=128, test_images=16, num_particles=5)
 
@@ -96,8 +98,10 @@ def test_more_and_bolder_updates_may_follow_on_a_trained_model():
 def test_R15_a_recursive_mixture_raises_the_likelihood_on_mnist(data_root):
     """With its second component neither near the first nor idle; the paper's cap of 500 nats leaves it idle here.
 
-    The item's remaining part, a smaller gap between IW and ELBO, is not so: with caps from 0.3 to 5 the gap of this
-    pair grows by some two nats, because the model learns a second code, which importance weighting counts in full.
+    The item's remaining part, a smaller gap, holds between log p(x) and ELBO on one model: the mixture's is smaller
+    than that of either of its components. Against another model, the VAE's, and with IW-100 in place of log p(x), which
+    it misses by 14 nats for the VAE and 11 for the mixture (by IW-100 with a Laplace guide, whose own gap is 0.4), it is
+    some two nats larger; with log p(x) itself, 25.8 nats for both on average over four seeds.
     """
     mnist = replace(TINY, data="mnist", hidden=(256,), latent_dim=10, train_images=6000, batch_size=64, epochs=4)
     mnist = replace(mnist, lr=1e-3, test_images=500, num_particles=100)
@@ -116,6 +120,8 @@ def test_R15_a_recursive_mixture_raises_the_likelihood_on_mnist(data_root):
     z = second.rsample((16,))
     assert (second.log_prob(z) - first.log_prob(z)).mean() > 20
     assert q.log_alpha.exp().mean(0).min() > 0.1
+    alone = [AmortizedNormal(kept[0][0].model, encoder) for encoder in kept[0][1].encoder.components]
+    assert two["ELBO"] > max(log_likelihood(kept[0][0].model, g, test, 100).elbo.mean() for g in alone)
 
 
 STUDIES = [VARIATIONAL_LAPLACE, VARIATIONAL_LAPLACE_BERNOULLI, RECURSIVE_MIXTURE, RECURSIVE_MIXTURE_BERNOULLI]
