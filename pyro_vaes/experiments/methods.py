@@ -138,7 +138,7 @@ def mixture(components: int) -> Method:
 
 
 def recursive_mixture(components: int, cap: float = 500.0, refine: tuple[int, ...] = ()) -> Method:
-    """Each component where those before it fall short, with the KL term capped at `cap` nats; `refine` as for the VAE."""
+    """Each component where those before it fall short, its KL capped at `cap` nats; `refine` as for the VAE."""
     name = f"RME-{components}" + ("" if cap == 500.0 else f", cap {cap:g}")
 
     def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
