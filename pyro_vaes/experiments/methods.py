@@ -20,6 +20,7 @@ from pyro_vaes.guides import (
     AmortizedNormal,
     SemiAmortized,
     decaying,
+    geometric,
 )
 from pyro_vaes.infer import RecursiveMixture_ELBO, StratifiedMixture_ELBO
 from pyro_vaes.models import VAE
@@ -40,11 +41,6 @@ __all__ = [
 
 
 CAP = 5.0  # nats: above 500 and ME on held-out images of MNIST, one seed; 2 gives the same after 3 epochs
-
-
-def geometric(step: int) -> float:
-    """Step sizes 1, 0.9, 0.81, ..: bolder than the authors' 0.5 / (t + 1)."""
-    return 0.9**step
 
 
 def _laplace_guide(steps: int, model: VAE, bold: bool = False, start_weight: float = 0.0) -> Guide:
@@ -111,7 +107,7 @@ def laplace(steps: int, *, bold: bool = False, trained_start: bool = False, refi
 
     Arguments:
         steps: Number of updates.
-        bold: Whether their step sizes are those of :func:`geometric`.
+        bold: Whether their step sizes are 1, 0.9, 0.81, .. rather than the authors' 0.5 / (t + 1).
         trained_start: Whether the encoder's mean is trained towards the mode, with weight 1.
         refine: A number of such bold updates to put in their place on the trained model.
     """

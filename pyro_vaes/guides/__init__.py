@@ -3,8 +3,9 @@
 from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.guides.fisher import register_fisher
 from pyro_vaes.guides.flows import AmortizedHouseholder, AmortizedIAF
-from pyro_vaes.guides.laplace import AmortizedLaplace, decaying
+from pyro_vaes.guides.laplace import AmortizedLaplace
 from pyro_vaes.guides.mixture import AmortizedMixture
+from pyro_vaes.guides.schedules import decaying, geometric
 from pyro_vaes.guides.semi_amortized import SemiAmortized
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "AmortizedNormal",
     "SemiAmortized",
     "decaying",
+    "geometric",
     "register_fisher",
 ]

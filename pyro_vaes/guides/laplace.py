@@ -36,22 +36,13 @@ from pyro_vaes.guides.latents import batch_rows
 from pyro_vaes.guides.linearise import Linearised, linearise
 from pyro_vaes.guides.newton import factorise, newton_step
 from pyro_vaes.guides.relu_chain import find_chain, record_chains, same_noise
+from pyro_vaes.guides.schedules import decaying
 from pyro_vaes.nn.module import as_posterior
 
-__all__ = ["AmortizedLaplace", "decaying"]
+__all__ = ["AmortizedLaplace"]
 
 Linearise = Callable[..., Linearised]
 LONGEST_STEP = 2.0  # in logarithms or log-odds: a factor of 7
-
-
-def decaying(t: int, first: float = 0.5) -> float:
-    """The step size ``first / (t + 1)``, with the authors' 0.5; a full step hops between a ReLU network's regions.
-
-    Example:
-        >>> [decaying(t) for t in range(4)]
-        [0.5, 0.25, 0.16666666666666666, 0.125]
-    """
-    return first / (t + 1)
 
 
 class AmortizedLaplace(AmortizedGuide):
@@ -68,8 +59,8 @@ class AmortizedLaplace(AmortizedGuide):
             with shape ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or
             another amortised guide.
         steps: Number T of updates, 0 or more.
-        schedule: Step size a_t for t = 0, .., T-1. The step of a constrained site is at most 2 long in its
-            unconstrained space before it is multiplied by a_t.
+        schedule: Step size a_t for t = 0, .., T-1: the authors' by default, or ``geometric``, or any function. The step
+            of a constrained site is at most 2 long in its unconstrained space before it is multiplied by a_t.
         path: ``"generic"`` pushes tangents through the program; ``"fast"`` uses the closed form for chains of Linear
             and ReLU layers with Gaussian noise or Bernoulli observations; ``"auto"`` uses that where it applies and
             agrees with the generic one at first use.
@@ -79,8 +70,8 @@ class AmortizedLaplace(AmortizedGuide):
         detach_updates: Whether gradients pass over the updates as if they were constants: less time and memory, and a
             start that is trained as the mean itself.
         start_weight: Weight of the term that trains the start towards the mode, 0 (as the authors have it) or more. It
-            enters every bound with the value 0, for its gradient. 1 is right for schedules that begin with a (nearly)
-            full step, which then reach the mode in two to four updates. A component of a mixture leaves it out.
+            enters every bound with the value 0, for its gradient. 1 goes with ``schedule=geometric``, whose updates
+            then reach the mode in two to four. A component of a mixture leaves it out.
         reuse_precision: Whether the covariance is that of the last step rather than of the mode: one Jacobian less.
         fallback: ``"hessian"`` for observations without an entry in the Fisher registry; None refuses them.
 
