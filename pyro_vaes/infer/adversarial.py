@@ -30,7 +30,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
-from pyro_vaes.infer.bound import Bound, Program, layers
+from pyro_vaes.infer.bound import Bound, Program, Seen, layers
 from pyro_vaes.infer.callbacks import Callback, Run, State
 from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
 from pyro_vaes.infer.global_batch import is_shared
@@ -136,7 +136,7 @@ class Adversarial_ELBO(Bound):
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.discriminator, self.weight, self.site = base, discriminator, weight, site
         self._optim, self._optimizer = optim, cast(Optimizer | None, None)
-        self._known: tuple[Program, Program, _Recorded] | None = None
+        self._seen = Seen[_Recorded]()
         self._images: _Images | None = None
 
     @property
@@ -222,11 +222,12 @@ class Adversarial_ELBO(Bound):
         return loss, _Images(real, fake), observation.num_data(pair.plate)
 
     def _record(self, model: Program, guide: Program, args: Args) -> _Recorded:
-        if self._known is None or self._known[:2] != (model, guide):
+        def look() -> _Recorded:
             plate = find_data_plate(model, guide, args)
             observed, drawn = ObservationRecorder(), PosteriorRecorder()
-            self._known = model, guide, _Recorded(observed(model), drawn(guide), observed, drawn, plate.name)
-        return self._known[2]
+            return _Recorded(observed(model), drawn(guide), observed, drawn, plate.name)
+
+        return self._seen.of(model, guide, look=look)
 
 
 class _DiscriminatorSteps(Callback):

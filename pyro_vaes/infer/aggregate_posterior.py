@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian
 from pyro_vaes.distributions.aggregate import Moment
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, Seen
 from pyro_vaes.infer.global_batch import all_rows
 from pyro_vaes.infer.importance import find_data_plate, guide_and_model_traces
 from pyro_vaes.infer.prior_coordinates import NormalSite, Standardised, find_normal_sites
@@ -113,7 +113,7 @@ class AggregatePosterior_ELBO(Bound):
         super().__init__()
         self.moment, self.variance_weight = moment, variance_weight
         self.sites = None if sites is None else tuple(sites)
-        self._known: tuple[Program, Program, tuple[NormalSite, ...]] | None = None
+        self._seen = Seen[tuple[NormalSite, ...]]()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log p(x_n | z_n) + N (K_g + K_i)."""
@@ -135,10 +135,11 @@ class AggregatePosterior_ELBO(Bound):
         return AggregateTerms(torch.cat([t.kl for t in terms]), torch.stack([t.penalty for t in terms]).sum())
 
     def _look(self, model: Program, guide: Program, args: Args) -> tuple[NormalSite, ...]:
-        if self._known is None or self._known[:2] != (model, guide):  # sites are read off once for each pair
+        def look() -> tuple[NormalSite, ...]:
             find_data_plate(model, guide, args)  # refuses what lies outside the data plate
-            self._known = model, guide, find_normal_sites(model, guide, args, self.sites, type(self).__name__)
-        return self._known[2]
+            return find_normal_sites(model, guide, args, self.sites, type(self).__name__)
+
+        return self._seen.of(model, guide, look=look)
 
     def _terms(self, site: NormalSite, guide_trace: Trace, model_trace: Trace) -> AggregateTerms:
         device = guide_trace.nodes[site.posterior.name]["value"].device

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from pyro.infer import ELBO
@@ -13,9 +13,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyro_vaes.infer.callbacks import Callback
 
-__all__ = ["Bound", "Program", "layers"]
+__all__ = ["Bound", "Program", "Seen", "layers"]
 
 Program = Callable[..., object]
+Found = TypeVar("Found")
+
+
+class Seen(Generic[Found]):
+    """What a bound found at its first look at some programs; it looks again when others come.
+
+    Attributes:
+        found: What it found last; None before.
+    """
+
+    def __init__(self) -> None:
+        self.found: Found | None = None
+        self._programs: tuple[Program, ...] | None = None
+
+    def of(self, *programs: Program, look: Callable[[], Found]) -> Found:
+        """What ``look`` found for these programs."""
+        if self.found is None or self._programs != programs:
+            self.found, self._programs = look(), programs
+        return self.found
 
 
 class Bound(ELBO):

@@ -19,7 +19,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, Seen
 from pyro_vaes.infer.handlers import is_objective_only
 from pyro_vaes.infer.pair import preserve_rng
 
@@ -186,7 +186,7 @@ class ImportanceWeighted_ELBO(Bound):
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         super().__init__(num_particles=num_particles)
-        self._known: tuple[Program, Program, DataPlate] | None = None
+        self._seen = Seen[DataPlate]()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, differentiable through reparameterised sites."""
@@ -199,7 +199,5 @@ class ImportanceWeighted_ELBO(Bound):
         return -scale * bound.sum()
 
     def _plate(self, model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
-        """The pair's data plate, read off once for each pair."""
-        if self._known is None or self._known[:2] != (model, guide):
-            self._known = model, guide, find_data_plate(model, guide, args)
-        return self._known[2]
+        """The pair's data plate."""
+        return self._seen.of(model, guide, look=lambda: find_data_plate(model, guide, args))

@@ -20,7 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, Seen
 from pyro_vaes.infer.handlers import is_latent, objective_sum
 from pyro_vaes.infer.importance import DataPlate, find_data_plate, guide_and_model_traces
 
@@ -101,13 +101,11 @@ class MMD_ELBO(Bound):
             )
         super().__init__()
         self.weight, self.kl_weight, self.kernel = weight, kl_weight, kernel
-        self._known: tuple[Program, Program, DataPlate] | None = None
+        self._seen = Seen[DataPlate]()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L, summed over the data."""
-        if self._known is None or self._known[:2] != (model, guide):  # plates are read off once for each pair
-            self._known = model, guide, find_data_plate(model, guide, args)
-        plate = self._known[2]
+        plate = self._seen.of(model, guide, look=lambda: find_data_plate(model, guide, args))
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
         self._refuse_score_function(guide_trace)
         loss = torch.zeros(()) + objective_sum(guide_trace)

@@ -33,7 +33,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, Seen
 from pyro_vaes.infer.global_batch import is_shared
 from pyro_vaes.infer.posterior_pairs import Pairs, pairs_of
 from pyro_vaes.infer.posteriors import PosteriorRecorder, PosteriorSite, find_posteriors
@@ -149,7 +149,7 @@ class MutualPosterior_ELBO(Bound):
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.eta, self.gamma, self.diverse = base, eta, gamma, diverse
         self.sites, self.num_samples = None if sites is None else tuple(sites), num_samples
-        self._known: tuple[Program, Program, PosteriorRecorder, tuple[PosteriorSite, ...]] | None = None
+        self._seen = Seen[tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]]()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The base's loss plus n (eta L_diverse + gamma L_smooth)."""
@@ -191,10 +191,12 @@ class MutualPosterior_ELBO(Bound):
 
     def _look(self, guide: Program, args: Args) -> tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]:
         """The guide within a recorder, and its sites; found once for each guide, so that ``base`` sees one program."""
-        if self._known is None or self._known[0] != guide:
+
+        def look() -> tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]:
             recorder = PosteriorRecorder()
-            self._known = guide, recorder(guide), recorder, find_posteriors(guide, args, self.sites)
-        return self._known[1:]
+            return recorder(guide), recorder, find_posteriors(guide, args, self.sites)
+
+        return self._seen.of(guide, look=look)
 
     def _pairs(self, found: dict[str, Message], sites: Sequence[PosteriorSite]) -> PosteriorPairs:
         return PosteriorPairs(tuple(pairs_of(s.rows(found[s.name]), self.num_samples, s.name) for s in sites))

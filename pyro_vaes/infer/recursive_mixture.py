@@ -26,7 +26,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vaes.distributions import log_weights
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, Seen
 from pyro_vaes.infer.importance import DataPlate, find_data_plate
 from pyro_vaes.infer.strata import Strata, find_mixture, run_strata
 
@@ -96,7 +96,7 @@ class RecursiveMixture_ELBO(Bound):
         super().__init__()
         self.cap, self.num_kl_samples, self.schedule = cap, num_kl_samples, schedule
         self.entropy, self.optim, self.vectorize_components = entropy, optim, vectorize_components
-        self._known: tuple[Program, Program, DataPlate, int] | None = None
+        self._seen = Seen[tuple[DataPlate, int]]()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q_M), with the gradients of all blocks' objectives."""
@@ -160,11 +160,13 @@ class RecursiveMixture_ELBO(Bound):
         return loss.item()
 
     def _look(self, model: Program, guide: Program, args: tuple[object, ...]) -> tuple[DataPlate, int]:
-        """The data plate and the number of components, read off once for each pair."""
-        if self._known is None or self._known[:2] != (model, guide):
+        """The data plate and the number of components."""
+
+        def look() -> tuple[DataPlate, int]:
             num_components = find_mixture(guide, args, type(self).__name__).num_components
-            self._known = model, guide, find_data_plate(model, guide, args), num_components
-        return self._known[2:]
+            return find_data_plate(model, guide, args), num_components
+
+        return self._seen.of(model, guide, look=look)
 
     def _run(
         self, model: Program, guide: Program, args: tuple[object, ...], indices: range | tuple[int, ...] | None = None

@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, Seen
 from pyro_vaes.infer.importance import DataPlate, find_data_plate
 from pyro_vaes.infer.strata import find_mixture, run_strata
 
@@ -50,18 +50,20 @@ class StratifiedMixture_ELBO(Bound):
             raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         super().__init__(num_particles=num_particles)
         self.vectorize_components = vectorize_components
-        self._known: tuple[Program, Program, DataPlate] | None = None
+        self._seen = Seen[DataPlate]()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q), differentiable with respect to everything."""
-        if self._known is None or self._known[:2] != (model, guide):
+
+        def look() -> DataPlate:
             find_mixture(guide, args, type(self).__name__)
-            self._known = model, guide, find_data_plate(model, guide, args)
+            return find_data_plate(model, guide, args)
+
         strata = run_strata(
             model,
             guide,
             args,
-            self._known[2],
+            self._seen.of(model, guide, look=look),
             num_particles=self.num_particles,
             vectorize=self.vectorize_components,
         )

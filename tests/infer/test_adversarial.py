@@ -117,7 +117,7 @@ def test_one_pass_of_the_decoder():
         bound.differentiable_loss(vae.model, vae.guide, faces())
         bound.discriminator_step()
         assert wanted is None or len(calls) == wanted
-    assert bound._images is None and bound._known[2].observed.found == {} and bound._known[2].drawn.found == {}
+    assert bound._images is None and bound._seen.found.observed.found == {} and bound._seen.found.drawn.found == {}
 
 
 def by_hand(steps=6):

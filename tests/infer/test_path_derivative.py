@@ -13,6 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_vaes.guides import SemiAmortized
 from pyro_vaes.infer import DReG_ELBO, ImportanceWeighted_ELBO, StickingTheLanding_ELBO, scale_latents
+from pyro_vaes.infer.handlers import is_latent, is_objective_only
 from pyro_vaes.infer.importance import find_data_plate, over_particles, per_datum_log_prob
 from pyro_vaes.infer.pair import Pair
 from tests.diagnostics.linear import PPCA, K, X, model
@@ -67,7 +68,7 @@ def assert_same(one, two, atol=1e-9):
 def drawn_and_leaves(guide, args):
     """A trace of the guide, its draws as leaves, and the guide's trace given these."""
     trace = poutine.trace(guide).get_trace(*args)
-    names = [n for n, s in prune_subsample_sites(trace).nodes.items() if s["type"] == "sample"]
+    names = [n for n, s in prune_subsample_sites(trace).nodes.items() if s["type"] == "sample" and not s["is_observed"]]
     leaves = {n: trace.nodes[n]["value"].detach().requires_grad_() for n in names}
     fixed = Trace()  # replayed rather than conditioned on, so that the sites stay latent and weighted
     for name, site in trace.nodes.items():
@@ -81,7 +82,7 @@ def usual_without_score(q, args, usual, parameters):
     with torch.enable_grad():
         pyro.set_rng_seed(5)
         _, _, given = drawn_and_leaves(q, args)
-        score = gradients(prune_subsample_sites(given).log_prob_sum(), parameters)
+        score = gradients(given.log_prob_sum(lambda _, s: is_latent(s)), parameters)
     return {n: g - score[n] for n, g in gradients(usual, parameters).items()}
 
 
@@ -111,9 +112,10 @@ def test_dreg_is_the_formula_of_the_paper(name, guide):
     log_p, log_q = (per_datum_log_prob(prune_subsample_sites(t), plate.dim, particles=True) for t in (replayed, given))
     v = (log_p - log_q).detach().softmax(0)
     h = torch.autograd.grad(((log_p - log_q) * v.square()).sum(), list(leaves.values()), retain_graph=True)
+    terms = trace.log_prob_sum(lambda _, s: is_objective_only(s)) / 3  # once for each datum
     # from the last draw back to the first, which the later ones depend on: autograd does that on the guide's own graph
     surrogate = (v * log_p).sum() + sum((g * trace.nodes[n]["value"]).sum() for n, g in zip(leaves, h, strict=True))
-    assert_same(gradients(ours, parameters), gradients(-surrogate, parameters))
+    assert_same(gradients(ours, parameters), gradients(terms - surrogate, parameters))
 
 
 # A chain with as many parameters as rows, so that one backward pass gives independent draws of each gradient.
