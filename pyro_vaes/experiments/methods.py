@@ -5,6 +5,7 @@ All share the model and the encoder's trunk; what differs is q and, for mixtures
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
@@ -43,9 +44,9 @@ __all__ = [
 CAP = 5.0  # nats: above 500 and ME on held-out images of MNIST, one seed; 2 gives the same after 3 epochs
 
 
-def _laplace_guide(steps: int, model: VAE, bold: bool = False, start_weight: float = 0.0) -> Guide:
+def _laplace_guide(steps: int, model: VAE, bold: bool = False, **options: Any) -> Guide:
     schedule = geometric if bold else decaying
-    return AmortizedLaplace(model.model, start=model.encoder, steps=steps, schedule=schedule, start_weight=start_weight)
+    return AmortizedLaplace(model.model, start=model.encoder, steps=steps, schedule=schedule, **options)
 
 
 def vae(refine: tuple[int, ...] = ()) -> Method:
@@ -102,7 +103,14 @@ def iaf(flows: int) -> Method:
     return Method(f"IAF-{flows}", build)
 
 
-def laplace(steps: int, *, bold: bool = False, trained_start: bool = False, refine: int | None = None) -> Method:
+def laplace(
+    steps: int,
+    *,
+    bold: bool = False,
+    trained_start: bool = False,
+    refine: int | None = None,
+    halvings: int | None = None,
+) -> Method:
     """The Laplace posterior after so many updates from the encoder's mean.
 
     Arguments:
@@ -110,14 +118,20 @@ def laplace(steps: int, *, bold: bool = False, trained_start: bool = False, refi
         bold: Whether their step sizes are 1, 0.9, 0.81, .. rather than the authors' 0.5 / (t + 1).
         trained_start: Whether the encoder's mean is trained towards the mode, with weight 1.
         refine: A number of such bold updates to put in their place on the trained model.
+        halvings: How often these may be halved, as a row of its own; None for no such row.
     """
     name = f"VLAE-{steps}" + ", 0.9^t" * bold + ", trained start" * trained_start
 
     def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
         model = networks.vae(nn.Linear)  # the updates start from a mean alone
-        return model, _laplace_guide(steps, model, bold, float(trained_start)), Trace_ELBO()
+        return model, _laplace_guide(steps, model, bold, start_weight=float(trained_start)), Trace_ELBO()
 
-    refined = {} if refine is None else {f"{name}, then {refine} of 0.9^t": partial(_laplace_guide, refine, bold=True)}
+    refined: dict[str, Callable[[VAE], Guide]] = {}
+    if refine is not None:
+        refined[f"{name}, then {refine} of 0.9^t"] = partial(_laplace_guide, refine, bold=True)
+        if halvings is not None:
+            halved = partial(_laplace_guide, refine, bold=True, halvings=halvings)
+            refined[f"{name}, then {refine} of 0.9^t, halved where they fail"] = halved
     return Method(name, build, refined)
 
 

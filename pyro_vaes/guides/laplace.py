@@ -16,32 +16,25 @@ References:
     | https://proceedings.mlr.press/v97/park19a.html
 """
 
-import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import PrecisionNormal
 from pyro_vaes.guides.amortized import AmortizedGuide, taken_rows
-from pyro_vaes.guides.fisher import clipped_bernoulli
-from pyro_vaes.guides.gaussian_chain import GaussianChain
-from pyro_vaes.guides.joint import Joint, refuse_dependence
+from pyro_vaes.guides.curvature import Curvature
+from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import batch_rows
-from pyro_vaes.guides.linearise import Linearised, linearise
-from pyro_vaes.guides.newton import factorise, newton_step
-from pyro_vaes.guides.relu_chain import find_chain, record_chains, same_noise
+from pyro_vaes.guides.newton import factorise, improving, newton_step
 from pyro_vaes.guides.schedules import decaying
 from pyro_vaes.nn.module import as_posterior
 
 __all__ = ["AmortizedLaplace"]
 
-Linearise = Callable[..., Linearised]
 LONGEST_STEP = 2.0  # in logarithms or log-odds: a factor of 7
 
 
@@ -61,6 +54,8 @@ class AmortizedLaplace(AmortizedGuide):
         steps: Number T of updates, 0 or more.
         schedule: Step size a_t for t = 0, .., T-1: the authors' by default, or ``geometric``, or any function. The step
             of a constrained site is at most 2 long in its unconstrained space before it is multiplied by a_t.
+        halvings: How often an update may be halved: per datum the largest of log p(x, mu + a_t step), of that with half
+            the step and so on, and of log p(x, mu) itself decides. None takes every update as it is.
         path: ``"generic"`` pushes tangents through the program; ``"fast"`` uses the closed form for chains of Linear
             and ReLU layers with Gaussian noise or Bernoulli observations; ``"auto"`` uses that where it applies and
             agrees with the generic one at first use.
@@ -96,6 +91,7 @@ class AmortizedLaplace(AmortizedGuide):
         steps: int = 4,
         *,
         schedule: Callable[[int], float] = decaying,
+        halvings: int | None = None,
         path: Literal["auto", "generic", "fast"] = "auto",
         chunk_size: int | None = None,
         s_jitter: float = 0.0,
@@ -107,21 +103,15 @@ class AmortizedLaplace(AmortizedGuide):
         super().__init__(model, start)
         if not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps is the number of updates, 0 or more, but got {steps!r}.")
-        if path not in ("auto", "generic", "fast"):
-            raise ValueError(f"path must be 'auto', 'generic' or 'fast', but got {path!r}.")
-        if fallback not in (None, "hessian"):
-            raise ValueError(f"fallback must be None or 'hessian', but got {fallback!r}.")
-        if not 0 <= s_jitter < 0.5:
-            raise ValueError(f"s_jitter clips a probability and lies in [0, 0.5), but got {s_jitter!r}; 1e-5?")
         if not start_weight >= 0 or start_weight == float("inf"):
             raise ValueError(f"start_weight is a finite weight, 0 or more, but got {start_weight!r}; 1.0?")
+        if halvings is not None and (not isinstance(halvings, int) or halvings < 0):
+            raise ValueError(f"halvings is a number of halvings, 0 or more, or None, but got {halvings!r}.")
         if not callable(schedule):
             raise ValueError(f"schedule maps t to a step size, but got {schedule!r}; lambda t: {schedule!r}?")
-        self.steps, self.schedule, self.path, self.chunk_size = steps, schedule, path, chunk_size
-        self.detach_updates, self.reuse_precision, self.fallback = detach_updates, reuse_precision, fallback
-        self.s_jitter, self.start_weight = s_jitter, start_weight
-        self._independent = False  # whether a first call has found the data independent
-        self._verdicts: dict[int, bool] = {}  # chains that were compared with the generic path, by identity
+        self.steps, self.schedule, self.halvings = steps, schedule, halvings
+        self.detach_updates, self.reuse_precision, self.start_weight = detach_updates, reuse_precision, start_weight
+        self._curvature = Curvature(path, chunk_size=chunk_size, s_jitter=s_jitter, fallback=fallback)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         latents = self.latents(*args, **kwargs)
@@ -182,13 +172,16 @@ class AmortizedLaplace(AmortizedGuide):
         return mean
 
     def _refine(self, start: Tensor, joint: Joint) -> PrecisionNormal:
-        linearise_at = self._linearisation(start, joint)
+        linearise_at = self._curvature.of(joint, start)
         mu, factor = start, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_updates):
             for t in range(self.steps):
                 local = linearise_at(mu, constant=not self.reuse_precision or t < self.steps - 1)
                 factor = factorise(local.precision)
-                mu = mu + self.schedule(t) * self._bounded(newton_step(local, factor))
+                step = self.schedule(t) * self._bounded(newton_step(local, factor))
+                if self.halvings is not None:
+                    step = step * improving(lambda z: joint.log_prob(joint.sites(z), len(z)), mu, step, self.halvings)
+                mu = mu + step
         if self.detach_updates:
             mu = start + (mu - start).detach()
         if factor is None or not self.reuse_precision:
@@ -208,61 +201,3 @@ class AmortizedLaplace(AmortizedGuide):
             return step
         longest = torch.cat(lengths, -1).amax(-1, keepdim=True)
         return step * (LONGEST_STEP / longest.clamp(min=LONGEST_STEP))
-
-    def _linearisation(self, mu: Tensor, joint: Joint) -> Linearise:
-        """The function that linearises this batch's log joint: by hand if the program allows it, else generic."""
-        overrides = {Bernoulli: clipped_bernoulli(self.s_jitter)} if self.s_jitter else None
-        generic = partial(linearise, joint, fallback=self.fallback, overrides=overrides, chunk_size=self.chunk_size)
-        with refuse_dependence(), record_chains() as calls:
-            sites = joint.sites(mu)
-        self._check_independence(mu, joint)
-        if self.path == "generic":
-            return generic
-        chain = find_chain(calls, sites, mu) if overrides is None else "its probabilities are clipped (s_jitter)"
-        if isinstance(chain, GaussianChain) and len(mu) == 1:
-            with torch.no_grad():
-                moved = joint.sites(mu + 0.1)
-            chain = chain if same_noise(sites, moved) else "the scale of its observation depends on the latents"
-        if isinstance(chain, str):
-            if self.path == "fast":
-                raise ValueError(
-                    f"path='fast' is for chains of Linear and ReLU layers with Gaussian noise or binary outputs, but "
-                    f"of this program {chain}. Use path='auto'."
-                )
-            return generic
-        fast = chain.prepare()
-        if id(chain.module) not in self._verdicts:
-            with torch.no_grad():
-                by_hand, wanted = fast(mu), generic(mu)
-            agree, of_data = _agree(by_hand, wanted), wanted.precision - torch.diag_embed(chain.prior_precision)
-            if agree and not bool(of_data.norm() > 1e-6 * wanted.precision.norm()):
-                return fast  # a decoder that starts at zero says nothing yet: look again at the next call
-            self._verdicts[id(chain.module)] = agree
-            if not agree:
-                warnings.warn(
-                    "The closed form for ReLU networks disagrees with the generic curvature of this program, which is "
-                    "used instead. Does a layer compute something else than its type says?",
-                    stacklevel=2,
-                )
-        return fast if self._verdicts[id(chain.module)] else generic
-
-    def _check_independence(self, mu: Tensor, joint: Joint) -> None:
-        """At the first call: moving the first datum's latents must leave the densities of the others alone."""
-        if self._independent or len(mu) < 2:
-            return
-        with torch.no_grad():
-            moved = torch.cat([mu[:1] + 0.1, mu[1:]])
-            before, after = (joint.log_prob(joint.sites(z), len(mu))[1:] for z in (mu, moved))
-        if not torch.allclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True):
-            raise ValueError(
-                "The density of a datum changes with the latents of its batch mates, or from one evaluation to the "
-                "next; the Laplace posterior needs data that are independent given their latents. Is there a dropout, "
-                "a normalisation over the batch, or a sample outside Pyro in the model?"
-            )
-        self._independent = True
-
-
-def _agree(one: Linearised, two: Linearised) -> bool:
-    assert one.score is not None and two.score is not None
-    close = (one.precision - two.precision).norm() <= 1e-4 * two.precision.norm()
-    return bool(close) and torch.allclose(one.score, two.score, rtol=1e-3, atol=1e-3 * float(two.precision.abs().max()))

@@ -6,13 +6,16 @@ so the gradient needs dP only along the one vector delta: tangents and cotangent
 evaluations of the program, where the gradient of all of P takes as many as there are latent dimensions.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from pyro_vaes.guides.linearise import Linearised
 
-__all__ = ["factorise", "newton_step"]
+__all__ = ["factorise", "improving", "newton_step"]
 
 
 def factorise(precision: Tensor) -> Tensor:
@@ -46,6 +49,28 @@ def newton_step(local: Linearised, factor: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return step
     return _Solved.apply(local.residual(step), step, factor)
+
+
+def improving(log_prob: Callable[[Tensor], Tensor], z: Tensor, step: Tensor, halvings: int) -> Tensor:
+    """The fraction of a step per datum, 1, 1/2, .., 2^-halvings or 0, that leads to the largest log-density.
+
+    Arguments:
+        log_prob: From points ``(B, d)`` to log-densities ``(B,)``; a point where it is NaN is never chosen.
+        z, step: From where, and the whole step, ``(B, d)``.
+        halvings: How often the step is halved.
+
+    Returns:
+        Fractions ``(B, 1)``, without gradient.
+
+    Example:
+        >>> z, step = torch.zeros(3, 1), torch.tensor([[1.0], [3.0], [-1.0]])
+        >>> improving(lambda z: -(z - 1).square().sum(-1), z, step, halvings=2).flatten()
+        tensor([1.0000, 0.2500, 0.0000])
+    """
+    fractions = torch.tensor([*(0.5**k for k in range(halvings + 1)), 0.0], dtype=z.dtype, device=z.device)
+    with torch.no_grad():
+        found = torch.stack([log_prob(z + fraction * step) for fraction in fractions])
+        return fractions[found.nan_to_num(nan=-math.inf).argmax(0)].unsqueeze(-1)
 
 
 class _Solved(torch.autograd.Function):

@@ -766,6 +766,40 @@ def test_the_start_can_be_trained_towards_the_mode(bound, total):
         assert torch.allclose(gradient, own, rtol=1e-9, atol=1e-9) and other.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
+def test_halved_updates_never_lower_the_log_joint(make):
+    """From far away whole steps hop over the mode for some data; with halvings every update climbs, or rests."""
+    vae, x, start = make((30, 30)), binary(30), nn.Linear(D, K)
+    for layer in (*vae.decoder, start):
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=1.0)
+
+    @torch.no_grad()
+    def heights(halvings):
+        found = []
+        for steps in range(6):
+            guide = AmortizedLaplace(vae.model, start, steps, schedule=lambda t: 1.0, halvings=halvings)
+            joint = joint_of(guide, x)
+            found.append(joint.log_prob(joint.sites(guide.posterior(x).mean), len(x)))
+        return torch.stack(found)
+
+    assert (heights(None).diff(dim=0) < -1.0).any()
+    halved = heights(5)
+    assert (halved.diff(dim=0) >= -1e-9).all() and (halved[-1] > halved[0] + 1).all()
+
+
+def test_halvings_leave_good_steps_and_their_gradients_alone():
+    vae, ppca = linear_vae()
+    x = real()
+    whole, halved = (AmortizedLaplace(vae.model, vae.encoder, 1, schedule=full_step, halvings=h) for h in (None, 3))
+    assert torch.equal(halved.posterior(x).mean, whole.posterior(x).mean)
+    parameters = [*vae.encoder.loc.parameters(), *vae.decoder.parameters()]
+    one, other = (torch.autograd.grad(g.posterior(x).mean.square().sum(), parameters) for g in (whole, halved))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    twice = AmortizedLaplace(vae.model, vae.encoder, 1, schedule=lambda t: 2.0, halvings=1)
+    assert torch.allclose(twice.posterior(x).mean, ppca.posterior(x).mean), "half of twice the step"
+
+
 @pytest.mark.parametrize("case", ["several sites", "a constrained site"])
 def test_a_trained_start_comes_near_the_modes(case):
     if case == "several sites":
@@ -827,14 +861,14 @@ def test_the_fast_path_is_found_checked_and_left_where_it_is_wrong():
     guide = AmortizedLaplace(vae.model, vae.encoder)
     generic = AmortizedLaplace(vae.model, vae.encoder, path="generic")
     assert torch.allclose(guide.posterior(x).chol_precision, generic.posterior(x).chol_precision, rtol=0, atol=1e-11)
-    assert guide._verdicts == {id(vae.decoder): True} and generic._verdicts == {}
+    assert guide._curvature.verdicts == {id(vae.decoder): True} and generic._curvature.verdicts == {}
     leaky = VAE(
         NormalHead(D, K), nn.Sequential(nn.Linear(K, 8), nn.LeakyReLU(0.1), nn.Linear(8, D)), GaussianLikelihood(0.4), K
     )
     guide = AmortizedLaplace(leaky.model, leaky.encoder)
     other = AmortizedLaplace(leaky.model, leaky.encoder, path="generic")
     assert torch.allclose(guide.posterior(x).chol_precision, other.posterior(x).chol_precision, rtol=0, atol=1e-11)
-    assert guide._verdicts == {id(leaky.decoder): True}
+    assert guide._curvature.verdicts == {id(leaky.decoder): True}
     tanh = VAE(NormalHead(D, K), MLP(K, [8], D, activation=nn.Tanh), GaussianLikelihood(0.4), K)
     AmortizedLaplace(tanh.model, tanh.encoder).posterior(x)
     for vae, reason in (
@@ -896,7 +930,7 @@ def test_one_activation_module_may_serve_several_layers():
     guide = AmortizedLaplace(vae.model, vae.encoder)
     wanted = AmortizedLaplace(vae.model, vae.encoder, path="generic").posterior(x)
     assert torch.allclose(guide.posterior(x).chol_precision, wanted.chol_precision, rtol=0, atol=1e-11)
-    assert guide._verdicts == {id(decoder): True}
+    assert guide._curvature.verdicts == {id(decoder): True}
 
 
 def test_a_decoder_that_starts_at_zero_is_looked_at_again():
@@ -1022,6 +1056,8 @@ def test_refusals_name_the_cure():
     for kwargs, message in (
         ({"steps": -1}, "number of updates"),
         ({"start_weight": -1.0}, "start_weight is a finite weight"),
+        ({"halvings": -1}, "number of halvings"),
+        ({"halvings": 0.5}, "number of halvings"),
         ({"start_weight": math.nan}, "start_weight is a finite weight"),
         ({"path": "quick"}, "'auto'"),
         ({"fallback": True}, "'hessian'"),
