@@ -28,6 +28,7 @@ from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.sites import Args, aligned, random_sites, was_observed
 from pyro_vaes.diagnostics.unconstrained import UnconstrainedPair
 from pyro_vaes.infer.bound import Program
+from pyro_vaes.infer.handlers import is_objective_only
 
 __all__ = ["Sandwich", "bdmc"]
 
@@ -145,7 +146,7 @@ def _simulate(
     """The pair on data drawn from the model, the latents ``(1, B, numel)`` they were drawn with, and these data."""
     with poutine.block():
         trace = poutine.trace(particles.pair.model).get_trace(*args)
-    factors = [n for n, s in trace.nodes.items() if s["type"] == "sample" and is_factor(s)]
+    factors = [n for n, s in trace.nodes.items() if s["type"] == "sample" and is_factor(s) and not is_objective_only(s)]
     if factors:
         raise ValueError(
             f"The model has the factors {factors}, which weigh its draws instead of drawing, so that no exact draw of "

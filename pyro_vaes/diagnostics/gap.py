@@ -95,7 +95,8 @@ class InferenceGap:
             return f"{values.mean().item():.3f} ± {spread:.3f}"
 
         family = "full-covariance" if self.full_covariance else "diagonal"
-        evidence = "as given" if self.khat.isnan().all() else f"by IW-{self.num_particles}"
+        given = (self.log_evidence_error == 0).all() and self.khat.isnan().all()
+        evidence = "as given" if given else f"by IW-{self.num_particles}"
         high = "" if self.khat.isnan().all() else f", k-hat > 0.7 for {(self.khat > 0.7).double().mean().item():.1%}"
         return (
             f"inference gap {mean(self.inference)} nats per datum (N = {len(self.inference)})\n"

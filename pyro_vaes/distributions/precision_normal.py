@@ -105,12 +105,14 @@ class PrecisionNormal(TorchDistribution):
     def covariance_matrix(self) -> Tensor:
         """P⁻¹, with shape ``(..., d, d)``."""
         inverse = self._inverse_factor()
-        return inverse.mT @ inverse
+        with torch.autocast(inverse.device.type, enabled=False):
+            return inverse.mT @ inverse
 
     @property
     def precision_matrix(self) -> Tensor:
         """P = C Cᵀ, with shape ``(..., d, d)``."""
-        return self.chol_precision @ self.chol_precision.mT
+        with torch.autocast(self.chol_precision.device.type, enabled=False):
+            return self.chol_precision @ self.chol_precision.mT
 
     def _half_log_det(self) -> Tensor:
         return self.chol_precision.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -133,7 +135,8 @@ class PrecisionNormal(TorchDistribution):
         own = shape[len(shape) - 1 - (factor.dim() - 2) : -1]
         factor = factor.expand(own + factor.shape[-2:])  # a value may broadcast over the batch as well
         rows = rows.reshape(-1, *own, shape[-1]).movedim(0, -2)  # (*own batch, n, d)
-        return function(rows, factor).movedim(-2, 0).reshape(shape)
+        with torch.autocast(rows.device.type, enabled=False):  # Cᵀ (z - mu) cancels
+            return function(rows, factor).movedim(-2, 0).reshape(shape)
 
 
 def _solve(rows: Tensor, factor: Tensor) -> Tensor:
@@ -148,7 +151,8 @@ def _kl(p: PrecisionNormal, trace: Tensor, mahalanobis: Tensor, half_log_det: Te
 
 @register_kl(PrecisionNormal, PrecisionNormal)
 def _kl_precision(p: PrecisionNormal, q: PrecisionNormal) -> Tensor:
-    trace = (p._inverse_factor() @ q.chol_precision).square().sum((-2, -1))
+    with torch.autocast(p.loc.device.type, enabled=False):
+        trace = (p._inverse_factor() @ q.chol_precision).square().sum((-2, -1))
     mahalanobis = q._by_factor(torch.matmul, p.loc - q.loc).square().sum(-1)
     return _kl(p, trace, mahalanobis, q._half_log_det())
 

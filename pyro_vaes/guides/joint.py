@@ -80,7 +80,10 @@ class Joint:
         messages = [
             m
             for m in trace.nodes.values()
-            if m["type"] == "sample" and not site_is_subsample(m) and not m["infer"].get("_deterministic")
+            if m["type"] == "sample"
+            and not site_is_subsample(m)
+            and not m["infer"].get("_deterministic")
+            and not m["infer"].get("objective_only")  # added to what is trained, but no density
         ]
         known = {site.name: site for site in self.latents.sites}
         self._refuse(messages, known)

@@ -81,9 +81,10 @@ class Adversarial_ELBO(Bound):
 
     The loss stays a sum over the data: the adversarial term times the batch's number of rows, or the number of data
     that a subsampling plate stands for. Reconstructions are the means of the observation given the draws with which the
-    wrapped bound has run the model; of several particles all are shown. A step of the pair changes nothing of the
-    discriminator, running statistics included. A step of the discriminator that is not finite is left out, and a
-    rollback of ``fit`` takes the discriminator and its optimiser back as it does the pair and the pair's.
+    wrapped bound has run the model; of several particles all are shown if they are vectorised, the last one if not. A
+    step of the pair changes nothing of the discriminator, running statistics included. A step of the discriminator that
+    is not finite is left out, and a rollback of ``fit`` takes the discriminator and its optimiser back as it does the
+    pair and the pair's.
 
     Arguments:
         base: The bound, any with a differentiable loss but those of mixtures and ``DReG_ELBO``, whose draws are

@@ -10,6 +10,8 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vaes.infer.handlers import is_latent
+
 if TYPE_CHECKING:
     from pyro_vaes.infer.callbacks import Callback
 
@@ -80,6 +82,15 @@ class Bound(ELBO):
                     f"({type(site['fn']).__name__}) has none, so gradients would be wrong. Use Trace_ELBO, which adds "
                     "the score function, or for a mixture StratifiedMixture_ELBO."
                 )
+
+    def _refuse_missing(self, guide_trace: Trace, model_trace: Trace) -> None:
+        """Raise where the guide lacks a latent site of the model."""
+        missing = [n for n, s in model_trace.nodes.items() if is_latent(s) and n not in guide_trace]
+        if missing:
+            raise ValueError(
+                f"The guide does not draw the model's latent sites {missing}. Draw them in the guide, or sum a "
+                "discrete one out with TraceEnum_ELBO?"
+            )
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[object, ...], kwargs: dict[str, object]

@@ -17,8 +17,10 @@ References:
 
 import math
 
+import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -72,10 +74,11 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         log_q = per_datum_log_prob(drawn, plate.dim, particles=True)  # (K, B)
         log_w = per_datum_log_prob(model_trace, plate.dim, particles=True) - log_q.detach()
         v = log_w.detach().softmax(0)
+        whole = _whole_gradients(model_trace, guide_trace, handed_over, v, plate)
         _multiply_gradients(handed_over, v, plate)  # by v_k what log p sends back to z_k, which has one v_k already
         bound = (log_w.logsumexp(0) - math.log(num) + objective_terms(model_trace, drawn, plate.dim)).sum()
         scale = 1.0 if plate.full_size is None else plate.full_size / len(log_w[0])
-        return -scale * (bound - gates.path(log_q, v.square()))
+        return -scale * (bound + whole - gates.path(log_q, v.square()))
 
 
 def _handed_over(guide_trace: Trace) -> Trace:
@@ -88,11 +91,36 @@ def _handed_over(guide_trace: Trace) -> Trace:
     return trace
 
 
-def _multiply_gradients(trace: Trace, factor: Tensor, plate: DataPlate) -> None:
-    """Let the gradient of each draw be multiplied by a factor ``(K, B)`` in the backward pass to come."""
+def _draws(trace: Trace) -> dict[str, Message]:
+    return {n: s for n, s in trace.nodes.items() if is_latent(s) and s["value"].requires_grad}
+
+
+def _aligned(factor: Tensor, site: Message, plate: DataPlate) -> Tensor:
+    """A factor ``(K, B)`` that broadcasts against the draws of a site."""
     shape = [1] * (plate.depth + 1)  # batch dimensions, the particles' one first
     shape[0], shape[plate.dim] = factor.shape
-    for site in trace.nodes.values():
-        if is_latent(site) and site["value"].requires_grad:
-            aligned = factor.reshape(*shape, *[1] * len(site["fn"].event_shape))
-            site["value"].register_hook(lambda gradient, aligned=aligned: gradient * aligned)
+    return factor.reshape(*shape, *[1] * len(site["fn"].event_shape))
+
+
+def _multiply_gradients(trace: Trace, factor: Tensor, plate: DataPlate) -> None:
+    """Let the gradient of each draw be multiplied by a factor ``(K, B)`` in the backward pass to come."""
+    for site in _draws(trace).values():
+        aligned = _aligned(factor, site, plate)
+        site["value"].register_hook(lambda gradient, aligned=aligned: gradient * aligned)
+
+
+def _whole_gradients(
+    model_trace: Trace, guide_trace: Trace, handed_over: Trace, factor: Tensor, plate: DataPlate
+) -> Tensor:
+    """A number equal to 0 whose gradient is the share that a factor takes from the model's terms of the objective."""
+    terms = objective_terms(model_trace, Trace(), plate.dim)
+    sites = _draws(handed_over)
+    zero = factor.new_zeros(())
+    if not isinstance(terms, Tensor) or not terms.requires_grad or not sites:
+        return zero
+    values = [s["value"] for s in sites.values()]
+    found = torch.autograd.grad(terms.sum(), values, retain_graph=True, allow_unused=True)
+    for (name, site), gradient in zip(sites.items(), found, strict=True):
+        if gradient is not None:
+            zero = zero + ((1 - _aligned(factor, site, plate)) * gradient * guide_trace.nodes[name]["value"]).sum()
+    return zero - zero.detach()

@@ -45,6 +45,9 @@ class FreeBits_ELBO(Bound):
         """The negative bound, summed over the batch."""
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
         self._refuse_score_function(guide_trace)
+        self._refuse_missing(guide_trace, model_trace)
+        if self.nats == 0:  # no floor: a KL is never negative, only its estimate is
+            return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
         guide_sites = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
         model_sites = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
         loss: Tensor | float = objective_sum(guide_trace)
@@ -57,8 +60,8 @@ class FreeBits_ELBO(Bound):
             else:
                 log_prob = site["fn"].log_prob(site["value"])
                 loss = loss - scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
-        alone = {n: s for n, s in guide_sites.items() if n not in model_sites}
-        joint = [s["fn"].log_prob(s["value"]) for s in alone.values() if not is_objective_only(s)]
+        alone = [s for n, s in guide_sites.items() if n not in model_sites and not s["infer"].get("_deterministic")]
+        joint = [s["fn"].log_prob(s["value"]) for s in alone if not is_objective_only(s)]
         if joint:  # one density for all sites sits in an auxiliary site of the guide
             groups = [(groups[0][0], sum([*(term for _, term in groups), *joint], start=torch.zeros(())))]
         for weight, term in groups:
@@ -72,8 +75,6 @@ class FreeBits_ELBO(Bound):
             weight = weight.unsqueeze(-1)
         data_dims = tuple(range(term.dim() - int(self.per_unit)))
         weighted = weight * torch.where(weight == 0, torch.zeros_like(term), term)  # masked terms may be NaN
-        if self.nats == 0:  # no floor: a KL is never negative, only its estimate is
-            return weighted.sum()
         total = weight.sum(data_dims) if data_dims else weight
         mean = (weighted.sum(data_dims) if data_dims else weighted) / total.clamp(min=torch.finfo(term.dtype).tiny)
         return (total * mean.clamp(min=self.nats)).sum()

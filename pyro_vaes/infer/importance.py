@@ -172,7 +172,8 @@ class ImportanceWeighted_ELBO(Bound):
 
     Each datum has its own logarithm of a mean (unlike :class:`~pyro.infer.RenyiELBO`, which takes one for the batch
     under scales). A subsampling plate multiplies the sum over its B rows by N / B. Factors of the objective alone
-    (``infer={"objective_only": True}``) are added to the bound of a datum once, outside the logarithm.
+    (``infer={"objective_only": True}``) are added to the bound of a datum once, outside the logarithm; without their
+    sites' scales, as all densities here, so that a weight of theirs belongs into the factor itself.
 
     Arguments:
         num_particles: K.

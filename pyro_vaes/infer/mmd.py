@@ -21,7 +21,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.infer.bound import Bound, Program, Seen
-from pyro_vaes.infer.handlers import is_latent, objective_sum
+from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
 from pyro_vaes.infer.importance import DataPlate, find_data_plate, guide_and_model_traces
 
 __all__ = ["MMD_ELBO", "gaussian_kernel", "maximum_mean_discrepancy"]
@@ -108,6 +108,7 @@ class MMD_ELBO(Bound):
         plate = self._seen.of(model, guide, look=lambda: find_data_plate(model, guide, args))
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
         self._refuse_score_function(guide_trace)
+        self._refuse_missing(guide_trace, model_trace)
         loss = torch.zeros(()) + objective_sum(guide_trace)
         for site in model_trace.nodes.values():
             if site["type"] != "sample":
@@ -117,8 +118,7 @@ class MMD_ELBO(Bound):
             if not is_latent(site) or self.kl_weight:
                 loss = loss - (self.kl_weight if is_latent(site) else 1.0) * _log_prob(site)
         if self.kl_weight:
-            drawn = [s for s in guide_trace.nodes.values() if s["type"] == "sample" and not s["is_observed"]]
-            loss = loss + self.kl_weight * sum(map(_log_prob, drawn), start=torch.zeros(()))
+            loss = loss + self.kl_weight * guide_trace.log_prob_sum(lambda _, site: not is_objective_only(site))
         return loss
 
     def _discrepancy(self, site: Message, plate: DataPlate) -> Tensor:

@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vaes.infer.bound import Bound, Program
-from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
+from pyro_vaes.infer.handlers import is_objective_only, objective_sum
 from pyro_vaes.infer.path_derivative import gated_trace
 
 __all__ = ["StickingTheLanding_ELBO"]
@@ -75,11 +75,6 @@ class StickingTheLanding_ELBO(Bound):
         self._refuse_score_function(drawn)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
         model_trace = prune_subsample_sites(model_trace)
-        missing = [n for n, s in model_trace.nodes.items() if is_latent(s) and n not in guide_trace]
-        if missing:
-            raise ValueError(
-                f"The guide does not draw the model's latent sites {missing}. Draw them in the guide, or sum a "
-                "discrete one out with TraceEnum_ELBO?"
-            )
+        self._refuse_missing(guide_trace, model_trace)
         log_q = drawn.log_prob_sum(lambda _, site: not is_objective_only(site))
         return log_q.detach() + gates.path(log_q) + objective_sum(drawn) - model_trace.log_prob_sum()

@@ -162,7 +162,7 @@ def run_strata(
 
         model_terms = _model_terms(stratified, guide_trace, args, plate, particles=True)
     else:
-        each = [_model_terms(model, _slice(guide_trace, c), args, plate, particles=False) for c in range(size)]
+        each = [_model_terms(model, _slice(guide_trace, c, plate), args, plate, particles=False) for c in range(size)]
         model_terms = [torch.stack(terms) for terms in zip(*each, strict=True)]
     guide_trace.remove_node(strata.name)
     guide_terms = per_datum_terms(guide_trace, plate.dim, particles=True, scaled=True)
@@ -175,10 +175,12 @@ def _model_terms(model: Program, trace: Trace, args: Args, plate: DataPlate, *, 
     return per_datum_terms(model_trace, plate.dim, particles=particles, scaled=True)
 
 
-def _slice(trace: Trace, index: int) -> Trace:
-    """The guide's trace at one of its draws."""
+def _slice(trace: Trace, index: int, plate: DataPlate) -> Trace:
+    """The guide's trace at one of its draws; what does not depend on the mixture is the same for all."""
     one = Trace()
     for name, site in trace.nodes.items():
         if site["type"] == "sample":
-            one.add_node(name, **{**site, "value": site["value"][index]})
+            value = site["value"]
+            by_draw = value.dim() - len(site["fn"].event_shape) > plate.depth
+            one.add_node(name, **{**site, "value": value[index] if by_draw else value})
     return one

@@ -538,6 +538,18 @@ def test_refused_guides():
             ais(model, guide, X, start="guide", num_steps=2)
 
 
+def test_factors_of_the_objective_alone_are_no_weights_of_simulated_data():
+    def with_term(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            with pyro.poutine.infer_config(config_fn=lambda site: {"objective_only": site["name"] == "term"}):
+                pyro.factor("term", z.sum(-1))
+            pyro.sample("x", noise(decode(z)), obs=x)
+
+    one, other = (bdmc(m, None, X, num_steps=2, num_chains=2, seed=1) for m in (model, with_term))
+    torch.testing.assert_close(one.lower, other.lower)
+
+
 def test_what_cannot_be_simulated_is_refused():
     def weighed(x):
         with pyro.plate("data", len(x)):

@@ -73,6 +73,8 @@ def test_exact_guide_has_no_gap():
     assert gap.inference.abs().max() < 1e-9
     assert gap.approximation.abs().max() < 1e-3
     assert gap.khat.isnan().all() and "as given" in repr(gap)
+    few = inference_gap(correlated, encoded(NormalHead), DATA, steps=2, num_particles=10)
+    assert few.khat.isnan().all() and "by IW-10" in repr(few)
 
 
 class Exact(nn.Module):

@@ -65,3 +65,18 @@ def test_kl_divergences():
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"\(5, 2\) and \(5, 3, 3\)"):
         PrecisionNormal(torch.zeros(5, 2), torch.eye(3).expand(5, 3, 3))
+
+
+def test_half_precision_around_it_changes_nothing():
+    """Cᵀ (z - mu) cancels, so that bfloat16 products would leave errors of tenths of a nat."""
+    (ours, _), (other, _) = pair(4, d=20), pair(4, d=20)
+    ours, other = (PrecisionNormal(q.loc.float(), q.chol_precision.float()) for q in (ours, other))
+    z = ours.sample((6,))
+
+    def figures():
+        return ours.log_prob(z), kl_divergence(ours, other), ours.covariance_matrix, ours.precision_matrix
+
+    wanted = figures()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = figures()
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))

@@ -679,6 +679,22 @@ def test_plates_that_subsample():
         assert torch.allclose(guide.posterior(part).mean, ppca.posterior(part).mean)
 
 
+def test_terms_of_the_objective_alone_bend_neither_mode_nor_curvature():
+    vae, ppca = linear_vae()
+    x = real()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", vae.likelihood(vae.decoder(z)), obs=x)
+            with poutine.infer_config(config_fn=lambda site: {"objective_only": site["name"] == "term"}):
+                pyro.factor("term", 5.0 * z.sum(-1))
+
+    q = AmortizedLaplace(model, vae.encoder, steps=1, schedule=full_step).posterior(x)
+    assert torch.allclose(q.mean, ppca.posterior(x).mean)
+    assert torch.allclose(q.precision_matrix, ppca.posterior(x).precision_matrix)
+
+
 def test_a_plate_of_pixels_inside_the_plate_of_data():
     vae, ppca = linear_vae()
     w, b, x = vae.decoder[0].weight, vae.decoder[0].bias, real()

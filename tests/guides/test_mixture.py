@@ -649,6 +649,30 @@ def test_models_that_do_not_broadcast_run_component_by_component(bound):
     torch.testing.assert_close(results[1], results[3])
 
 
+@pytest.mark.parametrize("bound", [StratifiedMixture_ELBO, RecursiveMixture_ELBO])
+def test_what_the_guide_draws_beside_the_mixture_belongs_to_every_component(bound):
+    x = torch.randn(6, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + 5 * w, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.deterministic("mean", x.mean())
+        with pyro.plate("data", len(x)):
+            components = [dist.Normal(torch.full((len(x), 2), loc), 0.1).to_event(1) for loc in (0.0, 1.0)]
+            pyro.sample("z", RecursiveMixture(components, torch.zeros(len(x), 1)))
+            pyro.sample("w", dist.Normal(4 * x, 1e-3).to_event(1))
+
+    losses = []
+    for vectorize in (True, False):
+        pyro.set_rng_seed(1)
+        losses.append(bound(vectorize_components=vectorize).loss(model, guide, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_scales_masks_and_subsampling_weigh_the_objectives():
     """A KL weight and a subsampling plate act as in Trace_ELBO: at the exact posterior both losses are known."""
     vae, ppca, x = orthogonal_ppca()

@@ -1,5 +1,7 @@
 """KL weights, free bits, and the handlers that keep Pyro's global state out of the way."""
 
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -195,6 +197,43 @@ def test_free_bits_that_cannot_be():
         FreeBits_ELBO(0.1, per_unit=True).loss(model, model, x)
 
 
+def test_free_bits_count_no_deterministic_statement_as_a_density():
+    x = torch.randn(5, 3)
+
+    def guide(x, *, say):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z_1", dist.Normal(torch.ones(2), 0.5).to_event(1))
+            pyro.sample("z_2", dist.Normal(torch.zeros(2), 0.9).to_event(1))
+            if say:
+                pyro.deterministic("twice", 2 * z, event_dim=1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            for name in ("z_1", "z_2"):
+                pyro.sample(name, dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    losses = []
+    for say in (False, True):
+        pyro.set_rng_seed(1)
+        losses.append(FreeBits_ELBO(0.5).loss(model, functools.partial(guide, say=say), x))
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match=r"does not draw the model's latent sites \['z_1', 'z_2'\]"):
+        FreeBits_ELBO(0.5).loss(model, lambda x: None, x)
+
+
+@pytest.mark.parametrize("handler", [pyro.poutine.mask, pyro.poutine.scale], ids=["mask", "scale"])
+def test_free_bits_of_zero_nats_weigh_guide_and_model_apart(handler):
+    vae, x = linear_vae(), torch.randn(8, D)
+    guide = AmortizedMultivariateNormal(vae.model, MultivariateNormalHead(D, 2))
+    model = handler(vae.model, **({"mask": torch.arange(8) < 4} if handler is pyro.poutine.mask else {"scale": 2.0}))
+    losses = []
+    for bound in (Trace_ELBO(), FreeBits_ELBO(0.0)):
+        guide(x)
+        pyro.set_rng_seed(1)
+        losses.append(bound.loss(model, guide, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_quiet_elbo_restores_pyro():
     item, warn = trace_elbo.torch_item, trace_elbo.warn_if_nan
     with pytest.raises(KeyError), quiet_elbo():
@@ -308,6 +347,35 @@ def test_factors_of_the_objective_alone_count_once_in_every_bound(bound):
     torch.testing.assert_close(gradients[-1], torch.autograd.grad(term, weight)[0])
     for one, other in zip(gradients[:-1], others[:-1], strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [Trace_ELBO(), ImportanceWeighted_ELBO(4), DReG_ELBO(4), StickingTheLanding_ELBO(), FreeBits_ELBO(1.0)],
+    ids=lambda bound: type(bound).__name__,
+)
+def test_factors_of_the_objective_in_the_model_keep_their_whole_gradient(bound):
+    """One that is linear in the draws: its gradient is the same for every draw, whatever the draws' weights."""
+    torch.set_default_dtype(torch.float64)
+    vae, x, loc = linear_vae(), torch.randn(20, D), nn.Parameter(torch.zeros(2))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc.expand(len(x), 2), 0.8).to_event(1))
+
+    def at_seed(*, factor):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", vae.likelihood(vae.decoder(z)), obs=x)
+                if factor:
+                    with pyro.poutine.infer_config(config_fn=lambda site: {"objective_only": site["name"] == "term"}):
+                        pyro.factor("term", 3.0 * z.sum(-1))
+
+        pyro.set_rng_seed(5)
+        return torch.autograd.grad(bound.differentiable_loss(model, guide, x), loc)[0]
+
+    torch.testing.assert_close(at_seed(factor=True) - at_seed(factor=False), torch.full((2,), -3.0 * len(x)))
 
 
 def test_factors_of_the_objective_alone_stay_outside_the_logarithm():

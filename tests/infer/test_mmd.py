@@ -25,7 +25,7 @@ from pyro_vaes.nn import (
     WeightHead,
     mlp_ladder,
 )
-from tests.infer.pairs import D, binary, binary_vae, hierarchical_vae
+from tests.infer.pairs import D, binary, binary_vae, hierarchical_vae, linear_vae
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,21 @@ def test_the_bound_is_the_authors_loss_on_a_ladder():
     pyro.set_rng_seed(4)
     loss = MMD_ELBO(D / scale).loss(ladder.model, ladder.guide, x) / len(x)
     assert 100 * scale / D * (loss - D * math.log(2 * scale)) == pytest.approx(code, abs=1e-9)
+
+
+def test_factors_of_the_guide_are_a_part_of_its_density():
+    vae, x = linear_vae(), torch.randn(6, D)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", vae.encoder(x))
+            pyro.factor("weight", torch.full((len(x),), 2.0), has_rsample=True)
+
+    losses = []
+    for bound in (Trace_ELBO(), MMD_ELBO(0.0, kl_weight=1.0)):
+        pyro.set_rng_seed(4)
+        losses.append(bound.loss(vae.model, guide, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
