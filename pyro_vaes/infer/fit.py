@@ -93,7 +93,8 @@ def fit(
         seed: Seeds order, preprocessing noise and sampling; the generators' states outside come back afterwards.
         device: Where to train; by default where the model's parameters are.
         checkpoint: Directory that is rewritten atomically after each epoch.
-        resume: Go on from that directory if it holds a checkpoint; the result is that of an uninterrupted run.
+        resume: Go on from that directory if it holds a checkpoint; the result is that of an uninterrupted run. The
+            optimiser's state, its learning rate included, and the seed are the checkpoint's.
         on_nan: A loss or gradient that is not finite: ``"raise"`` with a table of the sites, ``"skip"`` the step, or
             ``"rollback"`` to the epoch's start at half the learning rate.
         drop_last: Whether each epoch leaves out its last batch where that is shorter than the others (other rows each
