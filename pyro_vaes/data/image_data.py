@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vaes.data.partition import Partition
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.split import Split
-from pyro_vaes.data.steps.base import PixelInfo, Step, fit_steps
+from pyro_vaes.data.steps.base import PixelInfo, Step, as_steps, fit_steps
 
 __all__ = ["ImageData"]
 
@@ -144,6 +144,7 @@ class ImageData:
             >>> load("digits").preprocess(ToUnit(), Binarize()).train[:100].unique()
             tensor([0., 1.])
         """
+        steps = as_steps(steps, "preprocess(ToUnit(), Binarize())")
         fitted, info = fit_steps(steps, self.train.images, self.raw)
         view = self._each(lambda part: replace(part, steps=fitted))
         return replace(view, info=info)

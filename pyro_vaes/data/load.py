@@ -12,7 +12,7 @@ from pyro_vaes.data.files import Library
 from pyro_vaes.data.folder import read_folder
 from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.raw import RawImages, build
-from pyro_vaes.data.steps.base import Step
+from pyro_vaes.data.steps.base import Step, as_steps
 
 __all__ = ["NAMES", "load"]
 
@@ -94,6 +94,12 @@ def load(
         >>> digits.train[:2].shape
         torch.Size([2, 64])
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(
+            f"load takes a name or a path, but got a {type(name_or_path).__name__}; for an array use "
+            "pyro_vaes.data.from_tensors(x, y)."
+        )
+    steps = None if preprocess is None else as_steps(preprocess)
     name = os.fspath(name_or_path)
     known = name.lower().replace("-", "_")
     only_arrays = {"key": key, "label_key": label_key, "image_shape": image_shape, "value_range": value_range}
@@ -122,7 +128,7 @@ def load(
         raw,
         split=split,
         seed=seed,
-        preprocess=preprocess,
+        preprocess=steps,
         labels=labels,
         flatten=flatten,
         resize=resize,

@@ -10,7 +10,7 @@ from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.partition import Partition, partition
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.split import Split
-from pyro_vaes.data.steps.base import PixelInfo, Step, fit_steps
+from pyro_vaes.data.steps.base import PixelInfo, Step, as_steps, fit_steps
 from pyro_vaes.data.steps.geometry import Grey, Resize
 from pyro_vaes.data.steps.scale import ToUnit
 
@@ -165,7 +165,7 @@ def build(
     if preprocess is None:
         steps: tuple[Step, ...] = () if info.levels is None else (ToUnit(),)
     else:
-        steps = (preprocess,) if isinstance(preprocess, Step) else tuple(preprocess)
+        steps = as_steps(preprocess)
     fitted, after = fit_steps(steps, train.images, info)
     sources: list[Split | None] = []
     first_row = 0

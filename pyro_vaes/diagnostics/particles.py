@@ -39,6 +39,7 @@ from pyro_vaes.infer.pair import Pair, preserve_rng
 __all__ = ["Draws", "Particles"]
 
 logger = logging.getLogger(__name__)
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # of programs on rows that do not suit them
 
 
 @dataclass
@@ -146,16 +147,18 @@ class Particles:
         failure, whole = None, None
         try:
             self._plate = find_data_plate(self.pair.model, self.pair.guide, args)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except FAILURES as error:
             failure = error
         candidate = self._all_data(args)
         if candidate is not None:
-            with contextlib.suppress(RuntimeError, ValueError, IndexError):  # then the plate is that of a mini-batch
+            with contextlib.suppress(*FAILURES):  # then the plate is that of a mini-batch
                 plate = find_data_plate(self.pair.model, self.pair.guide, candidate)
                 if plate.full_size is not None:
                     self._plate, whole = plate, candidate
         if self._plate is None:
             assert failure is not None
+            if isinstance(failure, RuntimeError | TypeError):
+                self._say(args)
             raise failure
         first = args if whole is None else whole
         with preserve_rng():
@@ -269,9 +272,13 @@ class Particles:
                 for trace in guide_and_model_traces(self.pair.model, self.pair.guide, args):
                     per_datum_log_prob(trace, self.plate.dim, particles=False)
         except ValueError:
-            with torch.enable_grad():
-                check(self.pair.model, self.pair.guide, args).raise_if_fatal()  # says it in words
+            self._say(args)
             raise
+
+    def _say(self, args: Args) -> None:
+        """Raise what is wrong with the programs on these rows in words, where it is known."""
+        with torch.enable_grad():
+            check(self.pair.model, self.pair.guide, args).raise_if_fatal()
 
     def _broadcasts(self, args: Args) -> bool:
         """Whether one pass for several particles gives the densities of one pass per particle."""

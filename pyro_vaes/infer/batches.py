@@ -5,13 +5,15 @@ fresh preprocessing noise from the generator, or fixed noise without one), and `
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+
+from pyro_vaes.infer.arguments import whole_number
 
 __all__ = [
     "Batches",
@@ -22,6 +24,7 @@ __all__ = [
     "TensorSource",
     "as_batches",
     "derived_seed",
+    "first_batch",
     "train_and_valid",
 ]
 
@@ -260,8 +263,9 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
     Raises:
         ValueError: The data is empty, a one-shot iterator, or nothing of this kind; or the batch size is below 1.
     """
-    if batch_size < 1:
+    if whole_number("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size must be at least 1, but got {batch_size}.")
+    _refuse_numbers(data)
     source = _source(data)
     if source is not None:
         return SourceBatches(source, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
@@ -269,6 +273,8 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
         return LoaderBatches(DataLoader(data, batch_size=batch_size))
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | np.ndarray | Tensor):
         return LoaderBatches(data)
+    if _has_parts(data):
+        raise ValueError(_said_parts(data))
     raise ValueError(
         f"data is {_said(data)}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load, a "
         "torch Dataset or DataLoader, or an iterable of batches is wanted."
@@ -279,6 +285,44 @@ def _said(data: object) -> str:
     if isinstance(data, np.ndarray | Tensor):
         return f"{type(data).__name__} of dtype {data.dtype} with shape {tuple(data.shape)}"
     return f"a {type(data).__name__}"
+
+
+def _refuse_numbers(data: object) -> None:
+    """Refuse rows that are lists of numbers: a list is read as batches, and a tuple as the model's arguments."""
+    if not isinstance(data, list | tuple) or not data:
+        return
+    if isinstance(data, tuple) and any(_tensor(item) is not None for item in data):
+        if any(_are_numbers(item) for item in data):
+            raise ValueError(
+                "data is a tuple of the model's arguments, of which one is a list of numbers: torch.tensor(labels)?"
+            )
+        return
+    lists, first = "", data
+    while isinstance(first[0], list | tuple) and first[0]:
+        lists, first = f"{lists} of lists", first[0]
+    if _are_numbers(first):
+        raise ValueError(
+            f"data is a {type(data).__name__}{lists} of numbers, but a list is read as batches: torch.tensor(rows)?"
+        )
+
+
+def _are_numbers(item: object) -> bool:
+    return isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(i, int | float) for i in item)
+
+
+def _has_parts(data: object) -> bool:
+    """Whether this is a data set of which a training part is one of several parts."""
+    return isinstance(getattr(data, "train", None), Source)
+
+
+def _said_parts(data: object) -> str:
+    name = str(getattr(data, "name", ""))
+    variable = name if name.isidentifier() else "data"
+    parts = [f"{variable}.{part}" for part in ("test", "valid", "train") if getattr(data, part, None) is not None]
+    *others, last = parts
+    which = f"one of them, {', '.join(others)} or {last}" if others else last
+    whole = f"the whole data set {name!r}" if name else "a whole data set"
+    return f"data is {whole}, which has parts: pass {which}."
 
 
 def _source(data: object) -> Source | None:
@@ -296,8 +340,32 @@ def _source(data: object) -> Source | None:
 
 def train_and_valid(data: object, valid: object | None) -> tuple[object, object | None]:
     """Split a data set with ``train`` and ``valid`` parts, unless a validation set is given."""
-    if isinstance(getattr(data, "train", None), Source):
+    if _has_parts(data):
         part = getattr(data, "valid", None)
         part = part if part is not None and len(part) else None
         return data.train, part if valid is None else valid  # type: ignore[attr-defined]
     return data, valid
+
+
+def first_batch(data: object, device: torch.device | str, batch_size: int = 128) -> object:
+    """The first batch of whatever a user has, as for :func:`as_batches`; tensors and tuples of them are one already.
+
+    Arguments:
+        data: What :func:`as_batches` takes, a data set with parts (its ``train`` counts), a batch with arrays in it, or
+            a mapping.
+        device: Where the batch goes; what is one already stays where it is, arrays apart.
+        batch_size: Rows of a batch where the data do not say.
+
+    Raises:
+        ValueError: The data are nothing of this kind, or empty.
+    """
+    if isinstance(data, Tensor | Mapping):
+        return data
+    if isinstance(data, list | tuple) and not (data and isinstance(data[0], list | tuple)):
+        arrays = (_tensor(item) if isinstance(item, np.ndarray) else None for item in data)
+        return tuple(i if a is None else a.to(device) for i, a in zip(data, arrays, strict=True))
+    place = torch.device(device)
+    batches = as_batches(train_and_valid(data, None)[0], batch_size, shuffle=False).to(place)
+    for batch in batches.epoch(0, 0, place):
+        return batch
+    raise ValueError(EMPTY)

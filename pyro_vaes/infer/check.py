@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceMeanField_ELBO
 
+from pyro_vaes.infer.arguments import as_bound
+from pyro_vaes.infer.batches import first_batch
 from pyro_vaes.infer.bound import layers
 from pyro_vaes.infer.bound_problems import (
     density_problems,
@@ -15,10 +17,11 @@ from pyro_vaes.infer.bound_problems import (
     gradient_problems,
     mean_field_problems,
 )
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.pair import Pair, preserve_rng
 from pyro_vaes.infer.problems import (
     Problem,
     data_problems,
+    failure,
     plate_problems,
     scale_problems,
     shape_problems,
@@ -26,7 +29,7 @@ from pyro_vaes.infer.problems import (
     support_problems,
 )
 from pyro_vaes.infer.programs import Program
-from pyro_vaes.infer.tables import said, trace_table
+from pyro_vaes.infer.tables import trace_table
 
 __all__ = ["CheckReport", "check"]
 
@@ -70,11 +73,15 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
     Arguments:
         model: The model.
         guide: The guide.
-        batch: A tensor or a tuple of tensors, the programs' arguments.
+        batch: A tensor or a tuple of tensors, the programs' arguments; of all else that ``fit`` takes for data, its
+            first batch.
         loss: The bound that will be used; ``Trace_ELBO()`` by default.
 
     Returns:
         A report that prints itself; ``report.ok`` says whether the pair can be trained.
+
+    Raises:
+        ValueError: What is given for a batch or a loss is none.
 
     Example:
         >>> import pyro.distributions as dist
@@ -86,8 +93,9 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
         >>> report.ok
         False
     """
-    pair, bound = Pair(model, guide), Trace_ELBO() if loss is None else loss
-    args = pair.arguments(batch)
+    pair, bound = Pair(model, guide), as_bound(loss)
+    with preserve_rng():
+        args = pair.arguments(first_batch(batch, pair.device() or "cpu"))
     problems = list(data_problems(args))
     if problems:
         return CheckReport("", tuple(problems))
@@ -97,14 +105,12 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
             with torch.no_grad(), poutine.block():
                 guide_trace = poutine.trace(guide).get_trace(*args)
         except Exception as error:
-            return CheckReport("", (Problem(f"The guide fails on this batch: {said(error)}"),))
+            return CheckReport("", (failure(pair, "guide", args, error),))
         try:
             with torch.no_grad(), poutine.block():
                 model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
         except Exception as error:
-            return CheckReport(
-                trace_table(guide_trace, None), (Problem(f"The model fails on this batch: {said(error)}"),)
-            )
+            return CheckReport(trace_table(guide_trace, None), (failure(pair, "model", args, error),))
         table = trace_table(guide_trace, model_trace)
         problems = [
             *site_problems(guide_trace, model_trace),

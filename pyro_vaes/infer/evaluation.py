@@ -2,17 +2,18 @@
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pyro_vaes.infer.arguments import as_bound
 from pyro_vaes.infer.batches import Batches, as_batches, derived_seed
 from pyro_vaes.infer.bound import layers
 from pyro_vaes.infer.bound_problems import mean_field_problems
-from pyro_vaes.infer.check import CheckReport
+from pyro_vaes.infer.check import CheckReport, check
 from pyro_vaes.infer.handlers import local_parameters
 from pyro_vaes.infer.importance import find_data_plate
 from pyro_vaes.infer.nonfinite import num_rows
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.pair import Pair, modes, preserve_rng
 from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.quiet import quiet_elbo
 
@@ -33,13 +34,14 @@ def evaluate(
     Arguments:
         model: The model.
         guide: The guide.
-        data: As for :func:`~pyro_vaes.infer.fit`.
+        data: As for :func:`~pyro_vaes.infer.fit`, but one part of a data set, such as ``digits.test``.
         loss: The bound; ``Trace_ELBO()`` by default.
         batch_size: Rows per pass.
         seed: Seed of the sampling noise.
 
     Raises:
-        ValueError: TraceMeanField_ELBO is asked for a pair for which it is wrong, see :func:`~pyro_vaes.infer.check`.
+        ValueError: Bad arguments, programs that fail on the data, or TraceMeanField_ELBO for a pair for which it is
+            wrong; see :func:`~pyro_vaes.infer.check`.
 
     Example:
         >>> from pyro_vaes.models import VAE
@@ -48,14 +50,21 @@ def evaluate(
         >>> evaluate(vae.model, vae.guide, torch.zeros(10, 3)) == evaluate(vae.model, vae.guide, torch.zeros(10, 3))
         True
     """
-    pair, bound = Pair(model, guide), Trace_ELBO() if loss is None else loss
+    pair, bound = Pair(model, guide), as_bound(loss)
     place = pair.device() or torch.device("cpu")
     batches = as_batches(data, batch_size, shuffle=False).to(place)
-    if any(isinstance(b, TraceMeanField_ELBO) for b in layers(bound)):  # as in fit: it would be wrong without a word
-        with pair.evaluating(), pyro.validation_enabled(False):
-            args = pair.arguments(next(iter(batches.epoch(seed, 0, place))))
-            CheckReport("", tuple(mean_field_problems(pair, args))).raise_if_fatal()
-    total, count = total_loss(pair, bound, batches, seed, place)
+    mean_field = any(isinstance(b, TraceMeanField_ELBO) for b in layers(bound))
+    try:
+        if mean_field:  # as in fit: it would be wrong without a word
+            with pair.evaluating(), pyro.validation_enabled(False):
+                args = pair.arguments(next(iter(batches.epoch(seed, 0, place))))
+                CheckReport("", tuple(mean_field_problems(pair, args))).raise_if_fatal()
+        total, count = total_loss(pair, bound, batches, seed, place)
+    except (RuntimeError, TypeError):
+        with modes(*pair.modules.values(), training=False), preserve_rng():
+            first = next(iter(batches.epoch(seed, 0, place)))
+            check(model, guide, first, loss=bound).raise_if_fatal()  # says it in words
+        raise
     return float(total / count)
 
 

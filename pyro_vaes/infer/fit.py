@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, cast
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from pyro_vaes.infer.arguments import as_bound, as_callbacks, as_device, whole_number
 from pyro_vaes.infer.batches import Batches, SourceBatches, as_batches, derived_seed, train_and_valid
 from pyro_vaes.infer.bound import Bound, layers
 from pyro_vaes.infer.callbacks import Callback, KLWarmup, Run, SoftFreeBits
@@ -93,7 +94,8 @@ def fit(
         seed: Seeds order, preprocessing noise and sampling; the generators' states outside come back afterwards.
         device: Where to train; by default where the model's parameters are.
         checkpoint: Directory that is rewritten atomically after each epoch.
-        resume: Go on from that directory if it holds a checkpoint; the result is that of an uninterrupted run.
+        resume: Go on from that directory if it holds a checkpoint; the result is that of an uninterrupted run. The
+            optimiser's state, its learning rate included, and the seed are the checkpoint's.
         on_nan: A loss or gradient that is not finite: ``"raise"`` with a table of the sites, ``"skip"`` the step, or
             ``"rollback"`` to the epoch's start at half the learning rate.
         drop_last: Whether each epoch leaves out its last batch where that is shorter than the others (other rows each
@@ -120,11 +122,11 @@ def fit(
         >>> len(history.train)
         2
     """
-    if epochs < 0:
+    if whole_number("epochs", epochs) < 0:
         raise ValueError(f"epochs must be at least 0, but got {epochs}.")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs the directory to resume from: pass checkpoint='runs/my_run'.")
-    pair, bound = Pair(model, guide), Trace_ELBO() if loss is None else loss
+    pair, bound, callbacks = Pair(model, guide), as_bound(loss), as_callbacks(callbacks)
     weighted = [type(c).__name__ for c in callbacks if isinstance(c, KLWarmup | SoftFreeBits)]
     if weighted and any(isinstance(b, ImportanceWeighted_ELBO) for b in layers(bound)):
         raise ValueError(
@@ -133,16 +135,16 @@ def fit(
         )
     callbacks = (*callbacks, *(c for b in layers(bound) if isinstance(b, Bound) for c in b.callbacks()))
     rank, world_size = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
-    place = torch.device(device) if device is not None else pair.device() or torch.device("cpu")
+    place = as_device(device) if device is not None else pair.device() or torch.device("cpu")
     seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
     if fabric is not None:
         place, seed = fabric.device, fabric.broadcast(seed)
-    pair.to(place)
     train_data, valid_data = train_and_valid(data, valid)
     batches = as_batches(train_data, batch_size, shuffle=True, rank=rank, world_size=world_size).to(place)
     held_out = None
     if valid_data is not None:
         held_out = as_batches(valid_data, 4 * batch_size, shuffle=False, rank=rank, world_size=world_size).to(place)
+    pair.to(place)
     batches = enough_rows(pair, batches, held_out, bound, drop_last)
     directory = None if checkpoint is None else writable(pathlib.Path(checkpoint), rank)
 

@@ -1,5 +1,6 @@
 """What may be wrong with a batch and the traces of a pair on it, in words: sites, shapes, supports, plates, scales."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.infer.pair import Pair
-from pyro_vaes.infer.tables import random_sites
+from pyro_vaes.infer.programs import required_arguments
+from pyro_vaes.infer.tables import random_sites, said
 
 __all__ = [
     "Problem",
     "data_problems",
+    "failure",
     "plate_problems",
     "scale_problems",
     "shape_problems",
@@ -22,6 +25,8 @@ __all__ = [
     "support_problems",
 ]
 
+CASTS = {torch.float32: "float", torch.float64: "double", torch.float16: "half", torch.bfloat16: "bfloat16"}
+DTYPE_ERROR = re.compile(r"dtype|scalar type|should be the same")  # of torch, where an operation gets two dtypes
 Hint = Callable[[Tensor], str | None]  # what a likelihood says about data that it cannot score
 
 
@@ -52,6 +57,45 @@ def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
                 f"{name} has dtype uint8, but networks compute in floats. Divide pixels by 255 (x.float() / 255), or "
                 "use pyro_vaes.data.from_tensors, which does it batch by batch."
             )
+
+
+def failure(pair: Pair, label: str, args: tuple[object, ...], error: Exception) -> Problem:
+    """An error of one of the programs, with the cure where the batch lacks an argument or has another dtype."""
+    text = _missing_arguments(pair, args, error) or _other_dtype(pair, args, error)
+    return Problem(text or f"The {label} fails on this batch: {said(error)}")
+
+
+def _missing_arguments(pair: Pair, args: tuple[object, ...], error: Exception) -> str | None:
+    """What to say where the data have fewer entries than the model needs."""
+    names = required_arguments(pair.model)
+    if not isinstance(error, TypeError) or "required positional argument" not in str(error) or len(args) >= len(names):
+        return None
+    given = " and ".join(names[: len(args)]) + " alone" if args else "nothing"
+    x_and_y = "x, y" if len(names) == 2 else ", ".join(names)
+    return (
+        f"This model takes ({', '.join(names)}), but the data give {given}: load(..., labels=True), or "
+        f"fit(model, guide, ({x_and_y}))."
+    )
+
+
+def _other_dtype(pair: Pair, args: tuple[object, ...], error: Exception) -> str | None:
+    """What to say where an operation fails because the data have another dtype than all networks."""
+    networks = {p.dtype for m in pair.modules.values() for p in m.parameters() if p.is_floating_point()}
+    if not isinstance(error, RuntimeError) or not DTYPE_ERROR.search(str(error)) or len(networks) != 1:
+        return None
+    (wanted,) = networks
+    for position, value in enumerate(args):
+        if not isinstance(value, Tensor) or value.dtype == wanted or wanted not in CASTS:
+            continue
+        if value.dtype not in CASTS and position > 0:  # whole numbers may be labels
+            continue
+        subject, variable = ("x", "x") if position == 0 else (f"argument {position + 1}", "c")
+        cure = f"{variable}.{CASTS[wanted]}()"
+        if value.dtype in CASTS:
+            cure += f", or model.{CASTS[value.dtype]}()"
+        got, theirs = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, wanted))
+        return f"{subject} is {got}, but the networks compute in {theirs}: {cure}."
+    return None
 
 
 def site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pyro.poutine.messenger import Messenger, unwrap
 from torch import nn
 
-__all__ = ["Program", "modules_of", "num_positional"]
+__all__ = ["Program", "modules_of", "num_positional", "required_arguments"]
 
 Program = Callable[..., object]
 MAX_DEPTH = 4  # functions that call functions, wrappers in wrappers
@@ -63,12 +63,24 @@ def _named(values: Mapping[str, object], label: str) -> list[tuple[str, object]]
 
 def num_positional(program: Program) -> int | None:
     """How many positional arguments a program takes; None for any number."""
+    parameters = _parameters(program)
+    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def required_arguments(program: Program) -> list[str]:
+    """The names of the positional arguments without which a program cannot run, as far as its signature says."""
+    parameters = _parameters(program) or ()
+    positional = (p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return [p.name for p in positional if p.default is p.empty]
+
+
+def _parameters(program: Program) -> list[inspect.Parameter] | None:
+    """The parameters of a program without its wrappers; None where it does not say."""
     program = unwrap(program)
     function = program.forward if isinstance(program, nn.Module) else program
     try:
-        parameters = inspect.signature(function).parameters.values()
+        return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return None
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)

@@ -64,6 +64,7 @@ def save_run(
         "last": None if last is None else {n: t.cpu() for n, t in last.items()},
     }
     facts = {"epoch": run.epoch, "step": run.step, "seed": seed, "stop": run.stop, "history": run.history.to_dict()}
+    facts["optimizer"] = type(run.optimizer).__name__
     write_checkpoint(directory, run.pair.state(), facts, training)
 
 
@@ -80,7 +81,7 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
             "with load(directory, model, guide) and start a new run."
         )
     try:
-        _check_same_run(directory, run, training)
+        _check_same_run(directory, run, facts, training)
         last = cast(dict[str, Tensor] | None, training["last"])
         run.pair.load_state(state if last is None else last)
         run.optimizer.load_state_dict(cast(dict[str, object], training["optimizer"]))
@@ -103,7 +104,9 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
     return seed
 
 
-def _check_same_run(directory: pathlib.Path, run: Run, training: Mapping[str, object]) -> None:
+def _check_same_run(
+    directory: pathlib.Path, run: Run, facts: Mapping[str, object], training: Mapping[str, object]
+) -> None:
     if training["parameters"] != list(run.pair.parameters):
         raise ValueError(
             f"The checkpoint in {directory} was trained with other parameters than this pair has. Build the pair with "
@@ -114,4 +117,11 @@ def _check_same_run(directory: pathlib.Path, run: Run, training: Mapping[str, ob
         raise ValueError(
             f"The checkpoint in {directory} was written with {len(saved)} callbacks, but now there are "
             f"{len(run.callbacks)}; resume with the same ones."
+        )
+    given = type(run.optimizer).__name__
+    written = facts.get("optimizer", given)  # older checkpoints do not say
+    if written != given:
+        raise ValueError(
+            f"The checkpoint in {directory} was written with {written}, but optim gives {given}: resume with the same, "
+            "or load the weights with load(directory, model, guide) and start a new run."
         )

@@ -19,7 +19,11 @@ def random_sites(trace: Trace) -> dict[str, Message]:
 
 
 def said(error: Exception) -> str:
-    """What an exception says, with its kind unless it is a ValueError, and the cures of Pyro's commonest ones."""
+    """What an exception says, with its kind unless it is a ValueError, and the cures of Pyro's commonest ones.
+
+    The table of shapes that Pyro adds is left out where this library says what is wrong.
+    """
+    error = _without_table(error)
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     if "Shape mismatch inside plate" in text:
         text = (
@@ -27,6 +31,20 @@ def said(error: Exception) -> str:
             "the distribution (once for each of them); and the plate's size follows the batch, len(x)."
         )
     return f"{text.rstrip()} {COMMON_SCALE}" if needs_common_scale(error) else text
+
+
+def _without_table(error: Exception) -> Exception:
+    """The error as it was raised here, where Pyro has put its table of shapes behind it; any other as it is."""
+    if not isinstance(error, ValueError):
+        return error
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or not place.tb_frame.f_globals.get("__name__", "").startswith("pyro_vaes."):
+        return error
+    while isinstance(error.__cause__, type(error)) and str(error).startswith(f"{error.__cause__}\n"):
+        error = error.__cause__
+    return error
 
 
 def trace_table(guide_trace: Trace, model_trace: Trace | None) -> str:

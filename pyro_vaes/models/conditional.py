@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe
+from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["ConditionalVAE"]
 
@@ -80,11 +80,13 @@ class ConditionalVAE(Program):
 
     def posterior(self, x: Tensor, covariate: Tensor) -> TorchDistribution:
         """q(z | x, c) with batch shape ``(B,)`` and event shape ``(d,)``."""
-        return as_posterior(self.encoder(x, self.embedding(covariate)))
+        q = as_posterior(self.encoder(x, self.embedding(covariate)))
+        return of_length(q, self.latent_dim, self.encoder)
 
     def prior(self, embedded: Tensor) -> TorchDistribution:
         """p(z | c) for an embedded covariate."""
         if self.marginal_prior is not None:
             return self.marginal_prior()
         assert self.conditional_prior is not None
-        return as_posterior(self.conditional_prior(embedded), "the prior network")
+        p = as_posterior(self.conditional_prior(embedded), "the prior network")
+        return of_length(p, self.latent_dim, self.conditional_prior, source="the prior network")

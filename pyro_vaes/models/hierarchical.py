@@ -19,10 +19,11 @@ References:
 from collections.abc import Sequence
 
 import pyro
+from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe
+from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["HierarchicalVAE"]
 
@@ -84,9 +85,15 @@ class HierarchicalVAE(Program):
         with pyro.plate("data", size if x is None else len(x)):
             z = [pyro.sample(f"z_{levels}", self.top_prior())]  # z[0] is the lowest level so far
             for level in range(levels - 1, 0, -1):
-                prior = as_posterior(priors[level - 1](*self._parents(z)), f"the prior of z_{level}")
+                prior = self._latent(priors[level - 1], self._parents(z), level, f"the prior of z_{level}")
                 z.insert(0, pyro.sample(f"z_{level}", prior))
             return observe("x", self.likelihood(self.decoder(*self._parents(z))), x)
+
+    def _latent(self, network: nn.Module, inputs: list[Tensor], level: int, source: str) -> TorchDistribution:
+        """What a network says about z_level, whose length is compared."""
+        index = level - 1
+        q = as_posterior(network(*inputs), source)
+        return of_length(q, self.latent_dims[index], network, source=source, argument=f"latent_dims[{index}]")
 
     def _parents(self, above: list[Tensor]) -> list[Tensor]:
         return above if self.skip else above[:1]
@@ -102,5 +109,5 @@ class HierarchicalVAE(Program):
                     inputs = [x, *self._parents(z)]
                 else:
                     inputs = [*z, x] if self.skip or not z else z[:1]
-                q = as_posterior(encoders[level - 1](*inputs), f"the encoder of z_{level}")
+                q = self._latent(encoders[level - 1], inputs, level, f"the encoder of z_{level}")
                 z.insert(0, pyro.sample(f"z_{level}", q))

@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe
+from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["LadderVAE"]
 
@@ -98,8 +98,12 @@ class LadderVAE(Program):
 
     def posteriors(self, x: Tensor) -> list[TorchDistribution]:
         """q(z_1 | x), .., q(z_L | x), each with batch shape ``(B,)`` and event shape ``(d_l,)``."""
-        rungs = enumerate(zip(self.rungs, self.path(x), strict=True), start=1)
-        return [as_posterior(rung(h), f"the rung of z_{level}") for level, (rung, h) in rungs]
+        levels = []
+        for index, (rung, h) in enumerate(zip(self.rungs, self.path(x), strict=True)):
+            source = f"the rung of z_{index + 1}"
+            q = as_posterior(rung(h), source)
+            levels.append(of_length(q, self.latent_dims[index], rung, source=source, argument=f"latent_dims[{index}]"))
+        return levels
 
     def decode(self, z: Sequence[Tensor]) -> Tensor:
         """The parameters of the likelihood given z_1, .., z_L, each with shape ``(..., d_l)``; leading ones broadcast.

@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe
+from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["VAE"]
 
@@ -71,4 +71,4 @@ class VAE(Program):
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x) with batch shape ``(B,)`` and event shape ``(d,)``."""
-        return as_posterior(self.encoder(x))
+        return of_length(as_posterior(self.encoder(x)), self.latent_dim, self.encoder)

@@ -54,6 +54,8 @@ class MLP(nn.Sequential):
         bias: bool = True,
         activate_output: bool = False,
     ) -> None:
+        if isinstance(hidden, int):
+            raise ValueError(f"hidden is {hidden}; a list of widths is wanted: [{hidden}].")
         widths = [in_features, *hidden, out_features]
         if any(not isinstance(w, int) or w < 1 for w in widths):
             raise ValueError(f"An MLP needs positive whole numbers as widths, but got {widths}.")
@@ -66,10 +68,11 @@ class MLP(nn.Sequential):
     def forward(self, *inputs: Tensor) -> Tensor:
         x = concatenate(inputs)
         if x.shape[-1] != self.in_features:
+            flatten = "flatten images first, or " if any(i.dim() > 2 for i in inputs) else ""
             raise ValueError(
                 f"The MLP takes {self.in_features} features, but its inputs have "
                 f"{' + '.join(str(i.shape[-1]) for i in inputs)} (shapes {[tuple(i.shape) for i in inputs]}); "
-                "flatten images first, or change in_features?"
+                f"{flatten}give it in_features={x.shape[-1]}?"
             )
         return super().forward(x)
 

@@ -15,7 +15,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-__all__ = ["Program", "StandardNormal", "as_posterior", "observe"]
+from pyro_vaes.nn.heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead
+
+__all__ = ["Program", "StandardNormal", "as_posterior", "observe", "of_length"]
 
 _instances = itertools.count()
 
@@ -93,6 +95,41 @@ def as_posterior(output: object, source: str = "the encoder") -> TorchDistributi
         "(loc, scale) of tensors. Put a head behind the network, for example "
         "nn.Sequential(MLP(784, [500], 500), NormalHead(500, latent_dim))."
     )
+
+
+def of_length(
+    q: TorchDistribution,
+    length: int,
+    network: nn.Module,
+    *,
+    source: str = "the encoder",
+    argument: str = "latent_dim",
+) -> TorchDistribution:
+    """A distribution over a latent vector, after comparing its length with the one that the model was built for.
+
+    Arguments:
+        q: What :func:`as_posterior` returned.
+        length: The length wanted.
+        network: The network that returned it, whose head the error message names.
+        source: What the network is called there.
+        argument: What the length is called there.
+
+    Raises:
+        ValueError: Its vectors have another length.
+    """
+    if len(q.event_shape) == 1 and q.event_shape[0] != length:
+        (got,) = q.event_shape
+        kinds = NormalHead | SigmoidNormalHead | LogVarianceHead | MultivariateNormalHead
+        heads = [m for m in network.modules() if isinstance(m, kinds) and m.loc.out_features == got]
+        cure = f"let it return vectors of length {length}"
+        if heads:
+            kind, features = type(heads[-1]).__name__, heads[-1].loc.in_features
+            cure = f"give the head {length} outputs, {kind}({features}, {length})"
+        raise ValueError(
+            f"{source[0].upper()}{source[1:]} returns a distribution over vectors of length {got}, but {argument} is "
+            f"{length}: {cure}."
+        )
+    return q
 
 
 def observe(name: str, fn: TorchDistribution, value: Tensor | None) -> Tensor:

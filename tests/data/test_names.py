@@ -158,6 +158,15 @@ def test_unknown_names(name, error, message):
         load(name)
 
 
+@pytest.mark.parametrize("x", [np.zeros((5, 4)), torch.zeros(5, 4), [0.0, 1.0]])
+def test_arrays_are_no_names(x):
+    with pytest.raises(
+        ValueError,
+        match=r"load takes a name or a path, but got a .*; for an array use pyro_vaes\.data\.from_tensors\(x, y\)",
+    ):
+        load(x)
+
+
 def test_wrong_kind_of_file_and_arguments(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(ValueError, match="kind that cannot be loaded"):

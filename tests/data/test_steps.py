@@ -17,6 +17,7 @@ from pyro_vaes.data import (
     ToSigned,
     ToUnit,
     from_tensors,
+    load,
 )
 
 SHAPE = (2, 2, 5)  # C, H, W
@@ -212,3 +213,29 @@ def test_constructors_refuse():
     with pytest.raises(ValueError, match="no mean yet"):
         MeanCentre()(unit())
     assert "no mean" not in MeanCentre().space
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ("binarize", r"preprocess is a str; steps are wanted, such as \[ToUnit\(\), Binarize\(\)\]\."),
+        (["binarize"], r"preprocess holds a str; steps are wanted"),
+        ([ToUnit(), Binarize], r"preprocess holds the class Binarize; an instance is wanted: Binarize\(\.\.\.\)\."),
+        (Binarize, r"preprocess is the class Binarize; an instance is wanted: Binarize\(\.\.\.\)\."),
+        (torch.round, r"preprocess is a builtin_function_or_method; steps are wanted"),
+    ],
+)
+def test_what_is_no_step(steps, said):
+    for make in (lambda: load("digits", preprocess=steps), lambda: from_tensors(torch.rand(9, 4), preprocess=steps)):
+        with pytest.raises(ValueError, match=said):
+            make()
+
+
+def test_a_view_takes_steps_one_by_one():
+    digits = load("digits")
+    for given, said in [
+        (("binarize",), r"preprocess holds a str; steps are wanted, such as preprocess\(ToUnit\(\), Binarize\(\)\)\."),
+        (([ToUnit(), Binarize()],), r"preprocess holds a list; steps are wanted, such as preprocess\(ToUnit\(\), "),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            digits.preprocess(*given)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vaes.data import from_tensors
-from pyro_vaes.infer import check, fit, scale_latents
+from pyro_vaes.diagnostics import collapse_report, log_likelihood
+from pyro_vaes.infer import FreeBits_ELBO, check, evaluate, fit, scale_latents
 from pyro_vaes.models import VAE, ConditionalVAE
-from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead, OneHot
+from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead, OneHot
 from tests.infer.pairs import (
     D,
     binary,
@@ -128,9 +130,13 @@ def test_bad_data_end_in_one_paragraph_before_training(kind, part):
     assert same(weights(vae), before)
 
 
-def test_labels_out_of_range_are_found_wherever_they_are():
+def conditional_vae():
     encoder = Chain(MLP(D + 4, [8], 8), NormalHead(8, 2))
-    cvae = ConditionalVAE(encoder, MLP(2 + 4, [8], D), BernoulliLikelihood(), 2, embedding=OneHot(4))
+    return ConditionalVAE(encoder, MLP(2 + 4, [8], D), BernoulliLikelihood(), 2, embedding=OneHot(4))
+
+
+def test_labels_out_of_range_are_found_wherever_they_are():
+    cvae = conditional_vae()
     labels = torch.arange(200) % 4
     quick(cvae.model, cvae.guide, (binary(200), labels), epochs=1)
     before = weights(cvae)
@@ -139,6 +145,116 @@ def test_labels_out_of_range_are_found_wherever_they_are():
         with pytest.raises(ValueError, match=r"[Ll]abel|class") as error:
             quick(cvae.model, cvae.guide, (binary(200), labels))
         assert one_paragraph(error.value) and same(weights(cvae), before)
+
+
+@pytest.mark.parametrize("use", [quick, evaluate, log_likelihood, lambda *args: check(*args).raise_if_fatal()])
+def test_a_covariate_that_the_data_lack(use):
+    cvae, data = conditional_vae(), from_tensors(binary(80), torch.arange(80) % 4)
+    said = r"takes \(x, covariate\), but the data give x alone: load\(.*labels=True\), or fit\(model, guide, \(x, y\)\)"
+    for given in (binary(80), data.train):
+        with pytest.raises(ValueError, match=said) as error:
+            use(cvae.model, cvae.guide, given)
+        assert one_paragraph(error.value)
+    use(cvae.model, cvae.guide, data.with_labels().train)
+
+
+@pytest.mark.parametrize("use", [quick, evaluate, log_likelihood, lambda *args: check(*args).raise_if_fatal()])
+def test_data_of_another_dtype_than_the_networks(use):
+    vae = binary_vae()
+    for x, said in [
+        (
+            binary().double(),
+            r"^x is float64, but the networks compute in float32: x\.float\(\), or model\.double\(\)\.$",
+        ),
+        (binary().long(), r"^x is int64, but the networks compute in float32: x\.float\(\)\.$"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            use(vae.model, vae.guide, x)
+    use(vae.model, vae.guide, binary().double().numpy())  # an array takes torch's default dtype
+    with pytest.raises(ValueError, match=r"^x is float32.* in float64: x\.double\(\), or model\.float\(\)\.$"):
+        use(vae.double().model, vae.guide, binary())
+
+
+def test_a_bound_that_is_none():
+    vae = binary_vae()
+    for use in (quick, evaluate, check):
+        for loss, said in [
+            (Trace_ELBO, r"loss is the class Trace_ELBO; an instance is wanted: loss=Trace_ELBO\(\)\."),
+            (FreeBits_ELBO, r"an instance is wanted: loss=FreeBits_ELBO\(\.\.\.\)\."),
+            ("elbo", r"loss is a str; a Pyro ELBO is wanted, such as Trace_ELBO\(\)\."),
+        ]:
+            with pytest.raises(ValueError, match=said):
+                use(vae.model, vae.guide, binary(), loss=loss)
+
+
+def test_a_head_of_another_length_than_latent_dim():
+    head = NormalHead(8, 3)
+    vae = VAE(Chain(MLP(D, [8], 8), head), MLP(4, [8], D), BernoulliLikelihood(), latent_dim=4)
+    said = (
+        "The guide fails on this batch: The encoder returns a distribution over vectors of length 3, but latent_dim is "
+        "4: give the head 4 outputs, NormalHead(8, 4)."
+    )
+    with pytest.raises(ValueError) as error:
+        quick(vae.model, vae.guide, binary())
+    assert str(error.value) == said
+    assert check(vae.model, vae.guide, binary()).problems[0].text == said
+
+
+def test_what_the_library_says_comes_without_the_table_of_shapes():
+    vae = binary_vae()
+    wide = VAE(vae.encoder, MLP(2, [8], D + 1), BernoulliLikelihood(), 2)
+    with pytest.raises(ValueError, match=r"is the decoder's last layer as wide as the data\?$"):
+        quick(wide.model, wide.guide, binary())
+    deep = VAE(vae.encoder, MLP(5, [8], D), BernoulliLikelihood(), 2)
+    with pytest.raises(ValueError, match=r"takes 5 features, but its inputs have 2 .*give it in_features=2\?$"):
+        quick(deep.model, deep.guide, binary())
+
+    class Own(nn.Module):
+        def forward(self, params):
+            raise ValueError("of the user's own")
+
+    own = VAE(vae.encoder, vae.decoder, Own(), 2)
+    with pytest.raises(ValueError, match=r"(?s)model fails on this batch: of the user's own.*Trace Shapes.*z dist"):
+        quick(own.model, own.guide, binary())
+
+
+def test_check_takes_what_fit_takes():
+    data = from_tensors(torch.rand(300, D))
+    vae = VAE(NormalHead(D, 2), MLP(2, [], D), GaussianLikelihood(), 2)
+    loader = DataLoader(TensorDataset(torch.rand(30, D)), batch_size=9, shuffle=True)
+    for given, rows in [
+        (data, 128),
+        (data.test, 30),
+        (data.test[:5].numpy(), 5),
+        ((data.test[:5].numpy(), np.arange(5)), 5),
+        (TensorDataset(torch.rand(20, D)), 20),
+        (loader, 9),
+        ([(torch.rand(7, D), torch.arange(7))] * 2, 7),
+    ]:
+        generator = torch.get_rng_state()
+        report = check(vae.model, vae.guide, given)
+        assert report.problems == () and f"data[{rows}]" in report.table
+        assert torch.equal(torch.get_rng_state(), generator)
+    for given, said in [("digits", "data is a str"), (None, "data is a NoneType"), (torch.rand(0, D).numpy(), "empty")]:
+        with pytest.raises(ValueError, match=said):
+            check(vae.model, vae.guide, given)
+
+
+@pytest.mark.parametrize("use", [evaluate, log_likelihood, collapse_report])
+def test_a_whole_data_set_where_one_part_is_wanted(use):
+    vae = VAE(NormalHead(D, 2), MLP(2, [], D), GaussianLikelihood(), 2)
+    whole = functools.partial(from_tensors, torch.rand(50, D))
+    for data, said in [
+        (
+            whole(name="digits"),
+            r"^data is the whole data set 'digits', which has parts: pass one of them, digits\.test, "
+            r"digits\.valid or digits\.train\.$",
+        ),
+        (whole(name="my 50 rows", split=(0, 0.2)), r"'my 50 rows', .* one of them, data\.test or data\.train\.$"),
+        (whole(name="rows", split=(0, 0)), r"'rows', which has parts: pass rows\.train\.$"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            use(vae.model, vae.guide, data)
 
 
 def test_grey_image_data_under_a_bernoulli():

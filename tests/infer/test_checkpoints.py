@@ -293,6 +293,25 @@ def test_resume_from_something_else(tmp_path):
         resume()
 
 
+def test_resume_with_another_optimiser(tmp_path):
+    """Its state means nothing to another one; checkpoints that do not name theirs are taken as they are."""
+    vae = binary_vae()
+    resume = functools.partial(quick, vae.model, vae.guide, binary(), checkpoint=tmp_path / "run", resume=True)
+    resume(epochs=1)
+    before = weights(vae)
+    for optim, name in ((torch.optim.SGD, "SGD"), (torch.optim.AdamW, "AdamW")):
+        with pytest.raises(
+            ValueError, match=rf"written with Adam, but optim gives {name}: resume with the same, or load"
+        ):
+            resume(optim=functools.partial(optim, lr=0.1))
+    assert same(weights(vae), before)
+    facts = tmp_path / "run" / "pair.json"
+    content = json.loads(facts.read_text())
+    assert content.pop("optimizer") == "Adam"
+    facts.write_text(json.dumps(content))
+    assert resume(epochs=2, optim=functools.partial(torch.optim.Adam, lr=0.1)).learning_rate == [1e-3, 1e-3]
+
+
 def test_unwritable_places(tmp_path):
     vae = binary_vae()
     (tmp_path / "file").write_text("")

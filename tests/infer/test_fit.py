@@ -17,6 +17,7 @@ from pyro_vaes.guides import AmortizedNormal
 from pyro_vaes.infer import (
     Callback,
     DReG_ELBO,
+    EarlyStopping,
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
     KLWarmup,
@@ -219,6 +220,7 @@ DATA = {
     "loader": lambda x: DataLoader(Labelled(x), batch_size=32, shuffle=True),
     "list of batches": lambda x: list(x.split(32)),
     "list of one batch": lambda x: [x],
+    "list of numbers with rows": lambda x: [(b, 1.0) for b in x.split(32)],
     "list of tuples": lambda x: [(b, torch.zeros(len(b))) for b in x.split(32)],
 }
 
@@ -336,6 +338,12 @@ def test_held_out_rows_may_be_alone_in_evaluation_mode():
         (lambda: torch.tensor(1.0), "with shape"),
         (lambda: (binary(10), binary(9)), "same number of rows"),
         (lambda: Labelled([object()] * 5), "transform that returns tensors"),
+        (lambda: [[0.1] * D] * 10, r"data is a list of lists of numbers, .* read as batches: torch\.tensor\(rows\)\?"),
+        (lambda: [0.1] * D, r"data is a list of numbers, .* read as batches: torch\.tensor\(rows\)\?"),
+        (
+            lambda: (binary(2), [0, 1]),
+            r"data is a tuple .*, of which one is a list of numbers: torch\.tensor\(labels\)\?",
+        ),
     ],
 )
 def test_data_that_cannot_be_used(data, said):
@@ -480,7 +488,19 @@ def test_arguments_out_of_range():
     vae = binary_vae()
     for arguments, said in [
         ({"epochs": -1}, "epochs"),
+        ({"epochs": 1.5}, r"epochs is 1\.5; a whole number is wanted"),
+        ({"epochs": "3"}, r"epochs is '3'; a whole number is wanted"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 1.5}, r"batch_size is 1\.5; a whole number is wanted"),
+        ({"device": "gpu"}, r"device='gpu' cannot be used here \(Expected one of .*: leave it out to train where the"),
+        ({"device": 1.5}, r"device='1\.5' cannot be used here"),
+        (
+            {"callbacks": EarlyStopping(3)},
+            r"callbacks is one EarlyStopping; a list is wanted: callbacks=\[EarlyStopping\(\.\.\.\)\]",
+        ),
+        ({"callbacks": KLWarmup(3)}, r"callbacks is one KLWarmup; a list is wanted: callbacks=\[KLWarmup\(\.\.\.\)\]"),
+        ({"callbacks": [EarlyStopping]}, r"callbacks holds the class EarlyStopping; an instance is wanted"),
+        ({"callbacks": [print]}, r"callbacks holds a builtin_function_or_method; .* subclass of Callback"),
         ({"resume": True}, "needs the directory"),
         ({"on_nan": "ignore"}, "on_nan"),
     ]:
@@ -491,6 +511,21 @@ def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="must be a Pyro program"):
         quick(None, vae.guide, binary())
     assert quick(vae.model, vae.guide, binary(), epochs=0).train == []
+    assert len(quick(vae.model, vae.guide, binary(), epochs=np.int64(1))) == 1
+
+
+def test_bad_data_leave_the_networks_where_they_are():
+    vae = binary_vae()
+    with pytest.raises(ValueError, match="data is a str"):
+        quick(vae.model, vae.guide, "digits", device="meta")
+    assert {p.device.type for p in vae.parameters()} == {"cpu"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_here():
+    vae = binary_vae()
+    with pytest.raises(ValueError, match=r"device='cuda' cannot be used here \(.*\): leave it out to train where the"):
+        quick(vae.model, vae.guide, binary(), device="cuda")
 
 
 def test_settings_come_back_also_after_an_exception():

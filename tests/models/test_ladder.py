@@ -381,6 +381,13 @@ def test_wrong_numbers_of_networks_are_counted():
         make_ladder().decode([torch.zeros(1, 2)] * 2)
 
 
+def test_a_rung_of_another_length_than_latent_dims_is_named():
+    ladder = LadderVAE(*mlp_ladder(D, [2, 3, 2], width=8), BernoulliLikelihood(), [2, 4, 2])
+    said = r"^The rung of z_2 returns .* vectors of length 3, but latent_dims\[1\] is 4: .*SigmoidNormalHead\(8, 4\)\.$"
+    with pytest.raises(ValueError, match=said):
+        ladder.posteriors(binary())
+
+
 def test_a_rung_that_returns_no_distribution_is_named():
     ladder = make_ladder()
     ladder.rungs[1] = MLP(8, [], 3)

@@ -11,7 +11,16 @@ from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vaes.data import assemble, complete
 from pyro_vaes.infer import fit
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead, OneHot, StandardNormal
+from pyro_vaes.nn import (
+    MLP,
+    BernoulliLikelihood,
+    Chain,
+    GaussianLikelihood,
+    NormalHead,
+    OneHot,
+    SigmoidNormalHead,
+    StandardNormal,
+)
 
 
 def make_vae(**options):
@@ -40,6 +49,67 @@ def test_wrong_widths_are_named():
         vae.model(torch.zeros(5, 4, 4))
     with pytest.raises(ValueError, match="as wide as the data"):
         vae.model(torch.zeros(5, 15))
+
+
+class Halves(torch.nn.Module):
+    """A pair (loc, scale) with this many entries each."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.net = torch.nn.Linear(in_features, 2 * out_features)
+
+    def forward(self, *inputs):
+        loc, raw = self.net(torch.cat(inputs, -1)).chunk(2, -1)
+        return loc, raw.exp()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "cure"),
+    [
+        (Chain(MLP(16, [8], 8), NormalHead(8, 3)), r"give the head 4 outputs, NormalHead\(8, 4\)\.$"),
+        (torch.nn.Sequential(SigmoidNormalHead(16, 3)), r"the head 4 outputs, SigmoidNormalHead\(16, 4\)\.$"),
+        (Halves(16, 3), r"let it return vectors of length 4\.$"),
+    ],
+)
+def test_encoders_of_another_length_than_latent_dim(encoder, cure):
+    vae = VAE(encoder, MLP(4, [8], 16), BernoulliLikelihood(), latent_dim=4)
+    said = r"^The encoder returns a distribution over vectors of length 3, but latent_dim is 4: "
+    with pytest.raises(ValueError, match=said + ".*" + cure):
+        vae.posterior(torch.zeros(5, 16))
+
+
+def test_conditional_networks_of_another_length_than_latent_dim():
+    def make(encoder_dim, prior_dim):
+        encoder, prior = Chain(MLP(16 + 3, [8], 8), NormalHead(8, encoder_dim)), NormalHead(3, prior_dim)
+        return ConditionalVAE(encoder, MLP(4 + 3, [8], 16), BernoulliLikelihood(), 4, prior=prior)
+
+    given = torch.zeros(5, 16), torch.zeros(5, 3)
+    with pytest.raises(
+        ValueError, match=r"^The encoder returns .* length 3, but latent_dim is 4: .*NormalHead\(8, 4\)"
+    ):
+        make(3, 4).guide(*given)
+    with pytest.raises(
+        ValueError, match=r"^The prior network returns .* length 5, but latent_dim is 4: .*NormalHead\(3"
+    ):
+        make(4, 5).model(*given)
+    make(4, 4).model(*given)
+
+
+def test_levels_of_another_length_than_latent_dims():
+    def make(first, second, prior):
+        encoders = [NormalHead(16, first), NormalHead(4, second)]
+        return HierarchicalVAE(encoders, [NormalHead(2, prior)], MLP(4, [8], 16), BernoulliLikelihood(), [4, 2])
+
+    x = torch.zeros(5, 16)
+    with pytest.raises(ValueError, match=r"^The encoder of z_1 returns .* length 3, but latent_dims\[0\] is 4: "):
+        make(3, 2, 4).guide(x)
+    with pytest.raises(ValueError, match=r"^The encoder of z_2 returns .* length 3, but latent_dims\[1\] is 2: "):
+        make(4, 3, 4).guide(x)
+    with pytest.raises(
+        ValueError, match=r"^The prior of z_1 returns .* length 3, but .*0\] is 4: .*NormalHead\(2, 4\)"
+    ):
+        make(4, 2, 3).model(x)
+    make(4, 2, 4).model(x)
 
 
 def test_prior_and_encoder_pairs_are_free():

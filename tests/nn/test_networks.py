@@ -60,8 +60,14 @@ def test_mlp_concatenates_inputs_and_broadcasts_leading_dimensions():
     assert out.shape == (6, 4, 2)
     assert len(list(MLP(5, [], 2, bias=False).parameters())) == 1
     assert (MLP(5, [7], 2, activate_output=True)(torch.randn(9, 5)) >= 0).all()
-    with pytest.raises(ValueError, match="takes 5 features"):
+    with pytest.raises(ValueError, match=r"takes 5 features, but its inputs have 3 .*; give it in_features=3\?$"):
         net(torch.randn(4, 3))
+    with pytest.raises(ValueError, match=r"inputs have 3 \+ 1 .*; give it in_features=4\?$"):
+        net(torch.randn(4, 3), torch.randn(4, 1))
+    with pytest.raises(ValueError, match=r"flatten images first, or give it in_features=3\?$"):
+        net(torch.randn(4, 3, 3))
+    with pytest.raises(ValueError, match=r"^hidden is 32; a list of widths is wanted: \[32\]\.$"):
+        MLP(5, 32, 2)
     with pytest.raises(ValueError, match="positive whole numbers"):
         MLP(5, [0], 2)
 

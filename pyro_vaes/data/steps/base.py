@@ -99,6 +99,34 @@ class Step:
         return self
 
 
+def as_steps(given: Sequence[Step] | Step, example: str = "[ToUnit(), Binarize()]") -> tuple[Step, ...]:
+    """The preprocessing steps, of which there may be one alone.
+
+    Arguments:
+        given: The steps.
+        example: What the error message proposes.
+
+    Raises:
+        ValueError: If something else is given, or among them.
+
+    Example:
+        >>> from pyro_vaes.data import ToUnit
+        >>> as_steps(ToUnit())
+        (ToUnit(low=None, high=None),)
+    """
+    if isinstance(given, Step):
+        return (given,)
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    for step in given if several else (given,):
+        if not isinstance(step, Step):
+            verb = "holds" if several else "is"
+            if isinstance(step, type) and issubclass(step, Step):
+                name = step.__name__
+                raise ValueError(f"preprocess {verb} the class {name}; an instance is wanted: {name}(...).")
+            raise ValueError(f"preprocess {verb} a {type(step).__name__}; steps are wanted, such as {example}.")
+    return tuple(given)
+
+
 def apply_steps(
     steps: Sequence[Step], x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
 ) -> Tensor:
