@@ -42,12 +42,19 @@ class AmortizedGuide(Program):
             )
         self._model = (model,)  # in a tuple, so that a module given as the model does not become a part of the guide
         self.encoder = encoder
-        self._latents: Latents | None = None
+        self._latents: Latents | None = None  # those of the latest batch
+        self._looks: dict[int | None, Latents] = {}  # by the number of its rows
 
     def latents(self, *args: object, **kwargs: object) -> Latents:
-        """The model's latent sites; the model is run once, at the first call."""
-        if self._latents is None:
-            self._latents = find_latents(self._model[0], *args, **kwargs)
+        """The model's latent sites and their plate; the model is run once for each number of rows.
+
+        A plate that draws some of the rows itself is looked at only once: later calls may be with a part of the data.
+        """
+        rows = batch_rows(args, kwargs)
+        if rows in self._looks:
+            self._latents = self._looks[rows]
+        elif self._latents is None or (self._latents.follows_batch and rows is not None):
+            self._latents = self._looks[rows] = find_latents(self._model[0], *args, **kwargs)
         return self._latents
 
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:

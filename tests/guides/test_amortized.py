@@ -11,7 +11,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_vaes.diagnostics import log_likelihood
-from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.guides import AmortizedLaplace, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, MultivariateNormalHead, NormalHead
 from pyro_vaes.theory import ProbabilisticPCA
@@ -153,6 +153,57 @@ def test_the_last_short_batch_needs_nothing():
     guide = AmortizedNormal(vae.model, NormalHead(6, 3))
     for rows in (8, 3, 20):
         assert guide(x[:rows])["z"].shape == (rows, 3)
+
+
+@pytest.mark.parametrize("sizes", [(20, 8, 20), (8, 20, 5), (20, 20, 8)])
+@pytest.mark.parametrize("make", [AmortizedMultivariateNormal, AmortizedLaplace])
+def test_the_plate_is_that_of_each_batch(make, sizes):
+    """A plate of N data is a plain one for all of them and subsamples a mini-batch, whichever comes first."""
+    vae, ppca, x = linear_gaussian()
+
+    def minibatch(x):
+        with pyro.plate("data", 20, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(vae.decoder(z), 0.4).to_event(1), obs=x)
+
+    guide = make(minibatch, Exact(ppca))
+    for rows in sizes:
+        loss = Trace_ELBO().loss(minibatch, guide, x[:rows])
+        assert abs(-loss - 20 / rows * ppca.log_prob(x[:rows]).sum().item()) < 1e-8
+        assert torch.allclose(guide.posterior(x[:rows]).mean, ppca.posterior(x[:rows]).mean)
+
+
+def test_another_look_at_the_model_leaves_no_trace():
+    """Each size of a batch is looked at once; generator and buffers stay as they are."""
+    norm, runs = nn.BatchNorm1d(6), []
+
+    def model(x):
+        runs.append(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(norm(z), 0.4).to_event(1), obs=x)
+
+    guide, x = AmortizedNormal(model, NormalHead(6, 6)), torch.randn(20, 6)
+    before, state = {n: b.clone() for n, b in norm.named_buffers()}, torch.get_rng_state()
+    for rows in (20, 8, 20, 8, 3, 3):
+        guide.posterior(x[:rows])
+    assert runs == [20, 8, 3]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(b, before[n]) for n, b in norm.named_buffers())
+
+
+def test_a_plate_that_draws_its_rows_is_looked_at_once():
+    """Behind its first look some of the rows will do, on which the program itself could not run."""
+    _, ppca, x = linear_gaussian()
+
+    def own_rows(x):
+        with pyro.plate("data", 20, subsample_size=5) as rows:
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.zeros(6), 1.0).to_event(1), obs=x[rows])
+
+    guide = AmortizedMultivariateNormal(own_rows, Exact(ppca))
+    guide(x)
+    assert guide.posterior(x[:3]).batch_shape == (3,)
 
 
 def test_the_model_is_no_part_of_the_guide():
