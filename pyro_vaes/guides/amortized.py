@@ -19,6 +19,7 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
+from pyro_vaes.guides.placed import placed
 from pyro_vaes.nn.module import Program, as_posterior
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
@@ -79,7 +80,7 @@ class AmortizedGuide(Program):
         # encoders that run the program (a Laplace component of a mixture) do so before its plate is entered
         q = self.encode(*args, rows=plate.indices if latents.subsample_size is not None else None, **kwargs)
         with plate:
-            return self.sample(q)
+            return self.sample(placed(q, latents.inner))
 
     def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""

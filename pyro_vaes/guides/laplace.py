@@ -17,7 +17,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import pyro
 import torch
@@ -30,6 +30,7 @@ from pyro_vaes.guides.curvature import Curvature
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import batch_rows
 from pyro_vaes.guides.newton import factorise, improving, newton_step
+from pyro_vaes.guides.placed import placed
 from pyro_vaes.guides.schedules import decaying
 from pyro_vaes.nn.module import as_posterior
 
@@ -119,11 +120,7 @@ class AmortizedLaplace(AmortizedGuide):
         # the program runs before its plate is entered, which it enters itself
         rows = plate.indices if latents.subsample_size is not None else None
         start, q = self._start_and_end(*args, rows=rows, **kwargs)
-        inner = (1,) * (-latents.dim - 1)  # batch dimensions to the right of the data plate
-        q = PrecisionNormal(
-            q.loc.reshape(q.batch_shape + inner + q.event_shape),
-            q.chol_precision.reshape(q.batch_shape + inner + q.event_shape * 2),
-        )
+        q = cast(PrecisionNormal, placed(q, latents.inner))
         with plate:
             if self.start_weight:
                 self._train_start(start.reshape(q.loc.shape), q)

@@ -81,6 +81,11 @@ class Latents:
         """Whether the plate held as many rows as the arguments, so that it may be another one for another batch."""
         return self.rows is not None and (self.full_size is None or self.subsample_size == self.rows)
 
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Batch dimensions to the right of the data plate: those of the plates inside it, which hold no latent."""
+        return (1,) * (-self.dim - 1)
+
     def describe(self) -> str:
         return ", ".join(f"{s.name} {tuple(s.event_shape)}" for s in self.sites)
 

@@ -107,16 +107,6 @@ class SemiAmortized(AmortizedGuide):
     def latents(self, *args: object, **kwargs: object) -> Latents:
         return self.encoder.latents(*args, **kwargs)
 
-    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args))
-        # the program runs before its plate is entered, which it enters itself
-        q = self.encode(*args, rows=plate.indices if latents.subsample_size is not None else None, **kwargs)
-        base, inner = self.encoder.diagonal(q), (1,) * (-latents.dim - 1)  # dimensions to the right of the data plate
-        shape = q.batch_shape + inner + q.event_shape
-        with plate:
-            return self.sample(Normal(base.loc.reshape(shape), base.scale.reshape(shape)).to_event(1))
-
     def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
         return self.encoder.sample(q)

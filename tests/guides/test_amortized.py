@@ -7,13 +7,29 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vaes.diagnostics import log_likelihood
-from pyro_vaes.guides import AmortizedLaplace, AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.guides import (
+    AmortizedHouseholder,
+    AmortizedIAF,
+    AmortizedLaplace,
+    AmortizedMultivariateNormal,
+    AmortizedNormal,
+)
+from pyro_vaes.guides.amortized import AmortizedGuide
+from pyro_vaes.infer import ImportanceWeighted_ELBO
 from pyro_vaes.models import VAE
-from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, MultivariateNormalHead, NormalHead
+from pyro_vaes.nn import (
+    MLP,
+    Chain,
+    GaussianLikelihood,
+    HouseholderHead,
+    IAFHead,
+    MultivariateNormalHead,
+    NormalHead,
+)
 from pyro_vaes.theory import ProbabilisticPCA
 
 
@@ -204,6 +220,68 @@ def test_a_plate_that_draws_its_rows_is_looked_at_once():
     guide = AmortizedMultivariateNormal(own_rows, Exact(ppca))
     guide(x)
     assert guide.posterior(x[:3]).batch_shape == (3,)
+
+
+PLACED = {
+    "normal": (AmortizedNormal, lambda: NormalHead(6, 3)),
+    "full": (AmortizedMultivariateNormal, lambda: MultivariateNormalHead(6, 3)),
+    "householder": (AmortizedHouseholder, lambda: HouseholderHead(6, 3, flows=2)),
+    "iaf": (AmortizedIAF, lambda: IAFHead(6, 3, flows=2, hidden=[5])),
+}
+
+
+def nested_plates(vae, x):
+    """The VAE with a plate of pixels inside the plate of the data."""
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))  # (B, 1, 3)
+        with pyro.plate("pixels", 6, dim=-1):
+            pyro.sample("x", dist.Normal(vae.decoder(z).squeeze(-2), 0.4), obs=x)
+
+
+@pytest.mark.parametrize("bound", [Trace_ELBO(), ImportanceWeighted_ELBO(4)], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize("name", PLACED)
+def test_a_plate_of_pixels_inside_the_plate_of_data(name, bound):
+    """The loss is that of the same program with its pixels in an event."""
+    vae, _, x = linear_gaussian()
+    make, head = PLACED[name]
+    encoder, losses = head(), []
+    for model in (vae.model, lambda x: nested_plates(vae, x)):
+        guide = make(model, encoder)
+        guide.latents(x)
+        pyro.set_rng_seed(3)
+        losses.append(bound.differentiable_loss(model, guide, x))
+    assert guide(x)["z"].shape == (20, 1, 3) and guide.posterior(x).batch_shape == (20,)
+    torch.testing.assert_close(losses[1], losses[0])
+    one, two = (torch.autograd.grad(loss, list(encoder.parameters())) for loss in losses)
+    torch.testing.assert_close(two, one)
+
+
+def test_the_analytic_kl_survives_nested_plates():
+    vae, _, x = linear_gaussian()
+    encoder, losses = NormalHead(6, 3), []
+    for model in (vae.model, lambda x: nested_plates(vae, x)):
+        pyro.set_rng_seed(3)
+        losses.append(TraceMeanField_ELBO().loss(model, AmortizedNormal(model, encoder), x))
+    assert losses[1] == pytest.approx(losses[0])
+
+
+def test_an_encoder_may_bring_its_batch_into_the_plate_itself():
+    vae, _, x = linear_gaussian()
+
+    class Placed(NormalHead):
+        def forward(self, x):
+            return super().forward(x.unsqueeze(-2))
+
+    guide = AmortizedNormal(lambda x: nested_plates(vae, x), Placed(6, 3))
+    assert guide(x)["z"].shape == (20, 1, 3)
+
+    class Scaled(NormalHead):
+        def forward(self, x):
+            maps = [dist.transforms.AffineTransform(0.0, x[:, :3].exp(), event_dim=1)]
+            return dist.TransformedDistribution(super().forward(x), maps)
+
+    with pytest.raises(ValueError, match=r"TransformedDistribution.*batch shape \(B, 1\)"):
+        AmortizedGuide(lambda x: nested_plates(vae, x), Scaled(6, 3))(x)
 
 
 def test_the_model_is_no_part_of_the_guide():

@@ -33,7 +33,7 @@ from pyro_vaes.infer import (
     scale_latents,
 )
 from pyro_vaes.models import VAE
-from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead, WeightHead
+from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, IAFHead, NormalHead, WeightHead
 from pyro_vaes.theory import ProbabilisticPCA
 from tests.guides.mixtures import (
     POSTERIOR,
@@ -609,6 +609,33 @@ def test_keywords_reach_components_that_run_the_model():
     x = torch.randn(4, 2)
     found = guide.posterior(x, scale=0.1).components[0].precision_matrix
     assert torch.allclose(found, 101 * torch.eye(2).expand(4, 2, 2))
+
+
+@pytest.mark.parametrize("bound", [StratifiedMixture_ELBO, RecursiveMixture_ELBO])
+def test_a_plate_of_pixels_inside_the_plate_of_data(bound):
+    """The loss is that of the same program with its pixels in an event."""
+    vae, guide, x = small_pair()
+
+    def nested(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))  # (B, 1, 2)
+            with pyro.plate("pixels", D, dim=-1):
+                scale = vae.likelihood.scale
+                pyro.sample("x", dist.Normal(vae.decoder(z).squeeze(-2), scale), obs=x)
+
+    flows = [NormalHead(D, 2), Chain(MLP(D, [5], 5), IAFHead(5, 2, flows=2, hidden=[4]))]
+    for components, weights in ((guide.encoder.components, guide.encoder.weights), (flows, [MLP(D, [], 1)])):
+        found = []
+        for model in (vae.model, nested):
+            mixture = AmortizedMixture(model, components, weights)
+            loss = bound()
+            loss.loss(model, mixture, x)
+            pyro.set_rng_seed(1)
+            found.append(loss.differentiable_loss(model, mixture, x))
+            found.append(torch.autograd.grad(found[-1], list(mixture.parameters())))
+        torch.testing.assert_close(found[2], found[0])
+        torch.testing.assert_close(found[3], found[1])
+        assert mixture(x)["z"].shape == (9, 1, 2)
 
 
 @pytest.mark.parametrize("bound", [RecursiveMixture_ELBO(schedule="sequential"), StratifiedMixture_ELBO()])
