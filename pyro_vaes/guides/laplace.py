@@ -25,7 +25,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import PrecisionNormal
-from pyro_vaes.guides.amortized import AmortizedGuide, taken_rows
+from pyro_vaes.guides.amortized import AmortizedGuide
 from pyro_vaes.guides.curvature import Curvature
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import batch_rows
@@ -49,9 +49,9 @@ class AmortizedLaplace(AmortizedGuide):
 
     Arguments:
         model: The program, such as ``vae.model``.
-        start: Network called with the model's arguments, for the mean that the steps start from: it returns a tensor
-            with shape ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or
-            another amortised guide.
+        start: Network called as an encoder is, for the mean that the steps start from: it returns a tensor with shape
+            ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or another
+            amortised guide.
         steps: Number T of updates, 0 or more.
         schedule: Step size a_t for t = 0, .., T-1: the authors' by default, or ``geometric``, or any function. The step
             of a constrained site is at most 2 long in its unconstrained space before it is multiplied by a_t.
@@ -116,7 +116,7 @@ class AmortizedLaplace(AmortizedGuide):
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args))
+        plate = latents.data_plate(batch_rows(args, kwargs))
         # the program runs before its plate is entered, which it enters itself
         rows = plate.indices if latents.subsample_size is not None else None
         start, q = self._start_and_end(*args, rows=rows, **kwargs)
@@ -155,12 +155,8 @@ class AmortizedLaplace(AmortizedGuide):
 
     def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
         """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""
-        start, numel = self.encoder, self.latents(*args, **kwargs).numel
-        if isinstance(start, AmortizedGuide):
-            mean = start.encode(*args, rows=rows, **kwargs).mean
-        else:
-            output = start(*taken_rows(args, rows))
-            mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
+        numel, output = self.latents(*args, **kwargs).numel, self._encoded(args, kwargs, rows)
+        mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
         if mean.dim() != 2 or mean.shape[-1] != numel:
             raise ValueError(
                 f"The network to start from returns means of shape {tuple(mean.shape)}, but the model's latent sites "

@@ -111,10 +111,6 @@ class SemiAmortized(AmortizedGuide):
         """Sample every latent site of the model from q."""
         return self.encoder.sample(q)
 
-    def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
-        """q(z | x) after the steps, over the unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
-        return self.encode(*args, rows=rows, **kwargs)
-
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The refined normal of these rows of the arguments; must be called outside the data plate."""
         latents = self.latents(*args, **kwargs)

@@ -15,8 +15,10 @@ from pyro_vaes.guides import (
     AmortizedHouseholder,
     AmortizedIAF,
     AmortizedLaplace,
+    AmortizedMixture,
     AmortizedMultivariateNormal,
     AmortizedNormal,
+    SemiAmortized,
 )
 from pyro_vaes.guides.amortized import AmortizedGuide
 from pyro_vaes.infer import ImportanceWeighted_ELBO
@@ -282,6 +284,64 @@ def test_an_encoder_may_bring_its_batch_into_the_plate_itself():
 
     with pytest.raises(ValueError, match=r"TransformedDistribution.*batch shape \(B, 1\)"):
         AmortizedGuide(lambda x: nested_plates(vae, x), Scaled(6, 3))(x)
+
+
+class Labelled(nn.Module):
+    """A normal whose mean has the labels added, or a weight with their mean."""
+
+    def __init__(self, *, weight=False):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x, y=None):
+        loc = x[:, :3] + (0.0 if y is None else y)
+        return loc.mean(-1) if self.weight else dist.Normal(loc, 1.0).to_event(1)
+
+
+def labelled(x, y=None):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0 if y is None else y, 1.0).expand([len(x), 3]).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AmortizedNormal(labelled, Labelled()),
+        lambda: SemiAmortized(AmortizedNormal(labelled, Labelled()), steps=1).eval(),
+        lambda: AmortizedLaplace(labelled, Labelled(), steps=0),
+        lambda: AmortizedMixture(labelled, [Labelled(), Labelled()], [Labelled(weight=True)]),
+    ],
+    ids=["normal", "semi", "laplace", "mixture"],
+)
+def test_encoders_get_the_keywords_that_they_take(make):
+    x, y, guide = torch.randn(5, 3), torch.randn(5, 3), make()
+    wanted = guide.posterior(x, y).mean
+    assert not torch.allclose(wanted, guide.posterior(x).mean)
+    for args, kwargs in (((x,), {"y": y}), ((), {"x": x, "y": y}), ((), {"y": y, "x": x})):
+        assert torch.equal(guide.posterior(*args, **kwargs).mean, wanted)
+        assert guide(*args, **kwargs)["z"].shape == (5, 3)
+
+
+def test_keywords_that_an_encoder_does_not_take_stay_with_the_model():
+    x, y = torch.randn(5, 3), torch.randn(5, 3)
+    guide = AmortizedNormal(labelled, NormalHead(3, 3))
+    assert torch.equal(guide.posterior(x, y=y).mean, guide.posterior(x).mean)
+    with pytest.raises(ValueError, match=r"keywords \['x', 'y'\].*guide\(x, y=y\)"):
+        guide(x=x, y=y)
+
+
+def test_rows_are_taken_of_keywords_too():
+    x, y = torch.randn(20, 3), torch.randn(20, 3)
+
+    def model(x, y=None):
+        with pyro.plate("data", 20, subsample_size=5) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[rows])
+
+    trace = poutine.trace(AmortizedNormal(model, Labelled())).get_trace(x, y=y)
+    rows = trace.nodes["data"]["value"]
+    assert torch.equal(trace.nodes["z"]["fn"].mean, x[rows] + y[rows])
 
 
 def test_the_model_is_no_part_of_the_guide():

@@ -611,6 +611,36 @@ def test_keywords_reach_components_that_run_the_model():
     assert torch.allclose(found, 101 * torch.eye(2).expand(4, 2, 2))
 
 
+def test_components_may_be_guides_of_guides_under_a_plate_that_draws_its_rows():
+    """Each component sees the rows that the plate has drawn, however deep it is."""
+    vae, ppca, x = orthogonal_ppca()
+    weight, bias = vae.decoder[0].weight.detach(), vae.decoder[0].bias.detach()
+
+    def own_rows(x):
+        with pyro.plate("data", 8, subsample_size=3) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T + bias, 0.5).to_event(1), obs=x[rows])
+
+    deep = [
+        SemiAmortized(AmortizedNormal(own_rows, Exact(ppca)), steps=1).eval(),
+        AmortizedLaplace(own_rows, AmortizedNormal(own_rows, Exact(ppca)), steps=1),
+        AmortizedMixture(own_rows, [Exact(ppca), AmortizedLaplace(own_rows, Exact(ppca))], [FreeWeight()]),
+    ]
+    guide = AmortizedMixture(own_rows, [Exact(ppca), *deep[:2]], [FreeWeight(), FreeWeight()])
+    trace = poutine.trace(guide).get_trace(x)
+    rows, q = trace.nodes["data"]["value"], trace.nodes["z"]["fn"]
+    for component in (q.components[0], q.components[2]):
+        assert torch.allclose(component.mean, ppca.posterior(x[rows]).mean)
+    wanted = deep[0].posterior(x, rows=rows).mean
+    assert torch.allclose(q.components[1].mean, wanted)
+    for bound in (StratifiedMixture_ELBO(), RecursiveMixture_ELBO(), Trace_ELBO()):
+        assert math.isfinite(bound.loss(own_rows, guide, x))
+    assert torch.allclose(guide.posterior(x, rows=rows).mean, q.mean)
+    nested = AmortizedMixture(own_rows, [Exact(ppca), deep[2]], [FreeWeight()])
+    trace = poutine.trace(nested).get_trace(x)
+    assert torch.allclose(trace.nodes["z"]["fn"].mean, ppca.posterior(x[trace.nodes["data"]["value"]]).mean)
+
+
 @pytest.mark.parametrize("bound", [StratifiedMixture_ELBO, RecursiveMixture_ELBO])
 def test_a_plate_of_pixels_inside_the_plate_of_data(bound):
     """The loss is that of the same program with its pixels in an event."""
