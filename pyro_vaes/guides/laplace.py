@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pyro_vaes.distributions import PrecisionNormal
 from pyro_vaes.guides.amortized import AmortizedGuide
 from pyro_vaes.guides.curvature import Curvature
+from pyro_vaes.guides.differentiable import differentiable
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import batch_rows
 from pyro_vaes.guides.newton import factorise, improving, newton_step
@@ -146,12 +147,13 @@ class AmortizedLaplace(AmortizedGuide):
         self, *args: object, rows: Tensor | None = None, **kwargs: object
     ) -> tuple[Tensor, PrecisionNormal]:
         latents = self.latents(*args, **kwargs)
-        rows = latents.program_rows(rows, batch_rows(args))
-        mu = self.mean_at_start(*args, rows=rows, **kwargs)
-        joint = Joint(self._model[0], latents, args, kwargs, rows)
-        with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
-            mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
-            return mu, self._refine(mu, joint)
+        rows = latents.program_rows(rows, batch_rows(args, kwargs))
+        with differentiable(args, kwargs, rows) as given:
+            mu = self.mean_at_start(*given.args, rows=given.rows, **given.kwargs)
+            joint = Joint(self._model[0], latents, given.args, given.kwargs, given.rows)
+            with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
+                mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
+                return mu, self._refine(mu, joint)
 
     def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
         """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""

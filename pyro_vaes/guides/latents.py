@@ -15,6 +15,8 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 from torch.nn.parameter import is_lazy
 
+from pyro_vaes.guides.differentiable import differentiable
+
 __all__ = ["Latents", "LatentSite", "find_latents"]
 
 
@@ -159,8 +161,9 @@ def find_latents(model: Callable[..., object], *args: object, **kwargs: object) 
             plate, or a support depends on other variables.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), untouched_buffers(), torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    with torch.random.fork_rng(devices=devices), untouched_buffers(), differentiable(args, kwargs) as given:
+        with torch.no_grad(), poutine.block():
+            trace = poutine.trace(model).get_trace(*given.args, **given.kwargs)
     messages = [
         site
         for site in trace.nodes.values()

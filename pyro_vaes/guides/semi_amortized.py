@@ -20,6 +20,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedNormal
+from pyro_vaes.guides.differentiable import differentiable
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import Latents, batch_rows
 
@@ -114,15 +115,16 @@ class SemiAmortized(AmortizedGuide):
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The refined normal of these rows of the arguments; must be called outside the data plate."""
         latents = self.latents(*args, **kwargs)
-        rows = latents.program_rows(rows, batch_rows(args))
-        q = self.encoder.encode(*args, rows=rows, **kwargs)
-        start = self.encoder.diagonal(q)
-        if not self.steps:
-            return q
-        first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
-        refined = self._climb(first, Joint(self._model[0], latents, args, kwargs, rows))
-        loc, log_scale = refined.chunk(2, -1)
-        return Normal(loc, log_scale.exp()).to_event(1)
+        rows = latents.program_rows(rows, batch_rows(args, kwargs))
+        with differentiable(args, kwargs, rows) as given:
+            q = self.encoder.encode(*given.args, rows=given.rows, **given.kwargs)
+            start = self.encoder.diagonal(q)
+            if not self.steps:
+                return q
+            first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
+            refined = self._climb(first, Joint(self._model[0], latents, given.args, given.kwargs, given.rows))
+            loc, log_scale = refined.chunk(2, -1)
+            return Normal(loc, log_scale.exp()).to_event(1)
 
     def _climb(self, first: Tensor, joint: Joint) -> Tensor:
         """lambda_T from lambda_0, with gradients through the steps, past them, or none, as the ambient mode has it."""
