@@ -77,8 +77,7 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         whole = _whole_gradients(model_trace, guide_trace, handed_over, v, plate)
         _multiply_gradients(handed_over, v, plate)  # by v_k what log p sends back to z_k, which has one v_k already
         bound = (log_w.logsumexp(0) - math.log(num) + objective_terms(model_trace, drawn, plate.dim)).sum()
-        scale = 1.0 if plate.full_size is None else plate.full_size / len(log_w[0])
-        return -scale * (bound + whole - gates.path(log_q, v.square()))
+        return -plate.scale(model_trace) * (bound + whole - gates.path(log_q, v.square()))
 
 
 def _handed_over(guide_trace: Trace) -> Trace:
