@@ -24,7 +24,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Program
+from pyro_vaes.infer.bound import Program, with_keywords
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.infer.importance import (
     DataPlate,
@@ -61,8 +61,9 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         torch.Size([])
     """
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, with the doubly reparameterised gradient for the guide."""
+        model, guide = with_keywords((model, guide), kwargs)
         plate, num = self._plate(model, guide, args), self.num_particles
         guide_trace, gates = gated_trace(over_particles(guide, num, plate), args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)

@@ -19,7 +19,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program, Seen
+from pyro_vaes.infer.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.handlers import is_objective_only
 from pyro_vaes.infer.pair import preserve_rng
 
@@ -194,8 +194,9 @@ class ImportanceWeighted_ELBO(Bound):
         super().__init__(num_particles=num_particles)
         self._seen = Seen[DataPlate]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, differentiable through reparameterised sites."""
+        model, guide = with_keywords((model, guide), kwargs)
         plate = self._plate(model, guide, args)
         log_weights, guide_trace, model_trace = per_datum_log_weights(model, guide, args, self.num_particles, plate)
         self._refuse_score_function(guide_trace)

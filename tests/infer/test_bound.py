@@ -1,12 +1,14 @@
-"""What all bounds share: the scale of the batch at hand."""
+"""What all bounds share: the scale of the batch at hand, keywords for both programs, one look at a pair."""
 
 import functools
+import gc
+import weakref
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_vaes.distributions import RecursiveMixture
@@ -60,8 +62,11 @@ def mixture_guide(x):
         pyro.sample("z", RecursiveMixture(normals, torch.zeros(len(x), 1)))
 
 
-def pair(name):
-    return minibatch, mixture_guide if name in ("stratified", "recursive") else normal_guide
+def pair(name, keywords=False):
+    guide = mixture_guide if name in ("stratified", "recursive") else normal_guide
+    if not keywords:
+        return minibatch, guide
+    return lambda x, shift=0.0: minibatch(x + shift), lambda x, shift=0.0: guide(x + shift)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -80,6 +85,62 @@ def test_the_scale_is_that_of_the_batch_at_hand(name):
             pyro.set_rng_seed(1)
             losses.append(bound.loss(model, guide, x[:second]))
         assert losses[2] == losses[1]
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_keywords_are_those_of_each_call(name):
+    """By loss, its gradients and SVI as by position; a bound keeps no keyword of an earlier call."""
+    model, guide = pair(name, keywords=True)
+    bound, x = BOUNDS[name](), torch.randn(12, 3)
+    for shift in (torch.ones(12, 3), torch.zeros(12, 3), torch.randn(12, 3)):
+        losses = []
+        for args, kwargs in (((x, shift), {}), ((x,), {"shift": shift}), ((), {"x": x, "shift": shift})):
+            for call in (bound.loss, bound.differentiable_loss, bound.loss_and_grads):
+                pyro.set_rng_seed(1)
+                call(model, guide, *args, **kwargs)
+                pyro.set_rng_seed(1)
+                losses.append(torch.as_tensor(call(model, guide, *args, **kwargs)).item())
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
+    held = weakref.ref(shift)
+    del shift, args, kwargs
+    if "adversarial" not in name:  # which holds the images of its latest run for the discriminator
+        gc.collect()
+        assert held() is None
+
+
+def test_keywords_under_svi():
+    """A step of SVI by keywords is that by position."""
+    x, shift, found = torch.randn(12, 3), torch.randn(12, 3), []
+    for args, kwargs in (((x, shift), {}), ((x,), {"shift": shift})):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(4)
+
+        def model(x, shift=0.0):
+            minibatch(x + pyro.param("bias", torch.zeros(3)) + shift)
+
+        def guide(x, shift=0.0):
+            normal_guide(x + shift)
+
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), ImportanceWeighted_ELBO(2))
+        found.append([svi.step(*args, **kwargs), svi.step(*args, **kwargs), svi.evaluate_loss(*args, **kwargs)])
+        found[-1].append(pyro.param("bias").detach())
+    assert found[0][:3] == found[1][:3] and torch.equal(found[0][3], found[1][3])
+
+
+def test_keywords_make_no_bound_look_again():
+    runs = []
+
+    def model(x, shift=0.0):
+        runs.append(1)
+        minibatch(x + shift)
+
+    def guide(x, shift=0.0):
+        normal_guide(x + shift)
+
+    bound = ImportanceWeighted_ELBO(2)
+    for _ in range(3):
+        bound.loss(model, guide, torch.randn(12, 3), shift=torch.randn(12, 3))
+    assert len(runs) == 4, "one look and three losses"
 
 
 def exact_guide(x):
