@@ -125,8 +125,7 @@ class _Family:
     def distribution(self, *, fixed: bool = False) -> TorchDistribution:
         """q; with ``fixed`` parameters its density has no score function."""
         loc, raw = (p.detach() if fixed else p for p in (self.loc, self.raw))
-        inner = (1,) * (-self.latents.dim - 1)  # batch dimensions to the right of the data plate
-        scale = softplus(raw) + NARROWEST
+        inner, scale = self.latents.inner, softplus(raw) + NARROWEST
         loc, scale = (t.reshape(t.shape[:1] + inner + t.shape[1:]) for t in (loc, scale))
         if self.lower is None:
             return Normal(loc, scale).to_event(1)

@@ -12,13 +12,15 @@ References:
     | https://arxiv.org/abs/1603.00788
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 
 import pyro
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
+from pyro_vaes.guides.placed import placed
 from pyro_vaes.nn.module import Program, as_posterior
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
@@ -29,8 +31,8 @@ class AmortizedGuide(Program):
 
     Arguments:
         model: Any Pyro program whose latents are continuous and lie in one data plate.
-        encoder: Called with the model's arguments; returns a distribution over vectors of the latents' total
-            (unconstrained) dimension, or a pair ``(loc, scale)``.
+        encoder: Called with the model's positional arguments, and those keywords that its ``forward`` takes; returns a
+            distribution over vectors of the latents' total (unconstrained) dimension, or a pair ``(loc, scale)``.
     """
 
     def __init__(self, model: Callable[..., object], encoder: nn.Module) -> None:
@@ -42,19 +44,25 @@ class AmortizedGuide(Program):
             )
         self._model = (model,)  # in a tuple, so that a module given as the model does not become a part of the guide
         self.encoder = encoder
-        self._latents: Latents | None = None
+        self._latents: Latents | None = None  # those of the latest batch
+        self._looks: dict[int | None, Latents] = {}  # by the number of its rows
 
     def latents(self, *args: object, **kwargs: object) -> Latents:
-        """The model's latent sites; the model is run once, at the first call."""
-        if self._latents is None:
-            self._latents = find_latents(self._model[0], *args, **kwargs)
+        """The model's latent sites and their plate; the model is run once for each number of rows.
+
+        A plate that draws some of the rows itself is looked at only once: later calls may be with a part of the data.
+        """
+        rows = batch_rows(args, kwargs)
+        if rows in self._looks:
+            self._latents = self._looks[rows]
+        elif self._latents is None or (self._latents.follows_batch and rows is not None):
+            self._latents = self._looks[rows] = find_latents(self._model[0], *args, **kwargs)
         return self._latents
 
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
         latents = self.latents(*args, **kwargs)
-        keywords = kwargs if getattr(self.encoder, "takes_keywords", False) else {}
-        q = as_posterior(self.encoder(*taken_rows(args, rows), **keywords))
+        q = as_posterior(self._encoded(args, kwargs, rows))
         if q.event_shape != (latents.numel,):
             raise ValueError(
                 f"The encoder returns vectors of shape {tuple(q.event_shape)}, but the model's latent sites need "
@@ -62,17 +70,21 @@ class AmortizedGuide(Program):
             )
         return q
 
-    def posterior(self, *args: object, **kwargs: object) -> TorchDistribution:
+    def _encoded(self, args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None) -> object:
+        """What the encoder returns."""
+        return output_of(self.encoder, args, kwargs, rows)
+
+    def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
-        return self.encode(*args, rows=None, **kwargs)
+        return self.encode(*args, rows=rows, **kwargs)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args))
+        plate = latents.data_plate(batch_rows(args, kwargs))
         # encoders that run the program (a Laplace component of a mixture) do so before its plate is entered
         q = self.encode(*args, rows=plate.indices if latents.subsample_size is not None else None, **kwargs)
         with plate:
-            return self.sample(q)
+            return self.sample(placed(q, latents.inner))
 
     def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
@@ -80,12 +92,50 @@ class AmortizedGuide(Program):
         return self._latents.sample_flat(q)
 
 
-def taken_rows(args: tuple[object, ...], rows: Tensor | None) -> tuple[object, ...]:
-    """The rows that a plate drew of all arguments with as many rows as the first, unless it drew them all."""
-    total = batch_rows(args)
+def output_of(
+    network: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None
+) -> object:
+    """What a network, or another guide, makes of the rows that a plate drew.
+
+    The rows are taken of all arguments with as many rows as the first, unless the plate drew them all. A network gets
+    those keywords that its ``forward`` takes; a guide, which runs the model, gets all of them.
+
+    Raises:
+        ValueError: The network needs a positional argument, and all came as keywords of other names.
+    """
+    if isinstance(network, AmortizedGuide):
+        return network.encode(*args, rows=rows, **kwargs)
+    keywords = _accepted(network, len(args), kwargs) if kwargs else {}
+    total = batch_rows(args, kwargs)
     if rows is None or total is None or len(rows) == total:
-        return args
-    return tuple(a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == total else a for a in args)
+        return network(*args, **keywords)
+
+    def taken(value: object) -> object:
+        return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == total else value
+
+    return network(*map(taken, args), **{name: taken(value) for name, value in keywords.items()})
+
+
+def _accepted(network: Callable[..., object], num_args: int, kwargs: Mapping[str, object]) -> dict[str, object]:
+    """Those keywords that a network takes beside so many positional arguments."""
+    try:
+        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
+    except ValueError:  # a compiled function
+        return {}
+    parameters = signature.parameters.values()
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = {p.name for p in by_name}.difference(p.name for p in by_position[:num_args])
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    keywords = {name: value for name, value in kwargs.items() if takes_all or name in names}
+    lacks = {p.name for p in by_position if p.default is p.empty and p.name not in keywords}
+    if not num_args and not takes_all and (lacks or any(p.kind is p.VAR_POSITIONAL for p in parameters)):
+        first, *rest = kwargs
+        raise ValueError(
+            f"The guide was called with the keywords {list(kwargs)} alone, but {type(network).__name__}{signature} "
+            f"takes what it encodes by position: guide({', '.join([first, *(f'{name}={name}' for name in rest)])})?"
+        )
+    return keywords
 
 
 class AmortizedNormal(AmortizedGuide):

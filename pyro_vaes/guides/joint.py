@@ -70,9 +70,8 @@ class Joint:
         """The program's sites with their latents set by ``z``, which has shape ``(B, numel)``."""
         data: dict[str, Tensor] = {} if self.rows is None else {self.latents.plate: self.rows}
         log_dets = {}
-        inner = (1,) * (-self.latents.dim - 1)  # batch dimensions to the right of the data plate
         for site, part in zip(self.latents.sites, self.latents.split(z), strict=True):
-            value, log_det = site.constrain(part.reshape(part.shape[:1] + inner + part.shape[1:]))
+            value, log_det = site.constrain(part.reshape(part.shape[:1] + self.latents.inner + part.shape[1:]))
             data[site.name], log_dets[site.name] = value, log_det
         # parameters stay visible: the training loop and SVI find them, and a handler keeps them with their modules
         with poutine.block(hide_types=["sample", "observe"]):

@@ -17,7 +17,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import pyro
 import torch
@@ -25,11 +25,13 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import PrecisionNormal
-from pyro_vaes.guides.amortized import AmortizedGuide, taken_rows
+from pyro_vaes.guides.amortized import AmortizedGuide
 from pyro_vaes.guides.curvature import Curvature
+from pyro_vaes.guides.differentiable import differentiable
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import batch_rows
 from pyro_vaes.guides.newton import factorise, improving, newton_step
+from pyro_vaes.guides.placed import placed
 from pyro_vaes.guides.schedules import decaying
 from pyro_vaes.nn.module import as_posterior
 
@@ -48,9 +50,9 @@ class AmortizedLaplace(AmortizedGuide):
 
     Arguments:
         model: The program, such as ``vae.model``.
-        start: Network called with the model's arguments, for the mean that the steps start from: it returns a tensor
-            with shape ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or
-            another amortised guide.
+        start: Network called as an encoder is, for the mean that the steps start from: it returns a tensor with shape
+            ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or another
+            amortised guide.
         steps: Number T of updates, 0 or more.
         schedule: Step size a_t for t = 0, .., T-1: the authors' by default, or ``geometric``, or any function. The step
             of a constrained site is at most 2 long in its unconstrained space before it is multiplied by a_t.
@@ -115,15 +117,11 @@ class AmortizedLaplace(AmortizedGuide):
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args))
+        plate = latents.data_plate(batch_rows(args, kwargs))
         # the program runs before its plate is entered, which it enters itself
         rows = plate.indices if latents.subsample_size is not None else None
         start, q = self._start_and_end(*args, rows=rows, **kwargs)
-        inner = (1,) * (-latents.dim - 1)  # batch dimensions to the right of the data plate
-        q = PrecisionNormal(
-            q.loc.reshape(q.batch_shape + inner + q.event_shape),
-            q.chol_precision.reshape(q.batch_shape + inner + q.event_shape * 2),
-        )
+        q = cast(PrecisionNormal, placed(q, latents.inner))
         with plate:
             if self.start_weight:
                 self._train_start(start.reshape(q.loc.shape), q)
@@ -149,21 +147,18 @@ class AmortizedLaplace(AmortizedGuide):
         self, *args: object, rows: Tensor | None = None, **kwargs: object
     ) -> tuple[Tensor, PrecisionNormal]:
         latents = self.latents(*args, **kwargs)
-        rows = latents.program_rows(rows, batch_rows(args))
-        mu = self.mean_at_start(*args, rows=rows, **kwargs)
-        joint = Joint(self._model[0], latents, args, kwargs, rows)
-        with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
-            mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
-            return mu, self._refine(mu, joint)
+        rows = latents.program_rows(rows, batch_rows(args, kwargs))
+        with differentiable(args, kwargs, rows) as given:
+            mu = self.mean_at_start(*given.args, rows=given.rows, **given.kwargs)
+            joint = Joint(self._model[0], latents, given.args, given.kwargs, given.rows)
+            with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
+                mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
+                return mu, self._refine(mu, joint)
 
     def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
         """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""
-        start, numel = self.encoder, self.latents(*args, **kwargs).numel
-        if isinstance(start, AmortizedGuide):
-            mean = start.encode(*args, rows=rows, **kwargs).mean
-        else:
-            output = start(*taken_rows(args, rows))
-            mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
+        numel, output = self.latents(*args, **kwargs).numel, self._encoded(args, kwargs, rows)
+        mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
         if mean.dim() != 2 or mean.shape[-1] != numel:
             raise ValueError(
                 f"The network to start from returns means of shape {tuple(mean.shape)}, but the model's latent sites "

@@ -1,6 +1,7 @@
 """The latent sites of a program, found by running it once, seen as one unconstrained vector per datum."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyro
@@ -9,9 +10,12 @@ from pyro import poutine
 from pyro.distributions import Delta, Normal, TorchDistribution, TransformedDistribution, constraints
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
+from torch.nn.parameter import is_lazy
+
+from pyro_vaes.guides.differentiable import differentiable
 
 __all__ = ["Latents", "LatentSite", "find_latents"]
 
@@ -60,6 +64,7 @@ class Latents:
         dim: Batch dimension of the plate, negative.
         full_size: Number of data the plate stands for; None when it is the number of rows of the batch.
         subsample_size: Rows drawn by a subsampling plate; None when the plate does not subsample.
+        rows: Number of rows of the arguments with which they were found; None where there was no tensor.
     """
 
     sites: tuple[LatentSite, ...]
@@ -67,10 +72,21 @@ class Latents:
     dim: int
     full_size: int | None
     subsample_size: int | None
+    rows: int | None
 
     @property
     def numel(self) -> int:
         return sum(site.numel for site in self.sites)
+
+    @property
+    def follows_batch(self) -> bool:
+        """Whether the plate held as many rows as the arguments, so that it may be another one for another batch."""
+        return self.rows is not None and (self.full_size is None or self.subsample_size == self.rows)
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Batch dimensions to the right of the data plate: those of the plates inside it, which hold no latent."""
+        return (1,) * (-self.dim - 1)
 
     def describe(self) -> str:
         return ", ".join(f"{s.name} {tuple(s.event_shape)}" for s in self.sites)
@@ -131,9 +147,10 @@ class Latents:
         return values
 
 
-def batch_rows(args: tuple[object, ...]) -> int | None:
+def batch_rows(args: tuple[object, ...], kwargs: Mapping[str, object] | None = None) -> int | None:
     """Number of rows of the first tensor among the arguments of a program."""
-    return next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), None)
+    values = (*args, *(kwargs or {}).values())
+    return next((len(a) for a in values if isinstance(a, Tensor) and a.dim()), None)
 
 
 def find_latents(model: Callable[..., object], *args: object, **kwargs: object) -> Latents:
@@ -144,8 +161,9 @@ def find_latents(model: Callable[..., object], *args: object, **kwargs: object) 
             plate, or a support depends on other variables.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    with torch.random.fork_rng(devices=devices), untouched_buffers(), differentiable(args, kwargs) as given:
+        with torch.no_grad(), poutine.block():
+            trace = poutine.trace(model).get_trace(*given.args, **given.kwargs)
     messages = [
         site
         for site in trace.nodes.values()
@@ -162,7 +180,7 @@ def find_latents(model: Callable[..., object], *args: object, **kwargs: object) 
             f"The latent sites {[m['name'] for m in messages]} lie in different plates "
             f"{sorted({f.name for f in frames})}; an amortized guide needs them all in one data plate."
         )
-    frame, rows = frames.pop(), batch_rows(args)
+    frame, rows = frames.pop(), batch_rows(args, kwargs)
     subsamples = frame.full_size is not None and frame.full_size != frame.size
     full_size = frame.full_size if frame.full_size is not None else frame.size
     return Latents(
@@ -171,7 +189,28 @@ def find_latents(model: Callable[..., object], *args: object, **kwargs: object) 
         dim=frame.dim,
         full_size=None if not subsamples and full_size == rows else full_size,
         subsample_size=frame.size if subsamples else None,
+        rows=rows,
     )
+
+
+@contextmanager
+def untouched_buffers() -> Iterator[None]:
+    """Inside, modules that are called change copies of their buffers, such as a batch norm's statistics."""
+    kept: dict[nn.Module, dict[str, Tensor | None]] = {}
+
+    def keep(module: nn.Module, _: object) -> None:
+        if module not in kept and not isinstance(module, torch.jit.ScriptModule):
+            kept[module] = dict(module._buffers)
+            copies = {n: b.clone() for n, b in module._buffers.items() if b is not None and not is_lazy(b)}
+            module._buffers.update(copies)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module, buffers in kept.items():
+            module._buffers.update(buffers)
 
 
 def _data_frame(message: Message):  # noqa: ANN202 - Pyro's CondIndepStackFrame

@@ -8,14 +8,14 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import RecursiveMixture
-from pyro_vaes.guides.amortized import AmortizedGuide
-from pyro_vaes.guides.latents import Latents
+from pyro_vaes.guides.amortized import AmortizedGuide, output_of
 from pyro_vaes.nn.module import as_posterior
 
 __all__ = ["AmortizedMixture"]
@@ -68,18 +68,12 @@ class AmortizedMixture(AmortizedGuide):
     ) -> None:
         super().__init__(model, MixtureEncoder(components, weights, trunk))
 
-    def latents(self, *args: object, **kwargs: object) -> Latents:
-        latents = super().latents(*args, **kwargs)
-        for component in self.encoder.components:
-            if isinstance(component, AmortizedGuide):  # it will see only a plate's rows: tell it about the rest
-                component._latents = latents
-        return latents
+    def _encoded(self, args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None) -> object:
+        return self.encoder(*args, rows=rows, **kwargs)  # components that are guides see all data, and which rows
 
 
 class MixtureEncoder(nn.Module):
     """Several encoders and their weights as one encoder that returns a mixture."""
-
-    takes_keywords = True  # for components that run the model
 
     def __init__(
         self, components: Sequence[nn.Module], weights: Sequence[nn.Module], trunk: nn.Module | None = None
@@ -103,18 +97,18 @@ class MixtureEncoder(nn.Module):
             )
         self.components, self.weights, self.trunk = nn.ModuleList(components), nn.ModuleList(weights), trunk
 
-    def forward(self, *args: object, **kwargs: object) -> RecursiveMixture:
-        others = args
+    def forward(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> RecursiveMixture:
+        others, keywords = args, kwargs
         if self.trunk is not None:
-            features = self.trunk(*args)
-            args, others = (features,), (features.detach(),)
+            features = cast(Tensor, output_of(self.trunk, args, kwargs, rows))
+            args, others, keywords, rows = (features,), (features.detach(),), {}, None
         components = []
         for m, part in enumerate(self.components):
-            keywords = kwargs if isinstance(part, AmortizedGuide) else {}
-            q = getattr(part, "posterior", part)(*(others if m else args), **keywords)
+            network = part if isinstance(part, AmortizedGuide) else getattr(part, "posterior", part)
+            q = output_of(network, others if m else args, keywords, rows)
             components.append(as_posterior(q, f"component {m}"))
-        logits = [self._logit(m, part(*others)) for m, part in enumerate(self.weights, start=1)]
-        return RecursiveMixture(components, logits)
+        raw = [cast(Tensor, output_of(part, others, keywords, rows)) for part in self.weights]
+        return RecursiveMixture(components, [self._logit(m, a) for m, a in enumerate(raw, start=1)])
 
     def _logit(self, m: int, raw: Tensor) -> Tensor:
         """logit eps_m, 1 / (m + 1) at raw = 0, within MAX_LOGIT: smoothly, since a hard clamp has no gradient back."""

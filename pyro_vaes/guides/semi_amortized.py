@@ -20,6 +20,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedNormal
+from pyro_vaes.guides.differentiable import differentiable
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import Latents, batch_rows
 
@@ -107,36 +108,23 @@ class SemiAmortized(AmortizedGuide):
     def latents(self, *args: object, **kwargs: object) -> Latents:
         return self.encoder.latents(*args, **kwargs)
 
-    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args))
-        # the program runs before its plate is entered, which it enters itself
-        q = self.encode(*args, rows=plate.indices if latents.subsample_size is not None else None, **kwargs)
-        base, inner = self.encoder.diagonal(q), (1,) * (-latents.dim - 1)  # dimensions to the right of the data plate
-        shape = q.batch_shape + inner + q.event_shape
-        with plate:
-            return self.sample(Normal(base.loc.reshape(shape), base.scale.reshape(shape)).to_event(1))
-
     def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
         return self.encoder.sample(q)
 
-    def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
-        """q(z | x) after the steps, over the unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
-        return self.encode(*args, rows=rows, **kwargs)
-
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The refined normal of these rows of the arguments; must be called outside the data plate."""
         latents = self.latents(*args, **kwargs)
-        rows = latents.program_rows(rows, batch_rows(args))
-        q = self.encoder.encode(*args, rows=rows, **kwargs)
-        start = self.encoder.diagonal(q)
-        if not self.steps:
-            return q
-        first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
-        refined = self._climb(first, Joint(self._model[0], latents, args, kwargs, rows))
-        loc, log_scale = refined.chunk(2, -1)
-        return Normal(loc, log_scale.exp()).to_event(1)
+        rows = latents.program_rows(rows, batch_rows(args, kwargs))
+        with differentiable(args, kwargs, rows) as given:
+            q = self.encoder.encode(*given.args, rows=given.rows, **given.kwargs)
+            start = self.encoder.diagonal(q)
+            if not self.steps:
+                return q
+            first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
+            refined = self._climb(first, Joint(self._model[0], latents, given.args, given.kwargs, given.rows))
+            loc, log_scale = refined.chunk(2, -1)
+            return Normal(loc, log_scale.exp()).to_event(1)
 
     def _climb(self, first: Tensor, joint: Joint) -> Tensor:
         """lambda_T from lambda_0, with gradients through the steps, past them, or none, as the ambient mode has it."""

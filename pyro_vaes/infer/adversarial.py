@@ -30,7 +30,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
-from pyro_vaes.infer.bound import Bound, Program, Seen, layers
+from pyro_vaes.infer.bound import Bound, Program, Seen, layers, with_keywords, without_keywords
 from pyro_vaes.infer.callbacks import Callback, Run, State
 from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
 from pyro_vaes.infer.global_batch import is_shared
@@ -148,8 +148,9 @@ class Adversarial_ELBO(Bound):
             self._optimizer = make_optimizer(self._optim, cast(list[Tensor], parameters))
         return self._optimizer
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """The base's loss plus N w BCE(1, D(x_hat)), without a gradient for the discriminator."""
+        model, guide = with_keywords((model, guide), kwargs)
         if is_shared():
             raise ValueError(
                 "Adversarial_ELBO trains its discriminator on one process, but several share this step. Use one device."
@@ -158,7 +159,8 @@ class Adversarial_ELBO(Bound):
         self._images = _Images(images.real.detach(), images.fake.detach())
         return loss + num_data * self._generator_term(images.fake)
 
-    def loss(self, model: Program, guide: Program, *args: object) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+        model, guide = with_keywords((model, guide), kwargs)
         with torch.no_grad(), modes(self.discriminator, training=False):
             loss, images, num_data = self._run(self.base.loss, model, guide, args)
             return float(loss + num_data * self._generator_term(images.fake))
@@ -209,7 +211,7 @@ class Adversarial_ELBO(Bound):
     def _run(self, bound: Callable[..., T], model: Program, guide: Program, args: Args) -> tuple[T, _Images, int]:
         """A function of the base's, the images that it has met, and the number of data that they stand for."""
         pair = self._record(model, guide, args)
-        loss = bound(pair.model, pair.guide, *args)
+        loss = bound(*with_keywords((pair.model, pair.guide), without_keywords(model)[1]), *args)
         drawn, observation = pair.drawn.take_all(), pair.observed.take(self.site)
         for name, message in drawn.items():
             if torch.is_grad_enabled() and not message["fn"].has_rsample:
@@ -226,7 +228,8 @@ class Adversarial_ELBO(Bound):
         def look() -> _Recorded:
             plate = find_data_plate(model, guide, args)
             observed, drawn = ObservationRecorder(), PosteriorRecorder()
-            return _Recorded(observed(model), drawn(guide), observed, drawn, plate.name)
+            p, q = without_keywords(model)[0], without_keywords(guide)[0]
+            return _Recorded(observed(p), drawn(q), observed, drawn, plate.name)
 
         return self._seen.of(model, guide, look=look)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian
 from pyro_vaes.distributions.aggregate import Moment
-from pyro_vaes.infer.bound import Bound, Program, Seen
+from pyro_vaes.infer.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.global_batch import all_rows
 from pyro_vaes.infer.importance import find_data_plate, guide_and_model_traces
 from pyro_vaes.infer.prior_coordinates import NormalSite, Standardised, find_normal_sites
@@ -115,8 +115,9 @@ class AggregatePosterior_ELBO(Bound):
         self.sites = None if sites is None else tuple(sites)
         self._seen = Seen[tuple[NormalSite, ...]]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-sum_n log p(x_n | z_n) + N (K_g + K_i)."""
+        model, guide = with_keywords((model, guide), kwargs)
         sites = self._look(model, guide, args)
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
         self._refuse_score_function(guide_trace)

@@ -1,7 +1,8 @@
 """What our bounds share: a bound is one function, ``differentiable_loss``; loss and gradients follow."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -15,14 +16,37 @@ from pyro_vaes.infer.handlers import is_latent
 if TYPE_CHECKING:
     from pyro_vaes.infer.callbacks import Callback
 
-__all__ = ["Bound", "Program", "Seen", "layers"]
+__all__ = ["Bound", "Program", "Seen", "layers", "with_keywords", "without_keywords"]
 
 Program = Callable[..., object]
 Found = TypeVar("Found")
 
 
+@dataclass(frozen=True)
+class WithKeywords:
+    """A program with the keywords of one call."""
+
+    program: Program
+    keywords: Mapping[str, object]
+
+    def __call__(self, *args: object) -> object:
+        return self.program(*args, **self.keywords)
+
+
+def with_keywords(programs: Sequence[Program], keywords: Mapping[str, object]) -> Sequence[Program]:
+    """The programs with these keywords; themselves where there are none."""
+    return [WithKeywords(program, keywords) for program in programs] if keywords else programs
+
+
+def without_keywords(program: Program) -> tuple[Program, Mapping[str, object]]:
+    """The program itself and its keywords: what is kept of a call must hold none of them."""
+    return (program.program, program.keywords) if isinstance(program, WithKeywords) else (program, {})
+
+
 class Seen(Generic[Found]):
     """What a bound found at its first look at some programs; it looks again when others come.
+
+    Programs with keywords are others where the names of the keywords are, whatever their values.
 
     Attributes:
         found: What it found last; None before.
@@ -30,17 +54,20 @@ class Seen(Generic[Found]):
 
     def __init__(self) -> None:
         self.found: Found | None = None
-        self._programs: tuple[Program, ...] | None = None
+        self._programs: list[tuple[object, ...]] | None = None
 
     def of(self, *programs: Program, look: Callable[[], Found]) -> Found:
         """What ``look`` found for these programs."""
-        if self.found is None or self._programs != programs:
-            self.found, self._programs = look(), programs
+        known = [(program, *keywords) for program, keywords in map(without_keywords, programs)]
+        if self.found is None or self._programs != known:
+            self.found, self._programs = look(), known
         return self.found
 
 
 class Bound(ELBO):
     """A Pyro ELBO defined by its differentiable loss, the negative bound summed over the batch.
+
+    Keywords of a loss are those of both programs, as for Pyro's own bounds.
 
     Attributes:
         min_rows: Fewest rows of a batch for which it is defined. Where there must be several, it is a function of them
@@ -50,7 +77,7 @@ class Bound(ELBO):
     min_rows = 1
 
     @abstractmethod
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """The negative bound in nats, summed over the data, with gradients for model and guide."""
 
     def sub_losses(self, model: Program, guide: Program, *args: object) -> list[Callable[[], Tensor]]:
@@ -61,12 +88,12 @@ class Bound(ELBO):
         """What the bound needs to happen between the steps of every run of :func:`~pyro_vaes.infer.fit`."""
         return ()
 
-    def loss(self, model: Program, guide: Program, *args: object) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args).item()
+            return self.differentiable_loss(*with_keywords((model, guide), kwargs), *args).item()
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: object) -> float:
-        loss = self.differentiable_loss(model, guide, *args)
+    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+        loss = self.differentiable_loss(*with_keywords((model, guide), kwargs), *args)
         if loss.requires_grad:
             loss.backward()
         return loss.item()

@@ -24,7 +24,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Program
+from pyro_vaes.infer.bound import Program, with_keywords
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.infer.importance import (
     DataPlate,
@@ -61,8 +61,9 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         torch.Size([])
     """
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, with the doubly reparameterised gradient for the guide."""
+        model, guide = with_keywords((model, guide), kwargs)
         plate, num = self._plate(model, guide, args), self.num_particles
         guide_trace, gates = gated_trace(over_particles(guide, num, plate), args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)
@@ -77,8 +78,7 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         whole = _whole_gradients(model_trace, guide_trace, handed_over, v, plate)
         _multiply_gradients(handed_over, v, plate)  # by v_k what log p sends back to z_k, which has one v_k already
         bound = (log_w.logsumexp(0) - math.log(num) + objective_terms(model_trace, drawn, plate.dim)).sum()
-        scale = 1.0 if plate.full_size is None else plate.full_size / len(log_w[0])
-        return -scale * (bound + whole - gates.path(log_q, v.square()))
+        return -plate.scale(model_trace) * (bound + whole - gates.path(log_q, v.square()))
 
 
 def _handed_over(guide_trace: Trace) -> Trace:

@@ -1,5 +1,8 @@
 """The bound on held-out data, without a trace left in the pair."""
 
+import contextlib
+from typing import cast
+
 import pyro
 import torch
 from pyro.infer import ELBO, TraceMeanField_ELBO
@@ -17,7 +20,7 @@ from pyro_vaes.infer.pair import Pair, modes, preserve_rng
 from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.quiet import quiet_elbo
 
-__all__ = ["evaluate", "full_size", "total_loss"]
+__all__ = ["NumData", "evaluate", "total_loss"]
 
 
 def evaluate(
@@ -75,22 +78,30 @@ def total_loss(
     total, count = torch.zeros((), dtype=torch.float64), 0
     with pair.evaluating(), pyro.validation_enabled(False), quiet_elbo():
         pyro.util.set_rng_seed(derived_seed(seed, rank))
-        size: int | None = None
-        for index, batch in enumerate(batches.epoch(seed, 0, place)):
+        num_data = NumData(pair)
+        for batch in batches.epoch(seed, 0, place):
             args = pair.arguments(batch)
-            if index == 0:
-                size = full_size(pair, args)
             rows = num_rows(args)
-            scale = 1.0 if size is None else rows / size
+            scale = rows / num_data.of(args)
             total += scale * torch.as_tensor(loss.loss(pair.model, pair.guide, *args)).double().cpu()
             count += rows
     return total, torch.tensor(count, dtype=torch.float64)
 
 
-def full_size(pair: Pair, args: tuple[object, ...]) -> int | None:
-    """The number of data that a subsampling plate stands for, to which losses are scaled up; None without one."""
-    try:
-        with pair.aside(), local_parameters():
-            return find_data_plate(pair.model, pair.guide, args).full_size
-    except ValueError:
-        return None
+class NumData:
+    """How many data the loss of a pair's batch stands for: its rows, or what a subsampling plate scales them up to.
+
+    The pair is looked at once for each number of rows until it subsamples; its plate stands for as many from then on.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair, self._full_size, self._seen = pair, cast(int | None, None), set[int]()
+
+    def of(self, args: tuple[object, ...]) -> int:
+        """The number for a batch's arguments."""
+        rows = num_rows(args)
+        if self._full_size is None and rows not in self._seen:
+            self._seen.add(rows)
+            with contextlib.suppress(ValueError), self._pair.aside(), local_parameters():
+                self._full_size = find_data_plate(self._pair.model, self._pair.guide, args).full_size
+        return rows if self._full_size is None else self._full_size

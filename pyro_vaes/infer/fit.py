@@ -29,7 +29,7 @@ from pyro_vaes.infer.bound import Bound, layers
 from pyro_vaes.infer.callbacks import Callback, KLWarmup, Run, SoftFreeBits
 from pyro_vaes.infer.check import check
 from pyro_vaes.infer.enough_rows import enough_rows
-from pyro_vaes.infer.evaluation import full_size, total_loss
+from pyro_vaes.infer.evaluation import NumData, total_loss
 from pyro_vaes.infer.handlers import local_parameters
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
@@ -168,7 +168,7 @@ def fit(
         stack.enter_context(quiet_elbo())
         if hasattr(bound, "differentiable_loss"):
             stack.enter_context(known_modules())
-        step = Step(pair, bound, optimizer, callbacks, fabric, full_size(pair, first))
+        step = Step(pair, bound, optimizer, callbacks, fabric, NumData(pair))
         _share_buffers(pair, fabric)
         total = (epochs - run.epoch) * len(batches) or None
         with tqdm(total=total, disable=not progress or rank > 0, unit="step", dynamic_ncols=True) as bar:

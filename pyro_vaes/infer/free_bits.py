@@ -16,7 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, with_keywords
 from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
 from pyro_vaes.infer.importance import guide_and_model_traces
 
@@ -41,8 +41,9 @@ class FreeBits_ELBO(Bound):
         super().__init__()
         self.nats, self.per_unit = nats, per_unit
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """The negative bound, summed over the batch."""
+        model, guide = with_keywords((model, guide), kwargs)
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
         self._refuse_score_function(guide_trace)
         self._refuse_missing(guide_trace, model_trace)

@@ -19,7 +19,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program, Seen
+from pyro_vaes.infer.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.handlers import is_objective_only
 from pyro_vaes.infer.pair import preserve_rng
 
@@ -51,8 +51,8 @@ class DataPlate:
         name: Its name.
         dim: Its batch dimension, negative.
         depth: Number of batch dimensions that the pair's plates use.
-        size: Number of rows in one run.
-        full_size: Number of data that a subsampling plate stands for; None when it does not subsample.
+        size: Number of rows in the run that was looked at.
+        full_size: Number of data that the plate stood for if it subsampled in that run; None if it did not.
     """
 
     name: str
@@ -60,6 +60,11 @@ class DataPlate:
     depth: int
     size: int
     full_size: int | None
+
+    def scale(self, trace: Trace) -> float:
+        """How many data a row of this run stands for, 1 unless the plate subsamples: other batches may have others."""
+        frame = next(f for s in _random_sites(trace) for f in s["cond_indep_stack"] if f.name == self.name)
+        return 1.0 if frame.full_size is None else frame.full_size / frame.size
 
 
 def _random_sites(trace: Trace) -> list[Message]:
@@ -189,15 +194,15 @@ class ImportanceWeighted_ELBO(Bound):
         super().__init__(num_particles=num_particles)
         self._seen = Seen[DataPlate]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, differentiable through reparameterised sites."""
+        model, guide = with_keywords((model, guide), kwargs)
         plate = self._plate(model, guide, args)
         log_weights, guide_trace, model_trace = per_datum_log_weights(model, guide, args, self.num_particles, plate)
         self._refuse_score_function(guide_trace)
         bound = log_weights.logsumexp(0) - math.log(self.num_particles)  # (B,)
         bound = bound + objective_terms(model_trace, guide_trace, plate.dim)
-        scale = 1.0 if plate.full_size is None else plate.full_size / len(bound)
-        return -scale * bound.sum()
+        return -plate.scale(model_trace) * bound.sum()
 
     def _plate(self, model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
         """The pair's data plate."""

@@ -20,7 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program, Seen
+from pyro_vaes.infer.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
 from pyro_vaes.infer.importance import DataPlate, find_data_plate, guide_and_model_traces
 
@@ -103,8 +103,9 @@ class MMD_ELBO(Bound):
         self.weight, self.kl_weight, self.kernel = weight, kl_weight, kernel
         self._seen = Seen[DataPlate]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-L, summed over the data."""
+        model, guide = with_keywords((model, guide), kwargs)
         plate = self._seen.of(model, guide, look=lambda: find_data_plate(model, guide, args))
         guide_trace, model_trace = guide_and_model_traces(model, guide, args)
         self._refuse_score_function(guide_trace)

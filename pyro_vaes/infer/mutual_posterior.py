@@ -33,7 +33,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vaes.infer.bound import Bound, Program, Seen
+from pyro_vaes.infer.bound import Bound, Program, Seen, with_keywords, without_keywords
 from pyro_vaes.infer.global_batch import is_shared
 from pyro_vaes.infer.posterior_pairs import Pairs, pairs_of
 from pyro_vaes.infer.posteriors import PosteriorRecorder, PosteriorSite, find_posteriors
@@ -151,12 +151,14 @@ class MutualPosterior_ELBO(Bound):
         self.sites, self.num_samples = None if sites is None else tuple(sites), num_samples
         self._seen = Seen[tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """The base's loss plus n (eta L_diverse + gamma L_smooth)."""
+        model, guide = with_keywords((model, guide), kwargs)
         loss, terms = self._run(self.base.differentiable_loss, model, guide, args)
         return loss if terms is None else loss + terms.to(loss.dtype)
 
-    def loss(self, model: Program, guide: Program, *args: object) -> float:
+    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
+        model, guide = with_keywords((model, guide), kwargs)
         with torch.no_grad():
             loss, terms = self._run(self.base.loss, model, guide, args)
         return loss if terms is None else loss + terms.item()
@@ -192,11 +194,14 @@ class MutualPosterior_ELBO(Bound):
     def _look(self, guide: Program, args: Args) -> tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]:
         """The guide within a recorder, and its sites; found once for each guide, so that ``base`` sees one program."""
 
+        program, keywords = without_keywords(guide)
+
         def look() -> tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]:
             recorder = PosteriorRecorder()
-            return recorder(guide), recorder, find_posteriors(guide, args, self.sites)
+            return recorder(program), recorder, find_posteriors(guide, args, self.sites)
 
-        return self._seen.of(guide, look=look)
+        recorded, recorder, sites = self._seen.of(guide, look=look)
+        return with_keywords([recorded], keywords)[0], recorder, sites
 
     def _pairs(self, found: dict[str, Message], sites: Sequence[PosteriorSite]) -> PosteriorPairs:
         return PosteriorPairs(tuple(pairs_of(s.rows(found[s.name]), self.num_samples, s.name) for s in sites))

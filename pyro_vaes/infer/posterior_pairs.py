@@ -19,8 +19,8 @@ from torch.distributions.kl import kl_divergence
 from torch.nn.functional import softplus
 
 from pyro_vaes.distributions import PrecisionNormal, RecursiveMixture
+from pyro_vaes.distributions.mapped import mapped
 from pyro_vaes.infer.global_batch import all_rows, is_shared
-from pyro_vaes.infer.posteriors import mapped
 from pyro_vaes.ops import (
     multivariate_normal_pairwise_kl,
     normal_mean_kl,

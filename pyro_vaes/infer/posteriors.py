@@ -1,17 +1,17 @@
 """The posteriors q(z | x_1), .., q(z | x_n) that a guide uses for the rows of a batch, read off while it runs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard, cast
+from typing import cast
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import Delta
 from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions import Distribution, Independent, LogNormal, TransformedDistribution
+from torch.distributions import Distribution, Independent, LogNormal
 
-from pyro_vaes.distributions import RecursiveMixture
+from pyro_vaes.distributions.mapped import elements, has_map, mapped
 from pyro_vaes.infer.bound import Program
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.infer.mean_field import dependencies
@@ -19,10 +19,9 @@ from pyro_vaes.infer.pair import preserve_rng
 from pyro_vaes.infer.recorder import SiteRecorder
 from pyro_vaes.infer.tables import random_sites
 
-__all__ = ["PosteriorRecorder", "PosteriorSite", "find_posteriors", "mapped", "sites_given_others"]
+__all__ = ["PosteriorRecorder", "PosteriorSite", "find_posteriors", "sites_given_others"]
 
 Args = tuple[object, ...]
-ParameterMap = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class PosteriorSite:
 
         fn = _before_maps(fn) if self.plain else fn
         try:
-            if _has_map(_elements(fn)) and kept != {-1}:  # what a map holds for each row cannot be moved
+            if has_map(elements(fn)) and kept != {-1}:  # what a map holds for each row cannot be moved
                 raise TypeError
             return mapped(fn, front)
         except (AttributeError, NotImplementedError, TypeError):
@@ -76,55 +75,12 @@ class PosteriorSite:
         )
 
 
-def mapped(fn: Distribution, function: ParameterMap) -> Distribution:
-    """A distribution of the same family with ``function(parameter, event_dim)`` in place of each of its parameters.
-
-    Parameters have all batch dimensions, and the given number of dimensions behind them. Maps of a transformed
-    distribution stay as they are.
-
-    Raises:
-        TypeError, AttributeError, NotImplementedError: The family cannot be made from its named parameters.
-    """
-    if isinstance(fn, Independent):
-        k = fn.reinterpreted_batch_ndims
-        return Independent(mapped(fn.base_dist, lambda p, event_dim: function(p, event_dim + k)), k)
-    if isinstance(fn, RecursiveMixture):
-        components = [cast(TorchDistribution, mapped(c, function)) for c in fn.components]
-        return RecursiveMixture(components, [function(a, 0) for a in fn.logits])
-    if _has_map(fn):
-        return TransformedDistribution(mapped(fn.base_dist, function), fn.transforms)
-    names = fn.arg_constraints.keys()
-    other_ways = {"logits": {"probs"}, "scale_tril": {"covariance_matrix", "precision_matrix"}}  # to say the same
-    spare = set().union(*(other_ways[n] for n in names & other_ways.keys()))
-    parameters = {}
-    for name in names:  # in the family's order, which is that of every process
-        if name in spare:
-            continue
-        event_dim, value = fn.arg_constraints[name].event_dim, torch.as_tensor(getattr(fn, name))
-        event_shape = value.shape[value.dim() - event_dim :]
-        parameters[name] = function(value.expand(fn.batch_shape + event_shape), event_dim)
-    make = cast(Callable[..., Distribution], type(fn))
-    return make(**parameters, validate_args=False)
-
-
-def _elements(fn: Distribution) -> Distribution:
-    """The distribution of the elements of an event that factorises."""
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
-
-
-def _has_map(fn: Distribution) -> TypeGuard[TransformedDistribution]:
-    """Whether a distribution is another one pushed through maps of its own (not a named family such as the Gumbel)."""
-    return isinstance(fn, TransformedDistribution) and not fn.arg_constraints
-
-
 def _before_maps(fn: Distribution) -> Distribution:
     """The distribution before invertible maps onto a support."""
     if isinstance(fn, Independent):
         base = _before_maps(fn.base_dist)
         return Independent(base, fn.reinterpreted_batch_ndims) if base is not fn.base_dist else fn
-    if _has_map(fn) or isinstance(fn, LogNormal):
+    if has_map(fn) or isinstance(fn, LogNormal):
         return _before_maps(fn.base_dist)
     return fn
 
@@ -133,7 +89,7 @@ def _is_plain(fn: Distribution, data_dim: int) -> bool:
     """Whether all maps are invertible and the same for all rows: whether they map one row's point to one point."""
     while isinstance(fn, Independent):
         data_dim, fn = data_dim - fn.reinterpreted_batch_ndims, fn.base_dist
-    if not _has_map(fn):
+    if not has_map(fn):
         return True
     if not all(t.bijective for t in fn.transforms):
         return False

@@ -26,7 +26,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vaes.distributions import log_weights
-from pyro_vaes.infer.bound import Bound, Program, Seen
+from pyro_vaes.infer.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.importance import DataPlate, find_data_plate
 from pyro_vaes.infer.strata import Strata, find_mixture, run_strata
 
@@ -98,8 +98,9 @@ class RecursiveMixture_ELBO(Bound):
         self.entropy, self.optim, self.vectorize_components = entropy, optim, vectorize_components
         self._seen = Seen[tuple[DataPlate, int]]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-L(Q_M), with the gradients of all blocks' objectives."""
+        model, guide = with_keywords((model, guide), kwargs)
         strata = self._run(model, guide, args)
         value = -strata.bound(strata.log_alpha(), strata.per_datum(strata.mixture.log_prob(strata.points)))
         if not torch.is_grad_enabled():
@@ -136,8 +137,9 @@ class RecursiveMixture_ELBO(Bound):
         later = [partial(f, m) for m in range(1, num_components) for f in (component, weight)]
         return [partial(component, 0), *later, whole]
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: object) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
         """The loss; gradients of all blocks, or under the sequential schedule all sub-steps by ``optim``."""
+        model, guide = with_keywords((model, guide), kwargs)
         if self.schedule == "simultaneous":
             return super().loss_and_grads(model, guide, *args)
         if self.optim is None:

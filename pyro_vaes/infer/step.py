@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from pyro_vaes.infer.bound import Bound
 from pyro_vaes.infer.callbacks import Callback, Run
+from pyro_vaes.infer.evaluation import NumData
 from pyro_vaes.infer.global_batch import AllGather, global_batch
-from pyro_vaes.infer.nonfinite import num_rows
 from pyro_vaes.infer.pair import Pair
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Step:
         optimizer: Its gradients are zeroed before each step.
         callbacks: Their handlers surround the loss, and they see the gradients.
         fabric: Shares gradients and losses between processes.
-        full_size: The number of data that a subsampling plate stands for, to which losses are scaled up.
+        num_data: How many data the loss of a batch stands for.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Step:
         optimizer: Optimizer,
         callbacks: Sequence[Callback],
         fabric: "Fabric | None",
-        full_size: int | None,
+        num_data: NumData,
     ) -> None:
         self.pair, self.loss, self.optimizer, self.callbacks, self.fabric = pair, loss, optimizer, callbacks, fabric
         self.parameters = list(pair.parameters.values())
-        self.full_size = full_size
+        self.num_data = num_data
         self.module: nn.Module | None = None
         if fabric is not None:
             self.module, _ = fabric.setup(_loss_module(pair, loss, fabric), optimizer)
@@ -56,12 +56,13 @@ class Step:
     def __call__(self, run: Run, args: tuple[object, ...]) -> Tensor:
         """The loss per datum, detached; gradients are in place afterwards."""
         self._clear_gradients()
+        num_data = self.num_data.of(args)
         with contextlib.ExitStack() as stack:
             for callback in self.callbacks:
                 handler = callback.handler(run)
                 if handler is not None:
                     stack.enter_context(handler)
-            value = self._backward(run, args, self.full_size or num_rows(args))
+            value = self._backward(run, args, num_data)
         for callback in self.callbacks:
             callback.gradients(run, self.parameters)
         return value

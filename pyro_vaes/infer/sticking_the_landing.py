@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program
+from pyro_vaes.infer.bound import Bound, Program, with_keywords
 from pyro_vaes.infer.handlers import is_objective_only, objective_sum
 from pyro_vaes.infer.path_derivative import gated_trace
 
@@ -59,8 +59,9 @@ class StickingTheLanding_ELBO(Bound):
             num_particles=num_particles, vectorize_particles=vectorize_particles, max_plate_nesting=max_plate_nesting
         )
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-L, averaged over the particles, with the path derivative for the guide."""
+        model, guide = with_keywords((model, guide), kwargs)
         if self.vectorize_particles:
             if self.max_plate_nesting == math.inf:
                 self._guess_max_plate_nesting(model, guide, args, {})

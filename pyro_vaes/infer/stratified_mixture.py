@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from pyro_vaes.infer.bound import Bound, Program, Seen
+from pyro_vaes.infer.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.importance import DataPlate, find_data_plate
 from pyro_vaes.infer.strata import find_mixture, run_strata
 
@@ -52,8 +52,9 @@ class StratifiedMixture_ELBO(Bound):
         self.vectorize_components = vectorize_components
         self._seen = Seen[DataPlate]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
         """-L(Q), differentiable with respect to everything."""
+        model, guide = with_keywords((model, guide), kwargs)
 
         def look() -> DataPlate:
             find_mixture(guide, args, type(self).__name__)

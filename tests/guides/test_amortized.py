@@ -7,13 +7,31 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vaes.diagnostics import log_likelihood
-from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vaes.guides import (
+    AmortizedHouseholder,
+    AmortizedIAF,
+    AmortizedLaplace,
+    AmortizedMixture,
+    AmortizedMultivariateNormal,
+    AmortizedNormal,
+    SemiAmortized,
+)
+from pyro_vaes.guides.amortized import AmortizedGuide
+from pyro_vaes.infer import ImportanceWeighted_ELBO
 from pyro_vaes.models import VAE
-from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, MultivariateNormalHead, NormalHead
+from pyro_vaes.nn import (
+    MLP,
+    Chain,
+    GaussianLikelihood,
+    HouseholderHead,
+    IAFHead,
+    MultivariateNormalHead,
+    NormalHead,
+)
 from pyro_vaes.theory import ProbabilisticPCA
 
 
@@ -153,6 +171,177 @@ def test_the_last_short_batch_needs_nothing():
     guide = AmortizedNormal(vae.model, NormalHead(6, 3))
     for rows in (8, 3, 20):
         assert guide(x[:rows])["z"].shape == (rows, 3)
+
+
+@pytest.mark.parametrize("sizes", [(20, 8, 20), (8, 20, 5), (20, 20, 8)])
+@pytest.mark.parametrize("make", [AmortizedMultivariateNormal, AmortizedLaplace])
+def test_the_plate_is_that_of_each_batch(make, sizes):
+    """A plate of N data is a plain one for all of them and subsamples a mini-batch, whichever comes first."""
+    vae, ppca, x = linear_gaussian()
+
+    def minibatch(x):
+        with pyro.plate("data", 20, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(vae.decoder(z), 0.4).to_event(1), obs=x)
+
+    guide = make(minibatch, Exact(ppca))
+    for rows in sizes:
+        loss = Trace_ELBO().loss(minibatch, guide, x[:rows])
+        assert abs(-loss - 20 / rows * ppca.log_prob(x[:rows]).sum().item()) < 1e-8
+        assert torch.allclose(guide.posterior(x[:rows]).mean, ppca.posterior(x[:rows]).mean)
+
+
+def test_another_look_at_the_model_leaves_no_trace():
+    """Each size of a batch is looked at once; generator and buffers stay as they are."""
+    norm, runs = nn.BatchNorm1d(6), []
+
+    def model(x):
+        runs.append(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(norm(z), 0.4).to_event(1), obs=x)
+
+    guide, x = AmortizedNormal(model, NormalHead(6, 6)), torch.randn(20, 6)
+    before, state = {n: b.clone() for n, b in norm.named_buffers()}, torch.get_rng_state()
+    for rows in (20, 8, 20, 8, 3, 3):
+        guide.posterior(x[:rows])
+    assert runs == [20, 8, 3]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(b, before[n]) for n, b in norm.named_buffers())
+
+
+def test_a_plate_that_draws_its_rows_is_looked_at_once():
+    """Behind its first look some of the rows will do, on which the program itself could not run."""
+    _, ppca, x = linear_gaussian()
+
+    def own_rows(x):
+        with pyro.plate("data", 20, subsample_size=5) as rows:
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.zeros(6), 1.0).to_event(1), obs=x[rows])
+
+    guide = AmortizedMultivariateNormal(own_rows, Exact(ppca))
+    guide(x)
+    assert guide.posterior(x[:3]).batch_shape == (3,)
+
+
+PLACED = {
+    "normal": (AmortizedNormal, lambda: NormalHead(6, 3)),
+    "full": (AmortizedMultivariateNormal, lambda: MultivariateNormalHead(6, 3)),
+    "householder": (AmortizedHouseholder, lambda: HouseholderHead(6, 3, flows=2)),
+    "iaf": (AmortizedIAF, lambda: IAFHead(6, 3, flows=2, hidden=[5])),
+}
+
+
+def nested_plates(vae, x):
+    """The VAE with a plate of pixels inside the plate of the data."""
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))  # (B, 1, 3)
+        with pyro.plate("pixels", 6, dim=-1):
+            pyro.sample("x", dist.Normal(vae.decoder(z).squeeze(-2), 0.4), obs=x)
+
+
+@pytest.mark.parametrize("bound", [Trace_ELBO(), ImportanceWeighted_ELBO(4)], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize("name", PLACED)
+def test_a_plate_of_pixels_inside_the_plate_of_data(name, bound):
+    """The loss is that of the same program with its pixels in an event."""
+    vae, _, x = linear_gaussian()
+    make, head = PLACED[name]
+    encoder, losses = head(), []
+    for model in (vae.model, lambda x: nested_plates(vae, x)):
+        guide = make(model, encoder)
+        guide.latents(x)
+        pyro.set_rng_seed(3)
+        losses.append(bound.differentiable_loss(model, guide, x))
+    assert guide(x)["z"].shape == (20, 1, 3) and guide.posterior(x).batch_shape == (20,)
+    torch.testing.assert_close(losses[1], losses[0])
+    one, two = (torch.autograd.grad(loss, list(encoder.parameters())) for loss in losses)
+    torch.testing.assert_close(two, one)
+
+
+def test_the_analytic_kl_survives_nested_plates():
+    vae, _, x = linear_gaussian()
+    encoder, losses = NormalHead(6, 3), []
+    for model in (vae.model, lambda x: nested_plates(vae, x)):
+        pyro.set_rng_seed(3)
+        losses.append(TraceMeanField_ELBO().loss(model, AmortizedNormal(model, encoder), x))
+    assert losses[1] == pytest.approx(losses[0])
+
+
+def test_an_encoder_may_bring_its_batch_into_the_plate_itself():
+    vae, _, x = linear_gaussian()
+
+    class Placed(NormalHead):
+        def forward(self, x):
+            return super().forward(x.unsqueeze(-2))
+
+    guide = AmortizedNormal(lambda x: nested_plates(vae, x), Placed(6, 3))
+    assert guide(x)["z"].shape == (20, 1, 3)
+
+    class Scaled(NormalHead):
+        def forward(self, x):
+            maps = [dist.transforms.AffineTransform(0.0, x[:, :3].exp(), event_dim=1)]
+            return dist.TransformedDistribution(super().forward(x), maps)
+
+    with pytest.raises(ValueError, match=r"TransformedDistribution.*batch shape \(B, 1\)"):
+        AmortizedGuide(lambda x: nested_plates(vae, x), Scaled(6, 3))(x)
+
+
+class Labelled(nn.Module):
+    """A normal whose mean has the labels added, or a weight with their mean."""
+
+    def __init__(self, *, weight=False):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x, y=None):
+        loc = x[:, :3] + (0.0 if y is None else y)
+        return loc.mean(-1) if self.weight else dist.Normal(loc, 1.0).to_event(1)
+
+
+def labelled(x, y=None):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0 if y is None else y, 1.0).expand([len(x), 3]).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AmortizedNormal(labelled, Labelled()),
+        lambda: SemiAmortized(AmortizedNormal(labelled, Labelled()), steps=1).eval(),
+        lambda: AmortizedLaplace(labelled, Labelled(), steps=0),
+        lambda: AmortizedMixture(labelled, [Labelled(), Labelled()], [Labelled(weight=True)]),
+    ],
+    ids=["normal", "semi", "laplace", "mixture"],
+)
+def test_encoders_get_the_keywords_that_they_take(make):
+    x, y, guide = torch.randn(5, 3), torch.randn(5, 3), make()
+    wanted = guide.posterior(x, y).mean
+    assert not torch.allclose(wanted, guide.posterior(x).mean)
+    for args, kwargs in (((x,), {"y": y}), ((), {"x": x, "y": y}), ((), {"y": y, "x": x})):
+        assert torch.equal(guide.posterior(*args, **kwargs).mean, wanted)
+        assert guide(*args, **kwargs)["z"].shape == (5, 3)
+
+
+def test_keywords_that_an_encoder_does_not_take_stay_with_the_model():
+    x, y = torch.randn(5, 3), torch.randn(5, 3)
+    guide = AmortizedNormal(labelled, NormalHead(3, 3))
+    assert torch.equal(guide.posterior(x, y=y).mean, guide.posterior(x).mean)
+    with pytest.raises(ValueError, match=r"keywords \['x', 'y'\].*guide\(x, y=y\)"):
+        guide(x=x, y=y)
+
+
+def test_rows_are_taken_of_keywords_too():
+    x, y = torch.randn(20, 3), torch.randn(20, 3)
+
+    def model(x, y=None):
+        with pyro.plate("data", 20, subsample_size=5) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[rows])
+
+    trace = poutine.trace(AmortizedNormal(model, Labelled())).get_trace(x, y=y)
+    rows = trace.nodes["data"]["value"]
+    assert torch.equal(trace.nodes["z"]["fn"].mean, x[rows] + y[rows])
 
 
 def test_the_model_is_no_part_of_the_guide():

@@ -727,6 +727,23 @@ def test_gradients_on_or_off_give_the_same_posterior(make):
     assert all(p.grad is None for p in vae.parameters())
 
 
+@pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
+@pytest.mark.parametrize("path", ["auto", "generic"])
+def test_inference_mode_gives_the_same_posterior(make, path):
+    """Also where the guide, and the batch, are first met in it; training goes on afterwards."""
+    vae, x = make(), binary()
+    with torch.no_grad():
+        wanted = AmortizedLaplace(vae.model, vae.encoder, path=path).posterior(x)
+    guide = AmortizedLaplace(vae.model, vae.encoder, path=path)
+    with torch.inference_mode():
+        for batch in (x, x.clone()):
+            found = guide.posterior(batch)
+            assert torch.equal(found.mean, wanted.mean) and torch.equal(found.chol_precision, wanted.chol_precision)
+            assert math.isfinite(Trace_ELBO().loss(vae.model, guide, batch))
+    Trace_ELBO().differentiable_loss(vae.model, guide, x).backward()
+    assert vae.encoder.loc.weight.grad is not None
+
+
 def test_chunks_change_nothing():
     vae, x = bernoulli_vae(), binary()
     one, two = (AmortizedLaplace(vae.model, vae.encoder, chunk_size=c).posterior(x) for c in (None, 2))

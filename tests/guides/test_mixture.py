@@ -33,7 +33,7 @@ from pyro_vaes.infer import (
     scale_latents,
 )
 from pyro_vaes.models import VAE
-from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, NormalHead, WeightHead
+from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, GaussianLikelihood, IAFHead, NormalHead, WeightHead
 from pyro_vaes.theory import ProbabilisticPCA
 from tests.guides.mixtures import (
     POSTERIOR,
@@ -609,6 +609,63 @@ def test_keywords_reach_components_that_run_the_model():
     x = torch.randn(4, 2)
     found = guide.posterior(x, scale=0.1).components[0].precision_matrix
     assert torch.allclose(found, 101 * torch.eye(2).expand(4, 2, 2))
+
+
+def test_components_may_be_guides_of_guides_under_a_plate_that_draws_its_rows():
+    """Each component sees the rows that the plate has drawn, however deep it is."""
+    vae, ppca, x = orthogonal_ppca()
+    weight, bias = vae.decoder[0].weight.detach(), vae.decoder[0].bias.detach()
+
+    def own_rows(x):
+        with pyro.plate("data", 8, subsample_size=3) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T + bias, 0.5).to_event(1), obs=x[rows])
+
+    deep = [
+        SemiAmortized(AmortizedNormal(own_rows, Exact(ppca)), steps=1).eval(),
+        AmortizedLaplace(own_rows, AmortizedNormal(own_rows, Exact(ppca)), steps=1),
+        AmortizedMixture(own_rows, [Exact(ppca), AmortizedLaplace(own_rows, Exact(ppca))], [FreeWeight()]),
+    ]
+    guide = AmortizedMixture(own_rows, [Exact(ppca), *deep[:2]], [FreeWeight(), FreeWeight()])
+    trace = poutine.trace(guide).get_trace(x)
+    rows, q = trace.nodes["data"]["value"], trace.nodes["z"]["fn"]
+    for component in (q.components[0], q.components[2]):
+        assert torch.allclose(component.mean, ppca.posterior(x[rows]).mean)
+    wanted = deep[0].posterior(x, rows=rows).mean
+    assert torch.allclose(q.components[1].mean, wanted)
+    for bound in (StratifiedMixture_ELBO(), RecursiveMixture_ELBO(), Trace_ELBO()):
+        assert math.isfinite(bound.loss(own_rows, guide, x))
+    assert torch.allclose(guide.posterior(x, rows=rows).mean, q.mean)
+    nested = AmortizedMixture(own_rows, [Exact(ppca), deep[2]], [FreeWeight()])
+    trace = poutine.trace(nested).get_trace(x)
+    assert torch.allclose(trace.nodes["z"]["fn"].mean, ppca.posterior(x[trace.nodes["data"]["value"]]).mean)
+
+
+@pytest.mark.parametrize("bound", [StratifiedMixture_ELBO, RecursiveMixture_ELBO])
+def test_a_plate_of_pixels_inside_the_plate_of_data(bound):
+    """The loss is that of the same program with its pixels in an event."""
+    vae, guide, x = small_pair()
+
+    def nested(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))  # (B, 1, 2)
+            with pyro.plate("pixels", D, dim=-1):
+                scale = vae.likelihood.scale
+                pyro.sample("x", dist.Normal(vae.decoder(z).squeeze(-2), scale), obs=x)
+
+    flows = [NormalHead(D, 2), Chain(MLP(D, [5], 5), IAFHead(5, 2, flows=2, hidden=[4]))]
+    for components, weights in ((guide.encoder.components, guide.encoder.weights), (flows, [MLP(D, [], 1)])):
+        found = []
+        for model in (vae.model, nested):
+            mixture = AmortizedMixture(model, components, weights)
+            loss = bound()
+            loss.loss(model, mixture, x)
+            pyro.set_rng_seed(1)
+            found.append(loss.differentiable_loss(model, mixture, x))
+            found.append(torch.autograd.grad(found[-1], list(mixture.parameters())))
+        torch.testing.assert_close(found[2], found[0])
+        torch.testing.assert_close(found[3], found[1])
+        assert mixture(x)["z"].shape == (9, 1, 2)
 
 
 @pytest.mark.parametrize("bound", [RecursiveMixture_ELBO(schedule="sequential"), StratifiedMixture_ELBO()])

@@ -254,6 +254,27 @@ def test_a_datum_sees_neither_its_batch_mates_nor_their_number(noise):
         assert torch.allclose(spread(alone)[0], spread(together)[i], rtol=0, atol=1e-12)
 
 
+def test_inference_mode_gives_the_same_posterior():
+    """Also where the guide, and the batch, are first met in it; training goes on afterwards."""
+    vae, _, x = linear_vae()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(2.0, 2.0).expand([K]).to_event(1))
+            pyro.sample("x", dist.Normal(vae.decoder(z), NOISE).to_event(1), obs=x)
+
+    base = AmortizedNormal(model, vae.encoder)
+    with torch.no_grad():
+        wanted = SemiAmortized(base, 3).eval().posterior(x).mean
+    guide = SemiAmortized(AmortizedNormal(model, vae.encoder), 3).eval()
+    with torch.inference_mode():
+        for batch in (x, x.clone()):
+            assert torch.equal(guide.posterior(batch).mean, wanted)
+            assert math.isfinite(Trace_ELBO().loss(model, guide, batch))
+    Trace_ELBO().differentiable_loss(model, guide, x).backward()
+    assert vae.encoder.loc.weight.grad is not None
+
+
 def test_in_evaluation_mode_the_posterior_is_a_function_of_the_datum(monkeypatch):
     """So many draws share one climb; were it random, each draw would have to make its own."""
     vae, x = mlp_vae(), torch.randn(N, D)
