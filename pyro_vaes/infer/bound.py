@@ -56,6 +56,9 @@ class Seen(Generic[Found]):
         self.found: Found | None = None
         self._programs: list[tuple[object, ...]] | None = None
 
+    def __getstate__(self) -> dict[str, None]:
+        return dict.fromkeys(vars(self))  # a copy of a bound takes no programs along
+
     def of(self, *programs: Program, look: Callable[[], Found]) -> Found:
         """What ``look`` found for these programs."""
         known = [(program, *keywords) for program, keywords in map(without_keywords, programs)]

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import pickle
 import weakref
 
 import pyro
@@ -177,3 +178,17 @@ def test_training_knows_how_many_data_each_batch_stands_for(sizes):
         Moved(), exact_guide, batches, epochs=1, optim=functools.partial(torch.optim.SGD, lr=0.0), progress=False
     )
     assert history.train[0] == pytest.approx(-log_evidence(torch.cat(batches)).mean().item(), rel=1e-5)
+
+
+def test_a_copy_of_a_bound_takes_no_programs_along():
+    bound = ImportanceWeighted_ELBO(2)
+    guide = nn.Linear(3, 2)
+
+    def draw(x):
+        with pyro.plate("data", N, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(guide(x), 1.0).to_event(1))
+
+    bound.loss(minibatch, draw, torch.randn(4, 3))
+    again = pickle.loads(pickle.dumps(bound))  # a local program could not be pickled
+    assert again._seen.found is None and bound._seen.found is not None
+    assert isinstance(again.loss(minibatch, draw, torch.randn(4, 3)), float)
