@@ -151,7 +151,9 @@ def evaluate(
 @app.command()
 def sample(
     run: RunDirectory,
-    num: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    num: Annotated[
+        int, typer.Option(min=1, help="How many images, rounded up to whole rows for a conditional model.")
+    ] = 64,
     label: Annotated[
         list[str] | None,
         typer.Option(help="For conditional_vae: a class, several with several --label.", show_default="all"),
@@ -162,7 +164,7 @@ def sample(
     root: Root = None,
     device: Device = None,
 ) -> None:
-    """Draw new images from a run, one row for each class of a conditional model."""
+    """Draw new images from a run; those of a conditional model are in rows, or in columns, by class."""
     with user_errors():
         opened = open_run(run, root=root, device=device)
         classes = _classes(opened, label or [])
@@ -170,10 +172,11 @@ def sample(
         if path.suffix.lower() != ".png":
             raise ValueError(f"--out is {path}, but pictures are written as .png.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        each = -(-num // len(classes)) if classes else 0
-        labels = torch.tensor(classes).repeat_interleave(each)[:num] if classes else None
+        labels, columns, title = None, None, "Samples from the model: they should pass for data"
+        if classes:
+            labels, columns, title = _by_class(opened, classes, num)
         images = sample_images(opened, num, labels=labels, noise=noise, seed=seed)
-        ax = plots.samples(images, columns=each or None, value_range=(0, 1), title=_title(opened, classes))
+        ax = plots.samples(images, columns=columns, value_range=(0, 1), title=title)
         save([(path.stem, ax.figure)], path.parent)  # type: ignore[list-item]
         typer.echo(f"Written to {path}.")
 
@@ -203,11 +206,16 @@ def _classes(run: Run, labels: list[str]) -> list[int]:
     return found or list(range(number))
 
 
-def _title(run: Run, classes: list[int]) -> str:
+def _by_class(run: Run, classes: list[int], num: int) -> tuple[torch.Tensor, int, str]:
+    """Labels of at least so many images in whole rows, the number of columns, and the title."""
+    each = -(-num // len(classes))
+    if each < len(classes):  # a picture wider than high, which leaves room for its title
+        labels, columns, order = torch.tensor(classes).repeat(each), len(classes), "column by column"
+    else:
+        labels, columns, order = torch.tensor(classes).repeat_interleave(each), each, "row by row"
     names = run.data.class_names or tuple(map(str, range(run.data.num_classes or 0)))
-    if not classes:
-        return "Samples from the model: they should pass for data"
-    return "Samples given the class, row by row: " + ", ".join(names[k] for k in classes[:12])
+    more = ", ..." if len(classes) > 12 else ""
+    return labels, columns, f"Samples given the class, {order}: {', '.join(names[k] for k in classes[:12])}{more}"
 
 
 @app.command()
