@@ -121,6 +121,10 @@ def train(
         values["hidden"] = whole_numbers(hidden, "hidden") if hidden else ()
         given = {n for n in values if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
         directory = out or Path("runs") / f"{Path(data).stem}-{model}"
+        if resume and overwrite:
+            raise ValueError(
+                "--resume and --overwrite exclude each other: the one continues a run, the other begins it again."
+            )
         if resume:
             finished = resume_run(directory, {n: values[n] for n in given})
         else:

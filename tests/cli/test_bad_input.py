@@ -1,6 +1,7 @@
 """What a user can get wrong: exit code 2, one paragraph on stderr that names the cure, nothing half-written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,30 @@ def test_taken_out(trained: Path, command):
     assert (trained / "run.json").read_bytes() == before
 
 
+def test_refused_training_leaves_everything_as_it_was(copied: Path, tmp_path: Path, command):
+    def content(run: Path) -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+    bad = ("--bound", "aggregate_posterior", "--batch-size", "1")
+    new = tmp_path / "new" / "run"
+    refused(command(*TRAIN, *bad, "--out", new))
+    assert not new.parent.exists()
+    new.mkdir(parents=True)
+    (new / "notes.txt").write_text("mine")
+    refused(command(*TRAIN, *bad, "--out", new))
+    assert [p.name for p in new.iterdir()] == ["notes.txt"]
+    before = content(copied)
+    refused(command(*TRAIN, *bad, "--out", copied, "--overwrite"))
+    assert content(copied) == before
+    assert command(*TRAIN, "--limit", 100, "--out", new).exit_code == 0, "the corrected command"
+
+
+def test_run_without_a_finished_epoch(copied: Path, command):
+    shutil.rmtree(copied / "checkpoint")
+    cure = f"`pyro-vaes train --resume --out {copied}`, or start again with --overwrite."
+    refused(command("evaluate", copied), f"the run in {copied} has no finished epoch yet: go on with {cure}")
+
+
 @pytest.mark.parametrize("name", ["evaluate", "sample", "report"])
 def test_missing_run(name: str, trained: Path, command):
     refused(command(name, trained.parent / "rnu"), "there is no run in", str(trained))
@@ -87,6 +112,21 @@ def test_resume_without_a_run(tmp_path: Path, command):
 
 def test_resume_with_other_options(copied: Path, command):
     refused(command("train", "--resume", "--latent-dim", 5, "--out", copied), "started with latent-dim")
+
+
+def test_resume_for_fewer_epochs(copied: Path, command):
+    before = (copied / "run.json").read_bytes()
+    fewer = f"the run in {copied} has 2 epochs already, --epochs 1 asks for fewer: leave it out, or ask for more."
+    refused(command("train", "--resume", "--epochs", 1, "--out", copied), fewer)
+    refused(command("train", "--resume", "--epochs", -1, "--out", copied), "--epochs is -1")
+    (copied / "checkpoint" / "weights.safetensors").write_bytes(b"")
+    refused(command("train", "--resume", "--epochs", 3, "--out", copied), "damaged")
+    assert (copied / "run.json").read_bytes() == before
+
+
+def test_resume_and_overwrite(copied: Path, command):
+    result = command("train", "--resume", "--overwrite", "--out", copied)
+    refused(result, "--resume and --overwrite exclude each other")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99, "options": {}}'])

@@ -154,10 +154,15 @@ def test_schedules(tmp_path: Path, command, words: list[object]):
 
 
 def test_overwrite_keeps_what_the_run_did_not_write(copied: Path, command):
-    (copied / "notes.txt").write_text("mine")
+    mine = ("notes.txt", "mine.png", "fives.png", "posterior_z_1_mine.png")
+    for name in mine:
+        (copied / name).write_text("mine")
+    (copied / "ppc.png").write_text("of a report")
     result = command("train", "digits", *SMALL, "--epochs", 1, "--out", copied, "--overwrite")
     assert result.exit_code == 0, result.output
-    assert (copied / "notes.txt").read_text() == "mine"
+    assert all((copied / name).read_text() == "mine" for name in mine)
+    assert not (copied / "ppc.png").exists()
+    assert not [p.name for p in copied.iterdir() if p.name.startswith(".")]
     assert len(open_run(copied).history) == 1
 
 
