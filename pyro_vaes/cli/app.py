@@ -196,6 +196,7 @@ def _classes(run: Run, labels: list[str]) -> list[int]:
         return []
     number = run.data.num_classes or 0
     names = run.data.class_names or tuple(map(str, range(number)))
+    spelt = [name for name in names if not name.isdigit()]
     found = []
     for label in labels:
         if label in names:
@@ -205,7 +206,7 @@ def _classes(run: Run, labels: list[str]) -> list[int]:
         else:
             raise ValueError(
                 f"{run.data.name} has no class {label!r}: {suggest(label, names)}The classes are 0 to {number - 1}"
-                f"{', or by name ' + ', '.join(names) if run.data.class_names else ''}."
+                f"{', or by name ' + ', '.join(spelt) if spelt else ''}."
             )
     return found or list(range(number))
 
@@ -241,7 +242,7 @@ def report(
 @app.command()
 def reproduce(
     name: Annotated[str, typer.Argument(help="The experiment (see `list`).", show_default=False)],
-    budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (about an hour), gpu.")] = "smoke",
+    budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (minutes to two hours), gpu.")] = "smoke",
     data: Annotated[
         str | None, typer.Option(help="A data set.", show_default="the experiment's own; digits for smoke")
     ] = None,

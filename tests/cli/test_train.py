@@ -10,6 +10,7 @@ import torch
 from pyro_vaes.cli import Options, open_run
 from pyro_vaes.cli.build import build_pair, load_data
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
+from pyro_vaes.infer import ImportanceWeighted_ELBO
 from pyro_vaes.infer.fit import fit
 
 SMALL = ["--hidden", "16,8", "--limit", "200", "--batch-size", "100"]
@@ -164,6 +165,11 @@ def test_overwrite_keeps_what_the_run_did_not_write(copied: Path, command):
     assert not (copied / "ppc.png").exists()
     assert not [p.name for p in copied.iterdir() if p.name.startswith(".")]
     assert len(open_run(copied).history) == 1
+
+
+def test_kl_can_be_weighed_where_there_is_one():
+    for entry in BOUNDS.values():
+        assert entry.has_kl != isinstance(entry.build(5, 0.5), ImportanceWeighted_ELBO)
 
 
 def test_own_array_file(tmp_path: Path, command):
