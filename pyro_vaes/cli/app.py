@@ -121,6 +121,10 @@ def train(
         values["hidden"] = whole_numbers(hidden, "hidden") if hidden else ()
         given = {n for n in values if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
         directory = out or Path("runs") / f"{Path(data).stem}-{model}"
+        if resume and overwrite:
+            raise ValueError(
+                "--resume and --overwrite exclude each other: the one continues a run, the other begins it again."
+            )
         if resume:
             finished = resume_run(directory, {n: values[n] for n in given})
         else:
@@ -151,7 +155,9 @@ def evaluate(
 @app.command()
 def sample(
     run: RunDirectory,
-    num: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    num: Annotated[
+        int, typer.Option(min=1, help="How many images, rounded up to whole rows for a conditional model.")
+    ] = 64,
     label: Annotated[
         list[str] | None,
         typer.Option(help="For conditional_vae: a class, several with several --label.", show_default="all"),
@@ -162,7 +168,7 @@ def sample(
     root: Root = None,
     device: Device = None,
 ) -> None:
-    """Draw new images from a run, one row for each class of a conditional model."""
+    """Draw new images from a run; those of a conditional model are in rows, or in columns, by class."""
     with user_errors():
         opened = open_run(run, root=root, device=device)
         classes = _classes(opened, label or [])
@@ -170,10 +176,11 @@ def sample(
         if path.suffix.lower() != ".png":
             raise ValueError(f"--out is {path}, but pictures are written as .png.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        each = -(-num // len(classes)) if classes else 0
-        labels = torch.tensor(classes).repeat_interleave(each)[:num] if classes else None
+        labels, columns, title = None, None, "Samples from the model: they should pass for data"
+        if classes:
+            labels, columns, title = _by_class(opened, classes, num)
         images = sample_images(opened, num, labels=labels, noise=noise, seed=seed)
-        ax = plots.samples(images, columns=each or None, value_range=(0, 1), title=_title(opened, classes))
+        ax = plots.samples(images, columns=columns, value_range=(0, 1), title=title)
         save([(path.stem, ax.figure)], path.parent)  # type: ignore[list-item]
         typer.echo(f"Written to {path}.")
 
@@ -189,6 +196,7 @@ def _classes(run: Run, labels: list[str]) -> list[int]:
         return []
     number = run.data.num_classes or 0
     names = run.data.class_names or tuple(map(str, range(number)))
+    spelt = [name for name in names if not name.isdigit()]
     found = []
     for label in labels:
         if label in names:
@@ -198,16 +206,21 @@ def _classes(run: Run, labels: list[str]) -> list[int]:
         else:
             raise ValueError(
                 f"{run.data.name} has no class {label!r}: {suggest(label, names)}The classes are 0 to {number - 1}"
-                f"{', or by name ' + ', '.join(names) if run.data.class_names else ''}."
+                f"{', or by name ' + ', '.join(spelt) if spelt else ''}."
             )
     return found or list(range(number))
 
 
-def _title(run: Run, classes: list[int]) -> str:
+def _by_class(run: Run, classes: list[int], num: int) -> tuple[torch.Tensor, int, str]:
+    """Labels of at least so many images in whole rows, the number of columns, and the title."""
+    each = -(-num // len(classes))
+    if each < len(classes):  # a picture wider than high, which leaves room for its title
+        labels, columns, order = torch.tensor(classes).repeat(each), len(classes), "column by column"
+    else:
+        labels, columns, order = torch.tensor(classes).repeat_interleave(each), each, "row by row"
     names = run.data.class_names or tuple(map(str, range(run.data.num_classes or 0)))
-    if not classes:
-        return "Samples from the model: they should pass for data"
-    return "Samples given the class, row by row: " + ", ".join(names[k] for k in classes[:12])
+    more = ", ..." if len(classes) > 12 else ""
+    return labels, columns, f"Samples given the class, {order}: {', '.join(names[k] for k in classes[:12])}{more}"
 
 
 @app.command()
@@ -229,7 +242,7 @@ def report(
 @app.command()
 def reproduce(
     name: Annotated[str, typer.Argument(help="The experiment (see `list`).", show_default=False)],
-    budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (about an hour), gpu.")] = "smoke",
+    budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (minutes to two hours), gpu.")] = "smoke",
     data: Annotated[
         str | None, typer.Option(help="A data set.", show_default="the experiment's own; digits for smoke")
     ] = None,

@@ -102,11 +102,12 @@ class GuideEntry:
 
 @dataclass(frozen=True)
 class BoundEntry:
-    """A bound by name: from particles and free nats to the ELBO, and what it is in words."""
+    """A bound by name: from particles and free nats to the ELBO, what it is in words, and whether it has a KL term."""
 
     build: Callable[[int, float], ELBO]
     about: str
     particles: int = 1
+    has_kl: bool = True
 
 
 def _levels(info: PixelInfo) -> int:
@@ -181,7 +182,10 @@ BOUNDS: dict[str, BoundEntry] = {
         "the ELBO with closed-form KL where there is one",
     ),
     "importance_weighted": BoundEntry(
-        lambda particles, _: ImportanceWeighted_ELBO(particles), "importance weighted, --particles 5", particles=5
+        lambda particles, _: ImportanceWeighted_ELBO(particles),
+        "importance weighted, --particles 5",
+        particles=5,
+        has_kl=False,
     ),
     "sticking_the_landing": BoundEntry(
         lambda particles, _: StickingTheLanding_ELBO(particles), "the ELBO with path derivatives only for the guide"
@@ -190,6 +194,7 @@ BOUNDS: dict[str, BoundEntry] = {
         lambda particles, _: DReG_ELBO(particles),
         "importance weighted, with doubly reparameterised gradients, --particles 5",
         particles=5,
+        has_kl=False,
     ),
     "aggregate_posterior": BoundEntry(
         lambda _, __: AggregatePosterior_ELBO(), "KL of the batch's aggregate Gaussian instead of each image's own"

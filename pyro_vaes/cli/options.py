@@ -128,6 +128,11 @@ class Options:
             )
         if not self.lr > 0:
             raise ValueError(f"--lr is {self.lr}, but a learning rate is positive: 1e-3 is usual for Adam.")
+        if self.kl_warmup and not BOUNDS[self.bound].has_kl:
+            raise ValueError(
+                f"--kl-warmup weighs the KL term, which --bound {self.bound} has not: leave it out, or choose --bound "
+                "trace."
+            )
         if len(self.latent_dim) > 1 and self.model != "hierarchical_vae":
             raise ValueError(
                 f"--latent-dim has {len(self.latent_dim)} levels, but {self.model} has one: give one number, or "

@@ -1,11 +1,14 @@
 """The directory of a run: everything needed to repeat it, resume it, and look at it again as Python objects."""
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +23,9 @@ from pyro_vaes.cli.build import Built, build_pair, load_data
 from pyro_vaes.cli.options import Options
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import History, load
+from pyro_vaes.infer.checkpoint import read_checkpoint
 from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.resume import is_saved
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 
 __all__ = [
@@ -28,17 +33,26 @@ __all__ = [
     "HISTORY",
     "RUN",
     "Run",
-    "claim",
+    "claimed",
     "describe",
+    "finished_epochs",
     "open_run",
     "read_options",
     "usable",
     "write_json",
+    "written",
 ]
 
 RUN, CHECKPOINT, HISTORY = "run.json", "checkpoint", "history.json"
 FORMAT = 1
-WRITTEN = (HISTORY, "evaluation.json", "report.html", "posterior.nc")
+WRITTEN = (
+    *(RUN, CHECKPOINT, f".{CHECKPOINT}.old", f".{CHECKPOINT}.new"),
+    *(HISTORY, "evaluation.json", "report.html", "posterior.nc"),
+)
+PICTURES = re.compile(
+    r"(loss|reconstructions|samples|kl|collapse|traversals|manifold|ppc|khat|(posterior|latents)(_z_\d+)?)\.png"
+)
+"""What a run may write, and so what is replaced with it; nothing else in its directory is."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,20 @@ class Run:
         return self.built.guide
 
 
-def claim(directory: Path, *, overwrite: bool) -> None:
-    """Make a directory ready for a new run, before any work.
+def written(directory: Path) -> list[Path]:
+    """What a run wrote in its directory, as far as it is there."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return [path for path in found if path.name in WRITTEN or PICTURES.fullmatch(path.name)]
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in written(source):
+        path.rename(target / path.name)
+
+
+@contextlib.contextmanager
+def claimed(directory: Path, *, overwrite: bool) -> Iterator[None]:
+    """A directory made ready for a new run; as it was before if an error comes before the first checkpoint.
 
     Arguments:
         directory: Created if need be, with its parents.
@@ -92,21 +118,31 @@ def claim(directory: Path, *, overwrite: bool) -> None:
             f"{directory} holds a run already: continue it with --resume, replace it with --overwrite, or "
             "choose another --out."
         )
+    created = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    aside, replaced = directory / ".replaced", (directory / RUN).exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".probe"
-        probe.write_text("")
-        probe.unlink()
-        if (directory / RUN).exists():
-            shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)
-            for stale in (RUN, *WRITTEN):
-                (directory / stale).unlink(missing_ok=True)
-            for picture in directory.glob("*.png"):
-                picture.unlink()
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        if replaced:
+            _move(directory, aside)
     except OSError as error:
         raise ValueError(
             f"the run cannot be written to {directory} ({error}): choose an --out that you may write to."
         ) from error
+    try:
+        yield
+    except Exception:
+        if not is_saved(directory / CHECKPOINT):
+            (directory / RUN).unlink(missing_ok=True)
+            _move(aside, directory)
+            aside.rmdir()
+            with contextlib.suppress(OSError):  # a folder in which something else is now stays
+                for folder in created:
+                    folder.rmdir()
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -185,6 +221,17 @@ def read_options(directory: Path) -> tuple[Options, dict[str, object]]:
         ) from error
 
 
+def finished_epochs(directory: Path) -> int:
+    """How many epochs of a run its checkpoint holds.
+
+    Raises:
+        ValueError: If the checkpoint is damaged.
+    """
+    if not is_saved(directory / CHECKPOINT):
+        return 0
+    return int(str(read_checkpoint(directory / CHECKPOINT)[1].get("epoch", 0)))
+
+
 def usable(device: str | None) -> torch.device:
     """The device of that name, the CPU for None.
 
@@ -217,6 +264,11 @@ def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: s
     """
     directory = Path(path)
     options, facts = read_options(directory)
+    if not is_saved(directory / CHECKPOINT):
+        raise FileNotFoundError(
+            f"the run in {directory} has no finished epoch yet: go on with `pyro-vaes train --resume --out "
+            f"{shlex.quote(str(directory))}`, or start again with --overwrite."
+        )
     data = load_data(options if root is None else Options.from_json(options.to_json() | {"root": root}))
     recorded = cast(dict[str, dict[str, str]], facts.get("data", {})).get("rows_sha256", {})
     found = _fingerprints(data)

@@ -15,8 +15,9 @@ from pyro_vaes.cli.run_directory import (
     HISTORY,
     RUN,
     Run,
-    claim,
+    claimed,
     describe,
+    finished_epochs,
     open_run,
     read_options,
     usable,
@@ -48,9 +49,9 @@ def train(options: Options, directory: Path, *, overwrite: bool = False, progres
     if options.patience and data.valid is None:
         raise ValueError(f"--patience watches validation rows, but {data.name} has none: leave it out.")
     build_pair(options, data)  # options that do not fit each other are refused before anything is written
-    claim(directory, overwrite=overwrite)
-    write_json(directory / RUN, describe(options, data, str(directory)))
-    return _fit(options, data, directory, resuming=False, progress=progress)
+    with claimed(directory, overwrite=overwrite):
+        write_json(directory / RUN, describe(options, data, str(directory)))
+        return _fit(options, data, directory, resuming=False, progress=progress)
 
 
 def resume(directory: Path, given: dict[str, object], *, progress: bool = True) -> Run:
@@ -63,7 +64,7 @@ def resume(directory: Path, given: dict[str, object], *, progress: bool = True) 
 
     Raises:
         FileNotFoundError: If there is no run.
-        ValueError: If it is damaged, or other options are given that it was not started with.
+        ValueError: If it is damaged, other options are given that it was not started with, or fewer epochs than it has.
     """
     options, facts = read_options(directory)
     given = {n: data_path(str(v)) if n == "data" else v for n, v in given.items()}
@@ -75,6 +76,12 @@ def resume(directory: Path, given: dict[str, object], *, progress: bool = True) 
             "another --out."
         )
     options = replace(options, **{n: v for n, v in given.items() if n in REPLACEABLE})  # type: ignore[arg-type]
+    finished = finished_epochs(directory)
+    if "epochs" in given and options.epochs < finished:
+        raise ValueError(
+            f"the run in {directory} has {finished} epochs already, --epochs {options.epochs} asks for fewer: leave it "
+            "out, or ask for more."
+        )
     usable(options.device)
     data = load_data(options)
     write_json(directory / RUN, facts | {"options": options.to_json(), "command": options.command(str(directory))})

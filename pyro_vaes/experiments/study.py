@@ -105,7 +105,8 @@ class Study(Generic[S]):
         cases = self.cases(setting)
         unknown = [n for n in only if n not in cases]
         if unknown:
-            raise ValueError(f"The budget {budget!r} compares {', '.join(cases)}, but got {unknown}.")
+            known, got = ("; ".join(map(repr, names)) for names in (cases, unknown))  # names may have commas in them
+            raise ValueError(f"The budget {budget!r} compares {known}, but got {got}.")
         published = self.published.get(data, {})
         record = {"experiment": self.name, "budget": budget, **(about or {})}
         findings = Findings(self.name, _plain(setting), [], published, self.remark(setting), [], record)

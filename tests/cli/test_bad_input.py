@@ -1,10 +1,12 @@
 """What a user can get wrong: exit code 2, one paragraph on stderr that names the cure, nothing half-written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -42,11 +44,15 @@ def refused(result, *wanted: str) -> None:
         (["--skip"], "--model hierarchical_vae"),
         (["--likelihood", "bernoulli"], "--binarize"),
         (["--device", "abacus"], "--device abacus"),
-        (["--model", "hierarchical_vae", "--bound", "mean_field"], "Trace_ELBO"),
+        (["--model", "hierarchical_vae", "--bound", "mean_field"], "Choose --bound trace, or add --top-down."),
+        (["--bound", "dreg", "--kl-warmup", "3"], "which --bound dreg has not: leave it out, or choose --bound trace."),
+        (["--bound", "aggregate_posterior", "--batch-size", "1"], "Choose another --batch-size"),
+        (["--key", "a", "--image-shape", "1,8,8"], "--key, --image-shape can be given for files of arrays"),
     ],
 )
 def test_options(words: list[str], wanted: str, tmp_path: Path, command):
     refused(command(*TRAIN, *words, "--out", tmp_path / "run"), wanted)
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_data_suggests_the_nearest(tmp_path: Path, command):
@@ -65,6 +71,47 @@ def test_data_that_the_model_cannot_use(tmp_path: Path, command):
     refused(command("train", tmp_path / "text.npy", *out))
 
 
+def test_cures_are_options(tmp_path: Path, command):
+    rows = np.random.default_rng(0).random((30, 4, 4)).astype("float32")
+    np.savez(tmp_path / "two.npz", a=rows, b=rows)
+    np.savez(tmp_path / "part.npz", x_train=rows, y_train=np.arange(30) % 3, x_test=rows)
+    np.save(tmp_path / "flat.npy", rows.reshape(30, 16))
+    np.save(tmp_path / "odd.npy", rows.reshape(30, 2, 4, 2))
+    (tmp_path / "image_shape.txt").write_text("no image")
+    (tmp_path / "sizes").mkdir()
+    plt.imsave(tmp_path / "sizes" / "a.png", rows[0])
+    plt.imsave(tmp_path / "sizes" / "b.png", rows[0, :3])
+    for name, *words, wanted in (
+        ("two.npz", "holds the images: give its name, for instance --key a."),
+        ("part.npz", "--model", "conditional_vae", "cannot be made: choose --model vae, or label all parts."),
+        ("flat.npy", "--image-shape", "1,3,3", "--image-shape (1, 3, 3) has 9: give --image-shape C,H,W of one image."),
+        ("odd.npy", "Transpose the array, or give --image-shape C,H,W if"),
+        ("image_shape.txt", f"{tmp_path}/image_shape.txt is"),
+        ("image_shape.txt", "For other formats read the array yourself and save it as .npz."),
+        ("sizes", "Pass --resize, for instance --resize 64."),
+    ):
+        refused(command("train", tmp_path / name, *words, "--out", tmp_path / "run"), wanted)
+    out = ("--root", tmp_path / "no", "--out", tmp_path / "run")
+    faces = (
+        "pass --root or set the environment variable PYRO_VAES_DATA to",
+        "or start with `pyro-vaes train digits`, which",
+    )
+    refused(command("train", "frey_faces", *out), *faces)
+    refused(command("train", "celeba", *out), "so a size has to be given: --resize 64 takes 2.5 GB.")
+    (tmp_path / "no" / "FreyFaces").mkdir(parents=True)
+    (tmp_path / "no" / "FreyFaces" / "frey_rawface.mat").write_text("no faces")
+    refused(command("train", "frey_faces", *out), "copy or download it again.")
+    refused(command("train", tmp_path / "file" / "no.npy", *out), "no.npy")
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence(tmp_path: Path, command):
+    result = command(*TRAIN, "--lr", "1e6", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "Usual cures: --clip, a smaller --lr, --kl-warmup, or --on-nan skip." in result.stderr
+    assert not (tmp_path / "run").exists(), "nothing is there to go on from"
+
+
 def test_unwritable_out(tmp_path: Path, command):
     (tmp_path / "file").write_text("")
     refused(command(*TRAIN, "--out", tmp_path / "file" / "run"), "choose an --out")
@@ -74,6 +121,30 @@ def test_taken_out(trained: Path, command):
     before = (trained / "run.json").read_bytes()
     refused(command(*TRAIN, "--out", trained), "--resume", "--overwrite")
     assert (trained / "run.json").read_bytes() == before
+
+
+def test_refused_training_leaves_everything_as_it_was(copied: Path, tmp_path: Path, command):
+    def content(run: Path) -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+    bad = ("--bound", "aggregate_posterior", "--batch-size", "1")
+    new = tmp_path / "new" / "run"
+    refused(command(*TRAIN, *bad, "--out", new))
+    assert not new.parent.exists()
+    new.mkdir(parents=True)
+    (new / "notes.txt").write_text("mine")
+    refused(command(*TRAIN, *bad, "--out", new))
+    assert [p.name for p in new.iterdir()] == ["notes.txt"]
+    before = content(copied)
+    refused(command(*TRAIN, *bad, "--out", copied, "--overwrite"))
+    assert content(copied) == before
+    assert command(*TRAIN, "--limit", 100, "--out", new).exit_code == 0, "the corrected command"
+
+
+def test_run_without_a_finished_epoch(copied: Path, command):
+    shutil.rmtree(copied / "checkpoint")
+    cure = f"`pyro-vaes train --resume --out {copied}`, or start again with --overwrite."
+    refused(command("evaluate", copied), f"the run in {copied} has no finished epoch yet: go on with {cure}")
 
 
 @pytest.mark.parametrize("name", ["evaluate", "sample", "report"])
@@ -87,6 +158,21 @@ def test_resume_without_a_run(tmp_path: Path, command):
 
 def test_resume_with_other_options(copied: Path, command):
     refused(command("train", "--resume", "--latent-dim", 5, "--out", copied), "started with latent-dim")
+
+
+def test_resume_for_fewer_epochs(copied: Path, command):
+    before = (copied / "run.json").read_bytes()
+    fewer = f"the run in {copied} has 2 epochs already, --epochs 1 asks for fewer: leave it out, or ask for more."
+    refused(command("train", "--resume", "--epochs", 1, "--out", copied), fewer)
+    refused(command("train", "--resume", "--epochs", -1, "--out", copied), "--epochs is -1")
+    (copied / "checkpoint" / "weights.safetensors").write_bytes(b"")
+    refused(command("train", "--resume", "--epochs", 3, "--out", copied), "damaged")
+    assert (copied / "run.json").read_bytes() == before
+
+
+def test_resume_and_overwrite(copied: Path, command):
+    result = command("train", "--resume", "--overwrite", "--out", copied)
+    refused(result, "--resume and --overwrite exclude each other")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99, "options": {}}'])
@@ -128,7 +214,13 @@ def test_numbers_of_evaluate(trained: Path, command):
 def test_labels(trained: Path, conditional: Path, tmp_path: Path, command):
     refused(command("sample", trained, "--label", 3), "conditional_vae")
     refused(command("sample", conditional, "--label", 10), "no class '10'")
+    assert command("sample", conditional, "--label", "ten").stderr.endswith("The classes are 0 to 9.\n")
     refused(command("sample", conditional, "--out", tmp_path / "x.jpg"), ".png")
+
+
+def test_cases(tmp_path: Path, command):
+    result = command("reproduce", "variational_laplace", "--only", "VAE; foo", "--out", tmp_path / "out.json")
+    refused(result, "compares 'VAE'; 'SA-1'; ", "; 'VLAE-1, 0.9^t, trained start', ", "but got 'foo'.")
 
 
 def test_version(command):

@@ -8,14 +8,18 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 
 import arviz as az
+import matplotlib.pyplot as plt
 import pytest
 import xarray
 
+from pyro_vaes import plots
 from pyro_vaes.cli import open_run
 from pyro_vaes.cli.demo import DEMO, demo
 from pyro_vaes.cli.measure import measure
+from pyro_vaes.cli.run_directory import written
 from pyro_vaes.data import NAMES
 
 
@@ -57,6 +61,29 @@ def test_sample(copied: Path, conditional: Path, tmp_path: Path, command):
     result = command("sample", conditional, "--label", 3, "--label", "5", "--num", 8, "--out", out)
     assert result.exit_code == 0, result.output
     assert out.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "columns", "title"),
+    [
+        (["--num", 5], 1, 10, "column by column: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        ([], 7, 10, "column by column: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (["--num", 101], 10, 11, "row by row: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (["--num", 3, "--label", 7, "--label", 2], 2, 2, "row by row: 7, 2"),
+        (["--num", 3, "--label", 4], 1, 3, "row by row: 4"),
+    ],
+)
+def test_sample_draws_whole_rows(
+    words, rows: int, columns: int, title: str, conditional: Path, tmp_path: Path, command
+):
+    with mock.patch("pyro_vaes.plots.samples", wraps=plots.samples) as drawn:
+        result = command("sample", conditional, *words, "--out", tmp_path / "classes.png")
+    assert result.exit_code == 0, result.output
+    (images,), given = drawn.call_args
+    assert len(images) == rows * columns and given["columns"] == columns
+    assert given["title"] == f"Samples given the class, {title}"
+    _, width, _ = plt.imread(tmp_path / "classes.png").shape
+    assert width > 500, "not a sliver"
 
 
 def test_sample_by_class_depends_on_the_class(conditional: Path):
@@ -138,6 +165,7 @@ def test_report_of_other_models(model: str, tmp_path: Path, command):
     assert result.exit_code == 0, result.output
     assert ("manifold.png" in result.stdout) == (model == "conditional_vae")
     assert ("posterior_z_2.png" in result.stdout) == (model == "hierarchical_vae")
+    assert set(written(tmp_path / "run")) == set((tmp_path / "run").iterdir()), "and --overwrite knows all of it"
 
 
 def test_report_with_a_joint_guide_and_no_labels(tmp_path: Path, command):

@@ -10,6 +10,7 @@ import torch
 from pyro_vaes.cli import Options, open_run
 from pyro_vaes.cli.build import build_pair, load_data
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
+from pyro_vaes.infer import ImportanceWeighted_ELBO
 from pyro_vaes.infer.fit import fit
 
 SMALL = ["--hidden", "16,8", "--limit", "200", "--batch-size", "100"]
@@ -154,11 +155,21 @@ def test_schedules(tmp_path: Path, command, words: list[object]):
 
 
 def test_overwrite_keeps_what_the_run_did_not_write(copied: Path, command):
-    (copied / "notes.txt").write_text("mine")
+    mine = ("notes.txt", "mine.png", "fives.png", "posterior_z_1_mine.png")
+    for name in mine:
+        (copied / name).write_text("mine")
+    (copied / "ppc.png").write_text("of a report")
     result = command("train", "digits", *SMALL, "--epochs", 1, "--out", copied, "--overwrite")
     assert result.exit_code == 0, result.output
-    assert (copied / "notes.txt").read_text() == "mine"
+    assert all((copied / name).read_text() == "mine" for name in mine)
+    assert not (copied / "ppc.png").exists()
+    assert not [p.name for p in copied.iterdir() if p.name.startswith(".")]
     assert len(open_run(copied).history) == 1
+
+
+def test_kl_can_be_weighed_where_there_is_one():
+    for entry in BOUNDS.values():
+        assert entry.has_kl != isinstance(entry.build(5, 0.5), ImportanceWeighted_ELBO)
 
 
 def test_own_array_file(tmp_path: Path, command):

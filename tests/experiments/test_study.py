@@ -85,8 +85,8 @@ def test_bad_input():
         study([]).run("tpu")
     with pytest.raises(ValueError, match="tiny runs on mnist, digits, but got 'mnits'"):
         study([]).run("cpu", data="mnits")
-    with pytest.raises(ValueError, match=r"compares good, diverged, but got \['god'\]"):
-        study([]).run("cpu", only=["god"])
+    with pytest.raises(ValueError, match="compares 'good'; 'diverged', but got 'god'; 'dog'"):
+        study([]).run("cpu", only=["god", "dog"])
 
 
 def test_figures_that_not_all_cases_have():
