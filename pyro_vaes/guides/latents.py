@@ -1,7 +1,6 @@
 """The latent sites of a program, found by running it once, seen as one unconstrained vector per datum."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyro
@@ -10,12 +9,12 @@ from pyro import poutine
 from pyro.distributions import Delta, Normal, TorchDistribution, TransformedDistribution, constraints
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
-from torch.nn.parameter import is_lazy
 
 from pyro_vaes.guides.differentiable import differentiable
+from pyro_vaes.nn.buffers import untouched_buffers
 
 __all__ = ["Latents", "LatentSite", "find_latents"]
 
@@ -191,26 +190,6 @@ def find_latents(model: Callable[..., object], *args: object, **kwargs: object) 
         subsample_size=frame.size if subsamples else None,
         rows=rows,
     )
-
-
-@contextmanager
-def untouched_buffers() -> Iterator[None]:
-    """Inside, modules that are called change copies of their buffers, such as a batch norm's statistics."""
-    kept: dict[nn.Module, dict[str, Tensor | None]] = {}
-
-    def keep(module: nn.Module, _: object) -> None:
-        if module not in kept and not isinstance(module, torch.jit.ScriptModule):
-            kept[module] = dict(module._buffers)
-            copies = {n: b.clone() for n, b in module._buffers.items() if b is not None and not is_lazy(b)}
-            module._buffers.update(copies)
-
-    handle = nn.modules.module.register_module_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
-        for module, buffers in kept.items():
-            module._buffers.update(buffers)
 
 
 def _data_frame(message: Message):  # noqa: ANN202 - Pyro's CondIndepStackFrame

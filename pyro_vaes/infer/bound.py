@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vaes.infer.handlers import is_latent
+from pyro_vaes.nn.buffers import untouched_buffers
 
 if TYPE_CHECKING:
     from pyro_vaes.infer.callbacks import Callback
@@ -63,7 +64,8 @@ class Seen(Generic[Found]):
         """What ``look`` found for these programs."""
         known = [(program, *keywords) for program, keywords in map(without_keywords, programs)]
         if self.found is None or self._programs != known:
-            self.found, self._programs = look(), known
+            with untouched_buffers():  # a look is no step: the statistics of a batch norm stay as they are
+                self.found, self._programs = look(), known
         return self.found
 
 

@@ -192,3 +192,25 @@ def test_a_copy_of_a_bound_takes_no_programs_along():
     again = pickle.loads(pickle.dumps(bound))  # a local program could not be pickled
     assert again._seen.found is None and bound._seen.found is not None
     assert isinstance(again.loss(minibatch, draw, torch.randn(4, 3)), float)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_look_leaves_the_statistics_of_a_batch_norm_alone(name):
+    """Two bounds, one of which has looked at the pair before, leave the same statistics after one step."""
+    model, guide = pair(name)
+    norm, x = nn.BatchNorm1d(3), torch.randn(8, 3)
+
+    def normalised(x):
+        norm(x)
+        return model(x)
+
+    found = []
+    for looked in (False, True):
+        bound = BOUNDS[name]()
+        if looked:
+            bound.loss(normalised, guide, x)
+        norm.reset_running_stats()
+        pyro.set_rng_seed(1)
+        bound.loss(normalised, guide, x)
+        found.append(int(norm.num_batches_tracked))
+    assert found[0] == found[1] > 0
