@@ -102,7 +102,10 @@ class RecursiveMixture(TorchDistribution):
         """The logits a_1, .., a_M, shape ``(*batch_shape, M)``."""
         if self.logits:
             return torch.stack(self.logits, dim=-1)
-        return self.components[0].mean.new_zeros((*self.batch_shape, 0))
+        innermost = self.components[0]
+        while hasattr(innermost, "base_dist"):  # a flow has no mean of its own
+            innermost = innermost.base_dist
+        return innermost.mean.new_zeros((*self.batch_shape, 0))
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:

@@ -1,5 +1,6 @@
 """The latent sites of a program, found by running it once, seen as one unconstrained vector per datum."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -216,15 +217,15 @@ def _latent_site(message: Message) -> LatentSite:
             "Sum it out in the program (a Mixture as the prior of what depends on it), or write a guide: one of the "
             "other sites for TraceEnum_ELBO and infer={'enumerate': 'parallel'}, one with this site for Trace_ELBO?"
         )
-    support = fn.support
+    support = _same_for_all(fn.support)
+    if support is None:
+        raise ValueError(
+            f"The support of the latent site {name!r} ({fn.support}) is not constant, so no fixed map onto it exists. "
+            "Rescale the site: sample from a fixed support and transform the value?"
+        )
     inner = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
-    if any(isinstance(v, Tensor) and (v.requires_grad or v.numel() > 1) for v in vars(inner).values()):
-        raise ValueError(
-            f"The support of the latent site {name!r} ({support}) is not constant, so no fixed map onto it exists. "
-            "Rescale the site: sample from a fixed support and transform the value?"
-        )
     transform = biject_to(support)
     unconstrained = transform.inv(message["value"])
     event_dim = len(fn.event_shape) + unconstrained.dim() - message["value"].dim()
@@ -235,3 +236,16 @@ def _latent_site(message: Message) -> LatentSite:
         transform=transform,
         is_real=inner is constraints.real or isinstance(inner, type(constraints.real)),
     )
+
+
+def _same_for_all(support: constraints.Constraint) -> constraints.Constraint | None:
+    """The support with its bounds as numbers, if all data and units have the same, constant ones."""
+    if isinstance(support, constraints.independent):
+        inner = _same_for_all(support.base_constraint)
+        return None if inner is None else constraints.independent(inner, support.reinterpreted_batch_ndims)
+    bounds = {n: v for n, v in vars(support).items() if isinstance(v, Tensor)}
+    if any(v.requires_grad or not bool((v == v.flatten()[0]).all()) for v in bounds.values()):
+        return None
+    same = copy.copy(support)
+    vars(same).update({n: v.flatten()[0] for n, v in bounds.items()})
+    return same

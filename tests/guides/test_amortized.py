@@ -83,13 +83,14 @@ def test_several_sites_share_one_joint_density():
 
 
 @pytest.mark.parametrize("make", [AmortizedNormal, AmortizedMultivariateNormal])
-@pytest.mark.parametrize("name", ["gamma", "beta", "dirichlet", "lognormal", "cholesky"])
+@pytest.mark.parametrize("name", ["gamma", "beta", "uniform", "dirichlet", "lognormal", "cholesky"])
 def test_density_on_the_support_is_a_change_of_variables(make, name):
     """log q of the drawn value equals the base density minus log |det| of the map, by autograd on the map."""
     torch.set_default_dtype(torch.float64)
     prior = {
         "gamma": dist.Gamma(2.0, 1.0),
         "beta": dist.Beta(2.0, 2.0).expand([2]).to_event(1),
+        "uniform": dist.Uniform(torch.full((2,), -1.0), torch.full((2,), 2.0)).to_event(1),
         "dirichlet": dist.Dirichlet(torch.ones(3)),
         "lognormal": dist.LogNormal(0.0, 1.0).expand([2]).to_event(1),
         "cholesky": dist.LKJCholesky(3, 1.0),
@@ -101,7 +102,7 @@ def test_density_on_the_support_is_a_change_of_variables(make, name):
             pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1), obs=x)
 
     x = torch.randn(5, 4)
-    numel = {"gamma": 1, "beta": 2, "dirichlet": 2, "lognormal": 2, "cholesky": 3}[name]
+    numel = {"gamma": 1, "beta": 2, "uniform": 2, "dirichlet": 2, "lognormal": 2, "cholesky": 3}[name]
     head = NormalHead(4, numel) if make is AmortizedNormal else MultivariateNormalHead(4, numel)
     guide = make(model, head)
     trace = poutine.trace(guide).get_trace(x)
@@ -113,7 +114,7 @@ def test_density_on_the_support_is_a_change_of_variables(make, name):
     base = site.transform.inv(value).reshape(5, numel)
     _, log_det = site.constrain(base)
     assert torch.allclose(total, q.log_prob(base) - log_det)
-    if name in ("gamma", "beta", "lognormal"):
+    if name in ("gamma", "beta", "uniform", "lognormal"):
         jacobian = torch.func.vmap(torch.func.jacrev(lambda u: site.constrain(u)[0].reshape(-1)))(base)
         assert torch.allclose(log_det, torch.linalg.slogdet(jacobian)[1])
 

@@ -707,6 +707,15 @@ def test_models_that_do_not_broadcast_run_component_by_component(bound):
 
 
 @pytest.mark.parametrize("bound", [StratifiedMixture_ELBO, RecursiveMixture_ELBO])
+def test_a_flow_may_be_the_first_component(bound):
+    vae, _, x = small_pair(2)
+    flow, normal = Chain(nn.Linear(D, 4), IAFHead(4, 2, flows=1, hidden=[8])), NormalHead(D, 2)
+    guide = AmortizedMixture(vae.model, [flow, normal], [Chain(nn.Linear(D, 4), WeightHead(4))])
+    assert bound().differentiable_loss(vae.model, guide, x).isfinite()
+    fit(vae.model, guide, x, loss=bound(), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("bound", [StratifiedMixture_ELBO, RecursiveMixture_ELBO])
 def test_what_the_guide_draws_beside_the_mixture_belongs_to_every_component(bound):
     x = torch.randn(6, 2)
 
