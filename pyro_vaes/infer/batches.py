@@ -1,112 +1,26 @@
-"""Where the batches of a training loop come from: tensors in memory, data sets, loaders.
-
-A *source* has a length, ``batch(index, generator)`` that returns the model's positional arguments for those rows (with
-fresh preprocessing noise from the generator, or fixed noise without one), and ``to(device)``.
-"""
+"""Where the batches of a training loop come from: sources of rows, loaders."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_vaes.infer.arguments import whole_number
+from pyro_vaes.infer.sources import EMPTY, Batch, DatasetSource, Source, TensorSource, as_tensor, on_device
 
 __all__ = [
     "Batches",
-    "DatasetSource",
     "LoaderBatches",
-    "Source",
     "SourceBatches",
-    "TensorSource",
     "as_batches",
     "derived_seed",
     "first_batch",
     "train_and_valid",
 ]
-
-Batch = tuple[object, ...]
-EMPTY = "The data set is empty: it has 0 rows. Is the path, the split or the filter right?"
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Rows of data in memory, on a device."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch: ...
-
-    def to(self, device: torch.device | str) -> "Source": ...
-
-
-class TensorSource:
-    """Tensors that share their first dimension, as a source."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        lengths = [len(t) for t in tensors]
-        if len(set(lengths)) != 1:
-            raise ValueError(f"Tensors of one data set need the same number of rows, but got {lengths}.")
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
-        if isinstance(index, slice):
-            return tuple(t[index] for t in self.tensors)
-        return tuple(t.index_select(0, index.to(t.device)) for t in self.tensors)
-
-    def suspects(self) -> Tensor:
-        """Rows worth a look before training: those that hold the extreme or non-finite values of a tensor."""
-        rows = [torch.arange(1)]
-        for tensor in self.tensors:
-            if tensor.numel() and tensor.dtype != torch.bool and not tensor.is_complex():
-                flat = tensor.reshape(
-                    len(tensor), -1
-                )  # first by rows, which is five times as fast; NaN is both extremes
-                rows += [flat.amin(1).argmin().cpu().reshape(1), flat.amax(1).argmax().cpu().reshape(1)]
-        return torch.cat(rows)
-
-    def to(self, device: torch.device | str) -> "TensorSource":
-        return TensorSource(*(t.to(device) for t in self.tensors))
-
-
-def _tensor(value: object) -> Tensor | None:
-    """A tensor from a tensor or a numeric array; floating arrays take torch's default dtype."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        tensor = torch.from_numpy(np.ascontiguousarray(value))
-        return tensor.to(torch.get_default_dtype()) if value.dtype.kind == "f" else tensor
-    return None
-
-
-class DatasetSource:
-    """A torch Dataset with a length, as a source; rows are collated one by one."""
-
-    def __init__(self, dataset: Dataset[object], device: torch.device | str = "cpu") -> None:
-        self.dataset, self.device = dataset, device
-
-    def __len__(self) -> int:
-        return len(cast(Sequence[object], self.dataset))
-
-    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
-        rows = range(*index.indices(len(self))) if isinstance(index, slice) else index.tolist()
-        try:
-            batch = default_collate([self.dataset[row] for row in rows])
-        except TypeError as error:
-            raise ValueError(
-                f"The rows of {type(self.dataset).__name__} cannot be put into one batch: {error}. Give the data set a "
-                "transform that returns tensors, such as torchvision.transforms.ToTensor()."
-            ) from error
-        return _on_device(batch, self.device)
-
-    def to(self, device: torch.device | str) -> "DatasetSource":
-        return DatasetSource(self.dataset, device)
 
 
 class SourceBatches:
@@ -223,7 +137,7 @@ class LoaderBatches:
 
     def epoch(self, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
         for batch in self.loader:
-            yield _on_device(batch, device)
+            yield on_device(batch, device)
 
     def _generators(self) -> list[torch.Generator]:
         """The generators that a DataLoader and its samplers own; without any it draws from torch's global one."""
@@ -238,12 +152,6 @@ class LoaderBatches:
     def load_state(self, state: Sequence[Tensor]) -> None:
         for generator, value in zip(self._generators(), state, strict=False):
             generator.set_state(value)
-
-
-def _on_device(batch: object, device: torch.device | str) -> Batch:
-    items = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    tensors = [_tensor(item) for item in items]
-    return tuple(t.to(device, non_blocking=True) if t is not None else i for t, i in zip(tensors, items, strict=True))
 
 
 Batches = SourceBatches | LoaderBatches
@@ -291,7 +199,7 @@ def _refuse_numbers(data: object) -> None:
     """Refuse rows that are lists of numbers: a list is read as batches, and a tuple as the model's arguments."""
     if not isinstance(data, list | tuple) or not data:
         return
-    if isinstance(data, tuple) and any(_tensor(item) is not None for item in data):
+    if isinstance(data, tuple) and any(as_tensor(item) is not None for item in data):
         if any(_are_numbers(item) for item in data):
             raise ValueError(
                 "data is a tuple of the model's arguments, of which one is a list of numbers: torch.tensor(labels)?"
@@ -328,7 +236,7 @@ def _said_parts(data: object) -> str:
 def _source(data: object) -> Source | None:
     """A source of rows, from what has rows; a list is an iterable of batches instead."""
     items = data if isinstance(data, tuple) else (data,)
-    tensors = [t for t in map(_tensor, items) if t is not None and t.dim()]
+    tensors = [t for t in map(as_tensor, items) if t is not None and t.dim()]
     if tensors and len(tensors) == len(items):
         return TensorSource(*tensors)
     if isinstance(data, Source):
@@ -362,7 +270,7 @@ def first_batch(data: object, device: torch.device | str, batch_size: int = 128)
     if isinstance(data, Tensor | Mapping):
         return data
     if isinstance(data, list | tuple) and not (data and isinstance(data[0], list | tuple)):
-        arrays = (_tensor(item) if isinstance(item, np.ndarray) else None for item in data)
+        arrays = (as_tensor(item) if isinstance(item, np.ndarray) else None for item in data)
         return tuple(i if a is None else a.to(device) for i, a in zip(data, arrays, strict=True))
     place = torch.device(device)
     batches = as_batches(train_and_valid(data, None)[0], batch_size, shuffle=False).to(place)
