@@ -12,6 +12,7 @@ from pyro_vaes.ops import linear
 
 __all__ = ["chunks", "pull", "push", "push_basis", "run", "take"]
 
+LANES = 16  # single-precision numbers in a CPU's widest vector
 CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 
 
@@ -30,13 +31,18 @@ def run(layers: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, list[Tensor
         else:
             negative = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
             slope = torch.where(value > 0, value.new_ones(()), value.new_full((), negative))
-            used = slope.any(0)
-            if value.device.type == "cpu" and stages and stages[-1].dim() == 2 and not used.all():
-                on = used.nonzero().squeeze(1)
+            if value.device.type == "cpu" and stages and stages[-1].dim() == 2:
+                on = _kept(slope.any(0))
                 stages[-1] = take(stages[-1], 0, on)
             stages.append(take(slope, 1, on).unsqueeze(-2))
         value = layer(value)
     return value, stages, on
+
+
+def _kept(used: Tensor) -> Tensor | None:
+    """The units in use and so many more that their number is a multiple of LANES, as matrix products like it."""
+    number = -(-int(used.sum()) // LANES) * LANES
+    return None if number >= len(used) else used.to(torch.uint8).topk(number).indices.sort().values
 
 
 def take(t: Tensor, dim: int, index: Tensor | None) -> Tensor:
