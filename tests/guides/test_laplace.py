@@ -1004,6 +1004,18 @@ def test_a_batch_of_one_does_not_hide_a_scale_that_moves_with_z():
     AmortizedLaplace(vae.model, vae.encoder, path="fast").posterior(x)
 
 
+@pytest.mark.parametrize(("used", "width"), [(250, 256), (100, 112), (1, 16), (0, 0)])
+def test_idle_units_are_left_out_by_sixteens(used, width):
+    """All units in use are kept, in order, and as many others as make a width that matrix products like."""
+    units = torch.zeros(256, dtype=torch.bool)
+    units[torch.randperm(256)[:used]] = True
+    kept = stages._kept(units)
+    if width == 256:
+        assert kept is None
+    else:
+        assert len(kept) == width and int(units[kept].sum()) == used and (kept.diff() > 0).all()
+
+
 class Single(nn.Linear):
     def forward(self, x):
         return super().forward(x.float())
