@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.guides.linearise import Linearised
-from pyro_vaes.guides.stages import chunks, pull, push, push_basis, run, take
+from pyro_vaes.guides.stages import chunks, pull, push, push_basis, run, take, without_idle
 from pyro_vaes.ops import linear
 
 __all__ = ["BernoulliChain"]
@@ -47,11 +47,10 @@ class BernoulliChain:
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.linearise.linearise`."""
-        hidden, stages, on = run(self.layers, z)
+        hidden, stages = run(self.layers, z)
         probs = self.layers[-1](hidden).sigmoid()
         last = self.layers[-1].weight
         assert isinstance(last, Tensor)
-        last = take(last, 1, on)
         information = self.weight * probs * (1 - probs)
 
         def down(bits: Tensor) -> Tensor:
@@ -71,6 +70,8 @@ class BernoulliChain:
     def _curvature(self, z: Tensor, stages: list[Tensor], last: Tensor, information: Tensor) -> Tensor:
         """W S Wᵀ."""
         basis, blocks, start = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), [], 0
+        stages, on = without_idle(stages)
+        last = take(last, 1, on)
         for chunk in chunks(stages, z, last.shape[0]):
             jacobian = linear(push_basis(basis, chunk), last)
             stop = start + len(jacobian) if any(s.dim() == 3 for s in chunk) else len(z)  # one Jacobian for all data

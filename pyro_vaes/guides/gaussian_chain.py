@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from pyro_vaes.guides.gram_residual import gram_residual
 from pyro_vaes.guides.linearise import Linearised
-from pyro_vaes.guides.stages import chunks, pull, push, push_basis, run, take
+from pyro_vaes.guides.stages import chunks, pull, push_basis, rerun, run, take, without_idle
 from pyro_vaes.ops import linear
 
 __all__ = ["GaussianChain", "PreparedChain"]
@@ -75,35 +76,45 @@ class PreparedChain:
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.linearise.linearise`."""
-        hidden, stages, on = run(self.chain.layers, z)
         prior_loc, prior_precision = self.chain.prior_loc, self.chain.prior_precision
-        gradient = None
-        if score:
-            with torch.no_grad():  # in the data's space, where x - g does not cancel; gradients pass by the residual
-                pulled = pull(take(linear(self.chain.x - self.last(hidden), self.weighted.T), -1, on), stages)
-                gradient = pulled - prior_precision * (z - prior_loc)
+        with torch.no_grad():  # of the network's value nothing passes on but which units are on
+            hidden, stages = run(self.chain.layers, z)
+            gradient = self._score(z, hidden, stages) if score else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-            precision = self._curvature(z, stages, on) + torch.diag_embed(prior_precision)
+            precision = self._curvature(z, stages) + torch.diag_embed(prior_precision)
 
         def residual(step: Tensor) -> Tensor:
-            moved = take(hidden, -1, on) + push(step.unsqueeze(-2), stages).squeeze(-2)
+            point = z + step
             if self.gram is None:
-                half = linear(linear(moved, take(self.last.weight, 1, on)), take(self.weighted, 1, on).T)
-            else:
-                half = linear(moved, take(take(self.gram, 0, on), 1, on).T)
-            return pull(take(self.data, 1, on) - half, stages) - prior_precision * (z + step - prior_loc)
+                return self._score(point, rerun(self.chain.layers, stages, point), stages)
+            assert gradient is not None
+            prior = prior_precision * (point - prior_loc)
+            with torch.no_grad():
+                value = gradient - (precision @ step.unsqueeze(-1)).squeeze(-1) + prior
+            return gram_residual(value, point, self.data, self.gram, self.chain.layers[:-1], stages) - prior
 
         return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
 
-    def _curvature(self, z: Tensor, stages: list[Tensor], on: Tensor | None) -> Tensor:
+    def _score(self, z: Tensor, hidden: Tensor, stages: list[Tensor]) -> Tensor:
+        if self.gram is None:
+            predicted = linear(linear(hidden, self.last.weight), self.weighted.T)
+        else:
+            predicted = linear(hidden, self.gram)
+        return pull(self.data - predicted, stages) - self.chain.prior_precision * (z - self.chain.prior_loc)
+
+    def _curvature(self, z: Tensor, stages: list[Tensor]) -> Tensor:
         """W R Wᵀ, a few data at a time so that their tangents stay in the cache; ``(1, d, d)`` if the same for all."""
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        weight = take(self.last.weight, 1, on)
-        gram = None if self.gram is None else take(take(self.gram, 0, on), 1, on)
+        stages, on = without_idle(stages)
+        width = self.last.in_features if on is None else len(on)
+        if self.gram is None:
+            weight = take(self.last.weight, 1, on)
+        else:
+            gram = take(take(self.gram, 0, on), 1, on)
         blocks = []
-        for chunk in chunks(stages, z, weight.shape[1]):
+        for chunk in chunks(stages, z, width):
             rows = push_basis(basis, chunk)
-            if gram is None:
+            if self.gram is None:
                 jacobian = linear(rows, weight)
                 blocks.append((jacobian * self.chain.noise_precision) @ jacobian.mT)
             else:

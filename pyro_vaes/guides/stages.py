@@ -10,33 +10,54 @@ from torch import Tensor, nn
 
 from pyro_vaes.ops import linear
 
-__all__ = ["chunks", "pull", "push", "push_basis", "run", "take"]
+__all__ = ["chunks", "pull", "push", "push_basis", "rerun", "run", "take", "without_idle"]
 
 LANES = 16  # single-precision numbers in a CPU's widest vector
 CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 
 
-def run(layers: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:
-    """The last hidden layer ``(B, H)`` at z; the stages up to it; which of its units are kept, None for all.
-
-    Units that are off for all data contribute nothing and are left out of weights and slopes: after a training in
-    which latents were idle for a while that may be most. A GPU keeps them; it would have to wait for their number.
-    """
+def run(layers: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The last hidden layer ``(B, H)`` at z, and the stages up to it."""
     stages: list[Tensor] = []
-    on: Tensor | None = None
     for layer in layers[:-1]:
         if isinstance(layer, nn.Linear):
-            stages.append(take(layer.weight, 1, on))
+            stages.append(layer.weight)
+            value = layer(value)
+        elif isinstance(layer, nn.LeakyReLU):
+            slope = torch.where(value > 0, value.new_ones(()), value.new_full((), layer.negative_slope))
+            stages.append(slope.unsqueeze(-2))
+            value = layer(value)
+        else:
+            value = layer(value)
+            stages.append(value.sign().unsqueeze(-2))
+    return value, stages
+
+
+def rerun(layers: Sequence[nn.Module], stages: Sequence[Tensor], value: Tensor) -> Tensor:
+    """The last hidden layer ``(B, H)`` at another point of the linear network that the stages are."""
+    for layer, stage in zip(layers, stages, strict=False):
+        value = layer(value) if isinstance(layer, nn.Linear) else value * stage.squeeze(-2)
+    return value
+
+
+def without_idle(stages: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    """The stages without the units that are off for all data; which of the last layer are kept, None for all.
+
+    They contribute nothing: after a training in which latents were idle for a while that may be most. A GPU keeps them;
+    it would have to wait for their number.
+    """
+    kept: list[Tensor] = []
+    on: Tensor | None = None
+    for stage in stages:
+        if stage.dim() == 2:
+            kept.append(take(stage, 1, on))
             on = None
         else:
-            negative = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
-            slope = torch.where(value > 0, value.new_ones(()), value.new_full((), negative))
-            if value.device.type == "cpu" and stages and stages[-1].dim() == 2:
-                on = _kept(slope.any(0))
-                stages[-1] = take(stages[-1], 0, on)
-            stages.append(take(slope, 1, on).unsqueeze(-2))
-        value = layer(value)
-    return value, stages, on
+            if stage.device.type == "cpu" and kept and kept[-1].dim() == 2:
+                on = _kept(stage.squeeze(-2).any(0))
+                kept[-1] = take(kept[-1], 0, on)
+            kept.append(take(stage, 2, on))
+    return kept, on
 
 
 def _kept(used: Tensor) -> Tensor | None:

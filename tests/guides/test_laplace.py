@@ -1141,6 +1141,24 @@ def wide_vae():
     return gaussian_vae((8, 20), learn_scale=True)
 
 
+class PlacedPrior(VAE):
+    """A prior that learns where it lies."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.at, self.raw = nn.Parameter(torch.randn(K)), nn.Parameter(torch.randn(K))
+
+    def prior(self):
+        return dist.Normal(self.at, self.raw.exp()).to_event(1)
+
+
+def placed_vae():
+    """Layers without biases, too."""
+    decoder = nn.Sequential(nn.Linear(K, 8, bias=False), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.ReLU())
+    decoder.append(nn.Linear(6, D, bias=False))
+    return PlacedPrior(NormalHead(D, K), decoder, GaussianLikelihood(0.4, learn_scale=True), K)
+
+
 def with_idle_units(vae):
     """Many units that are off for all data, which the closed form leaves out."""
     with torch.no_grad():
@@ -1165,6 +1183,7 @@ def half_off_bernoulli_vae():
         (lambda: gaussian_vae((), learn_scale=True), "fast"),
         (leaky_vae, "fast"),
         (wide_vae, "fast"),
+        (placed_vae, "fast"),
         (half_off_vae, "fast"),
         (bernoulli_vae, "generic"),
         (bernoulli_vae, "fast"),
@@ -1181,7 +1200,7 @@ def test_gradients_of_the_steps_are_those_through_everything(make, path, reuse):
     wanted = through_everything(guide, x)
     q = AmortizedLaplace(vae.model, vae.encoder, steps=3, path=path, reuse_precision=reuse).posterior(x)
     assert torch.allclose(q.mean, wanted.mean, rtol=0, atol=1e-12)
-    leaves = [*vae.decoder.parameters(), *vae.likelihood.parameters(), *vae.encoder.loc.parameters()]
+    leaves = [p for name, p in vae.named_parameters() if "raw_scale" not in name or "encoder" not in name]
     towards, spread = torch.randn(N, K), torch.randn(N, K, K)
     mean = [gradients((p.mean * towards).sum(), leaves) for p in (q, wanted)]
     if reuse:
@@ -1191,6 +1210,19 @@ def test_gradients_of_the_steps_are_those_through_everything(make, path, reuse):
     for one, two in (mean, whole):
         for a, b in zip(one, two, strict=True):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-10 * (1 + b.abs().max()))
+
+
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_frozen_layers_leave_the_gradients_of_the_others_as_they_are(layer):
+    vae, x = gaussian_vae((8, 6)).eval(), real()
+    guide = AmortizedLaplace(vae.model, vae.encoder, steps=3, path="fast")
+    for name in ("weight", "bias"):
+        others = [p for key, p in vae.named_parameters() if key != f"decoder.{layer}.{name}" and "raw" not in key]
+        wanted = gradients(guide.posterior(x).mean.square().sum(), others)
+        frozen = getattr(vae.decoder[layer], name).requires_grad_(False)
+        found = gradients(guide.posterior(x).mean.square().sum(), others)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        frozen.requires_grad_(True)
 
 
 def test_gradients_of_the_steps_at_a_constrained_site_are_those_through_everything():
