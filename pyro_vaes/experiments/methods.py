@@ -3,7 +3,7 @@
 All share the model and the encoder's trunk; what differs is q and, for mixtures, its bound.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -108,8 +108,7 @@ def laplace(
     *,
     bold: bool = False,
     trained_start: bool = False,
-    refine: int | None = None,
-    halvings: int | None = None,
+    refine: Sequence[tuple[int, int | None]] = (),
 ) -> Method:
     """The Laplace posterior after so many updates from the encoder's mean.
 
@@ -117,8 +116,8 @@ def laplace(
         steps: Number of updates.
         bold: Whether their step sizes are 1, 0.9, 0.81, .. rather than the authors' 0.5 / (t + 1).
         trained_start: Whether the encoder's mean is trained towards the mode, with weight 1.
-        refine: A number of such bold updates to put in their place on the trained model.
-        halvings: How often these may be halved, as a row of its own; None for no such row.
+        refine: Numbers of such bold updates to put in their place on the trained model, and how often each of these may
+            be halved, or None.
     """
     name = f"VLAE-{steps}" + ", 0.9^t" * bold + ", trained start" * trained_start
 
@@ -127,11 +126,9 @@ def laplace(
         return model, _laplace_guide(steps, model, bold, start_weight=float(trained_start)), Trace_ELBO()
 
     refined: dict[str, Callable[[VAE], Guide]] = {}
-    if refine is not None:
-        refined[f"{name}, then {refine} of 0.9^t"] = partial(_laplace_guide, refine, bold=True)
-        if halvings is not None:
-            halved = partial(_laplace_guide, refine, bold=True, halvings=halvings)
-            refined[f"{name}, then {refine} of 0.9^t, halved where they fail"] = halved
+    for updates, halvings in refine:
+        row = f"{name}, then {updates} of 0.9^t" + ", halved where they fail" * (halvings is not None)
+        refined[row] = partial(_laplace_guide, updates, bold=True, halvings=halvings)
     return Method(name, build, refined)
 
 

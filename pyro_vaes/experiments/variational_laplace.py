@@ -69,8 +69,10 @@ def methods(budget: str) -> list[Method]:
         return [vae(refine=(2,)), semi_amortized(1, lr=0.1), householder(1), iaf(1), laplace(1), start]
     if budget == "cpu":
         mixtures = [mixture(2), recursive_mixture(2), recursive_mixture(2, CAP, refine=(4,))]
-        updates = [laplace(1, refine=8), laplace(2, refine=8), laplace(4, refine=8, halvings=3)]
-        updates += [laplace(4, bold=True, refine=8), *(laplace(t, bold=True, trained_start=True) for t in (1, 2, 4))]
+        eight = (8, None)
+        updates = [laplace(1, refine=[eight]), laplace(2, refine=[eight]), laplace(4, refine=[eight, (8, 3)])]
+        updates.append(laplace(4, bold=True, refine=[eight]))
+        updates += [laplace(t, bold=True, trained_start=True, refine=[(t, 2), eight]) for t in (1, 2, 4)]
         return [vae(refine=(4,)), *updates, *mixtures, iaf(4), householder(4)]
     steps = (1, 2, 4, 8)
     flows = [*(householder(t) for t in steps), *(iaf(t) for t in steps)]
