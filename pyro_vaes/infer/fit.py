@@ -143,7 +143,10 @@ def fit(
     batches = as_batches(train_data, batch_size, shuffle=True, rank=rank, world_size=world_size).to(place)
     held_out = None
     if valid_data is not None:
-        held_out = as_batches(valid_data, 4 * batch_size, shuffle=False, rank=rank, world_size=world_size).to(place)
+        try:
+            held_out = as_batches(valid_data, 4 * batch_size, shuffle=False, rank=rank, world_size=world_size).to(place)
+        except ValueError as error:
+            raise ValueError(f"In the held-out data, valid: {error}") from error
     pair.to(place)
     batches = enough_rows(pair, batches, held_out, bound, drop_last)
     directory = None if checkpoint is None else writable(pathlib.Path(checkpoint), rank)

@@ -323,6 +323,12 @@ def test_held_out_rows_may_be_alone_in_evaluation_mode():
         quick(bare.model, bare.guide, x[:64], valid=x)
 
 
+def test_unusable_held_out_data_are_named():
+    vae = binary_vae()
+    with pytest.raises(ValueError, match=r"^In the held-out data, valid: .*list of numbers"):
+        quick(vae.model, vae.guide, binary(8), valid=[0.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
