@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import matplotlib
-import torch
 import typer
 
 from pyro_vaes import __version__, plots
+from pyro_vaes.cli.classes import by_class, chosen_classes
 from pyro_vaes.cli.demo import demo as run_demo
 from pyro_vaes.cli.errors import user_errors
 from pyro_vaes.cli.listing import listing
 from pyro_vaes.cli.measure import EVALUATION, measure
-from pyro_vaes.cli.names import EXPERIMENTS, choose, suggest
+from pyro_vaes.cli.names import EXPERIMENTS, choose
 from pyro_vaes.cli.options import Options, whole_numbers
 from pyro_vaes.cli.pictures import sample_images, save
 from pyro_vaes.cli.report import write_report
-from pyro_vaes.cli.run_directory import Run, open_run, versions
+from pyro_vaes.cli.run_directory import open_run, versions
 from pyro_vaes.cli.training import resume as resume_run
 from pyro_vaes.cli.training import train as train_run
 
@@ -171,56 +171,18 @@ def sample(
     """Draw new images from a run; those of a conditional model are in rows, or in columns, by class."""
     with user_errors():
         opened = open_run(run, root=root, device=device)
-        classes = _classes(opened, label or [])
+        classes = chosen_classes(opened, label or [])
         path = out or run / "samples.png"
         if path.suffix.lower() != ".png":
             raise ValueError(f"--out is {path}, but pictures are written as .png.")
         path.parent.mkdir(parents=True, exist_ok=True)
         labels, columns, title = None, None, "Samples from the model: they should pass for data"
         if classes:
-            labels, columns, title = _by_class(opened, classes, num)
+            labels, columns, title = by_class(opened, classes, num)
         images = sample_images(opened, num, labels=labels, noise=noise, seed=seed)
         ax = plots.samples(images, columns=columns, value_range=(0, 1), title=title)
         save([(path.stem, ax.figure)], path.parent)  # type: ignore[list-item]
         typer.echo(f"Written to {path}.")
-
-
-def _classes(run: Run, labels: list[str]) -> list[int]:
-    """Labels by number or by name as numbers; all classes of a conditional model for none."""
-    if run.options.model != "conditional_vae":
-        if labels:
-            raise ValueError(
-                f"--label is for a conditional_vae, but {run.directory} holds a {run.options.model}, which has no "
-                "classes: leave it out, or train with --model conditional_vae."
-            )
-        return []
-    number = run.data.num_classes or 0
-    names = run.data.class_names or tuple(map(str, range(number)))
-    spelt = [name for name in names if not name.isdigit()]
-    found = []
-    for label in labels:
-        if label in names:
-            found.append(names.index(label))
-        elif label.isdigit() and int(label) < number:
-            found.append(int(label))
-        else:
-            raise ValueError(
-                f"{run.data.name} has no class {label!r}: {suggest(label, names)}The classes are 0 to {number - 1}"
-                f"{', or by name ' + ', '.join(spelt) if spelt else ''}."
-            )
-    return found or list(range(number))
-
-
-def _by_class(run: Run, classes: list[int], num: int) -> tuple[torch.Tensor, int, str]:
-    """Labels of at least so many images in whole rows, the number of columns, and the title."""
-    each = -(-num // len(classes))
-    if each < len(classes):  # a picture wider than high, which leaves room for its title
-        labels, columns, order = torch.tensor(classes).repeat(each), len(classes), "column by column"
-    else:
-        labels, columns, order = torch.tensor(classes).repeat_interleave(each), each, "row by row"
-    names = run.data.class_names or tuple(map(str, range(run.data.num_classes or 0)))
-    more = ", ..." if len(classes) > 12 else ""
-    return labels, columns, f"Samples given the class, {order}: {', '.join(names[k] for k in classes[:12])}{more}"
 
 
 @app.command()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vaes.infer.arguments import whole_number
+from pyro_vaes.infer.refusals import has_parts, refuse_numbers, said, said_parts
 from pyro_vaes.infer.sources import EMPTY, Batch, DatasetSource, Source, TensorSource, as_tensor, on_device
 
 __all__ = [
@@ -173,7 +174,7 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
     """
     if whole_number("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size must be at least 1, but got {batch_size}.")
-    _refuse_numbers(data)
+    refuse_numbers(data)
     source = _source(data)
     if source is not None:
         return SourceBatches(source, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
@@ -181,56 +182,12 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
         return LoaderBatches(DataLoader(data, batch_size=batch_size))
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | np.ndarray | Tensor):
         return LoaderBatches(data)
-    if _has_parts(data):
-        raise ValueError(_said_parts(data))
+    if has_parts(data):
+        raise ValueError(said_parts(data))
     raise ValueError(
-        f"data is {_said(data)}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load, a "
+        f"data is {said(data)}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load, a "
         "torch Dataset or DataLoader, or an iterable of batches is wanted."
     )
-
-
-def _said(data: object) -> str:
-    if isinstance(data, np.ndarray | Tensor):
-        return f"{type(data).__name__} of dtype {data.dtype} with shape {tuple(data.shape)}"
-    return f"a {type(data).__name__}"
-
-
-def _refuse_numbers(data: object) -> None:
-    """Refuse rows that are lists of numbers: a list is read as batches, and a tuple as the model's arguments."""
-    if not isinstance(data, list | tuple) or not data:
-        return
-    if isinstance(data, tuple) and any(as_tensor(item) is not None for item in data):
-        if any(_are_numbers(item) for item in data):
-            raise ValueError(
-                "data is a tuple of the model's arguments, of which one is a list of numbers: torch.tensor(labels)?"
-            )
-        return
-    lists, first = "", data
-    while isinstance(first[0], list | tuple) and first[0]:
-        lists, first = f"{lists} of lists", first[0]
-    if _are_numbers(first):
-        raise ValueError(
-            f"data is a {type(data).__name__}{lists} of numbers, but a list is read as batches: torch.tensor(rows)?"
-        )
-
-
-def _are_numbers(item: object) -> bool:
-    return isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(i, int | float) for i in item)
-
-
-def _has_parts(data: object) -> bool:
-    """Whether this is a data set of which a training part is one of several parts."""
-    return isinstance(getattr(data, "train", None), Source)
-
-
-def _said_parts(data: object) -> str:
-    name = str(getattr(data, "name", ""))
-    variable = name if name.isidentifier() else "data"
-    parts = [f"{variable}.{part}" for part in ("test", "valid", "train") if getattr(data, part, None) is not None]
-    *others, last = parts
-    which = f"one of them, {', '.join(others)} or {last}" if others else last
-    whole = f"the whole data set {name!r}" if name else "a whole data set"
-    return f"data is {whole}, which has parts: pass {which}."
 
 
 def _source(data: object) -> Source | None:
@@ -248,7 +205,7 @@ def _source(data: object) -> Source | None:
 
 def train_and_valid(data: object, valid: object | None) -> tuple[object, object | None]:
     """Split a data set with ``train`` and ``valid`` parts, unless a validation set is given."""
-    if _has_parts(data):
+    if has_parts(data):
         part = getattr(data, "valid", None)
         part = part if part is not None and len(part) else None
         return data.train, part if valid is None else valid  # type: ignore[attr-defined]

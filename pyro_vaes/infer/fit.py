@@ -8,7 +8,6 @@ so that learning rates and clipping do not depend on the batch size. Everything 
 """
 
 import contextlib
-import logging
 import pathlib
 import time
 import warnings
@@ -24,17 +23,17 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_vaes.infer.arguments import as_bound, as_callbacks, as_device, whole_number
-from pyro_vaes.infer.batches import Batches, SourceBatches, as_batches, derived_seed, train_and_valid
+from pyro_vaes.infer.batches import Batches, as_batches, derived_seed, train_and_valid
 from pyro_vaes.infer.bound import Bound, layers
 from pyro_vaes.infer.callbacks import Callback, KLWarmup, Run, SoftFreeBits
-from pyro_vaes.infer.check import check
 from pyro_vaes.infer.enough_rows import enough_rows
 from pyro_vaes.infer.evaluation import NumData, total_loss
 from pyro_vaes.infer.handlers import local_parameters
 from pyro_vaes.infer.history import History
 from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.nonfinite import Guard, OnNaN, num_rows
-from pyro_vaes.infer.pair import Pair, modes, preserve_rng
+from pyro_vaes.infer.pair import Pair, preserve_rng
+from pyro_vaes.infer.preflight import first_of, preflight, preflight_held_out
 from pyro_vaes.infer.programs import Program
 from pyro_vaes.infer.quiet import known_modules, quiet_elbo
 from pyro_vaes.infer.resume import is_saved, resume_run, save_run, writable
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["fit"]
-
-logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -153,10 +150,10 @@ def fit(
 
     with preserve_rng(seed), warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.filterwarnings("ignore", message=".*was not registered in the param store.*")
-        first = _first_batch(pair, batches, seed, place)
-        _preflight(pair, bound, batches, first)
+        first = first_of(pair, batches, seed, place)
+        preflight(pair, bound, batches, first)
         if held_out is not None:
-            _preflight_held_out(pair, bound, held_out, seed, place, num_rows(first))
+            preflight_held_out(pair, bound, held_out, seed, place, num_rows(first))
         pair.discover(bound, first)
         optimizer = make_optimizer(optim, list(pair.parameters.values()))
         run = Run(pair, optimizer, epochs, len(batches), held_out=held_out is not None, callbacks=tuple(callbacks))
@@ -246,34 +243,3 @@ def _share_buffers(pair: Pair, fabric: "Fabric | None") -> None:
         for module in pair.modules.values():
             for buffer in module.buffers():
                 buffer.copy_(fabric.broadcast(buffer))
-
-
-def _first_batch(pair: Pair, batches: Batches, seed: int, place: torch.device) -> tuple[object, ...]:
-    with preserve_rng():
-        try:
-            return pair.arguments(next(iter(batches.epoch(seed, 0, place))))
-        except StopIteration:
-            raise ValueError("The data has no batches. Is the loader's data set empty?") from None
-
-
-def _preflight(pair: Pair, loss: ELBO, batches: Batches, first: tuple[object, ...]) -> None:
-    """Check the pair on a batch with extreme values in it, then under Pyro's validation; raise before any training."""
-    suspects = batches.suspects(num_rows(first)) if isinstance(batches, SourceBatches) else None
-    report = check(pair.model, pair.guide, first if suspects is None else suspects, loss=loss)
-    report.raise_if_fatal()
-    for problem in report.problems:
-        logger.warning(problem.text)
-    with pyro.validation_enabled(True), pair.aside(), torch.no_grad():
-        warnings.filterwarnings("ignore", message=".*mean field restriction.*")
-        loss.loss(pair.model, pair.guide, *first)
-
-
-def _preflight_held_out(pair: Pair, loss: ELBO, held_out: Batches, seed: int, place: torch.device, rows: int) -> None:
-    """Check the pair on held-out data as well, in evaluation mode: a surprise there should not come after an epoch."""
-    batch = held_out.suspects(rows) if isinstance(held_out, SourceBatches) else None
-    if batch is None:
-        batch = tuple(v[:rows] if isinstance(v, Tensor) else v for v in _first_batch(pair, held_out, seed, place))
-    with modes(*pair.modules.values(), training=False):
-        report = check(pair.model, pair.guide, batch, loss=loss)
-    if not report.ok:
-        raise ValueError("In the held-out data: " + " ".join(p.text for p in report.problems if p.fatal))
