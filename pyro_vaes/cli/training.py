@@ -7,15 +7,12 @@ from pathlib import Path
 import torch
 
 from pyro_vaes.cli.build import build_pair, data_path, load_data
+from pyro_vaes.cli.claims import CHECKPOINT, HISTORY, RUN, claimed
 from pyro_vaes.cli.names import BOUNDS, choose
 from pyro_vaes.cli.options import REPLACEABLE, Options
 from pyro_vaes.cli.pictures import save, training_pictures
 from pyro_vaes.cli.run_directory import (
-    CHECKPOINT,
-    HISTORY,
-    RUN,
     Run,
-    claimed,
     describe,
     finished_epochs,
     open_run,
