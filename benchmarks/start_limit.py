@@ -5,7 +5,7 @@ start. Then its decoder stays as it is, the modes of all training images are fou
 networks for the start alone are fitted to them, in the metric of their curvature: the same net, and a wider one. With
 each, ELBO, IW-100 and their difference after 0, 1, 2, 4 and 8 updates, on training images that nothing was fitted to.
 
-    PYRO_VAES_DATA=... python benchmarks/start_limit.py --seeds 1 2 3 --out benchmarks/results/start_limit-cpu.json
+    PYRO_VAES_DATA=... python benchmarks/start_limit.py --seeds 1 --out benchmarks/results/start_limit-cpu.json
 """
 
 import argparse

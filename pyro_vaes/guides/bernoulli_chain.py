@@ -69,12 +69,10 @@ class BernoulliChain:
 
     def _curvature(self, z: Tensor, stages: list[Tensor], last: Tensor, information: Tensor) -> Tensor:
         """W S Wᵀ."""
-        basis, blocks, start = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), [], 0
+        basis, blocks = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), []
         stages, on = without_idle(stages)
         last = take(last, 1, on)
-        for chunk in chunks(stages, z, last.shape[0]):
-            jacobian = linear(push_basis(basis, chunk), last)
-            stop = start + len(jacobian) if any(s.dim() == 3 for s in chunk) else len(z)  # one Jacobian for all data
-            blocks.append((jacobian * information[start:stop].unsqueeze(-2)) @ jacobian.mT)
-            start = stop
+        for chunk, part in chunks(stages, z, last.shape[0]):
+            jacobian = linear(push_basis(basis, part), last)
+            blocks.append((jacobian * information[chunk].unsqueeze(-2)) @ jacobian.mT)
         return torch.cat(blocks)

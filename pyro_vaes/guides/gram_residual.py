@@ -73,14 +73,14 @@ class _GramResidual(torch.autograd.Function):
         hidden, tangent = both
         adjoint = linear(both.flip(0), -gram)
         adjoint[1] += data
-        of_gram = -linear(tangent.T, hidden.T) if wanted[2] else None
+        of_gram = -tangent.T @ hidden if wanted[2] else None
         of_parameters: list[Tensor | None] = []
         for slope in reversed(slopes):
             if slope is None:
                 at = len(parameters) - 2 - len(of_parameters)
-                rows, columns = adjoint.flatten(0, 1).T, inputs.pop().flatten(0, 1).T
+                rows, columns = adjoint.flatten(0, 1), inputs.pop().flatten(0, 1)
                 of_parameters.append(adjoint[0].sum(0) if wanted[4 + at] else None)
-                of_parameters.append(linear(rows, columns) if wanted[3 + at] else None)
+                of_parameters.append(rows.T @ columns if wanted[3 + at] else None)
                 adjoint = linear(adjoint, parameters[at].T)
             else:
                 adjoint = adjoint * slope.squeeze(-2)

@@ -71,12 +71,14 @@ def take(t: Tensor, dim: int, index: Tensor | None) -> Tensor:
     return t if index is None else t.index_select(dim, index)
 
 
-def chunks(stages: list[Tensor], z: Tensor, width: int) -> Iterator[list[Tensor]]:
-    """The stages for a few data at a time, so that tangents of this width in all directions of z fill a CPU's cache."""
+def chunks(stages: list[Tensor], z: Tensor, width: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Which data, and their stages, so that tangents of this width in all directions of z fill a CPU's cache."""
     size = max(1, CACHE // max(1, z.shape[-1] * width)) if z.device.type == "cpu" else len(z)
-    rows = max((len(s) for s in stages if s.dim() == 3), default=1)
-    for start in range(0, rows, size):
-        yield [s if s.dim() == 2 else s[start : start + size] for s in stages]
+    if all(s.dim() == 2 for s in stages):  # one Jacobian for all data
+        size = len(z)
+    for start in range(0, len(z), size):
+        rows = slice(start, start + size)
+        yield rows, [s if s.dim() == 2 else s[rows] for s in stages]
 
 
 def push(rows: Tensor, stages: list[Tensor]) -> Tensor:
