@@ -1,9 +1,10 @@
 r"""Score and curvature by hand for z -> Linear -> ReLU -> ... -> Linear -> N(g(z), noise shared by all data).
 
     A = tangents at the last hidden layer as rows (B, d, H),    W = A V₃ᵀ,    R = noise precision
-    P = W R Wᵀ + prior precision = A (V₃ᵀ R V₃) Aᵀ + ...,       score = A (V₃ᵀ R (x - g)) - ...
+    P = W R Wᵀ + prior precision = A G Aᵀ + ...,                G = V₃ᵀ R V₃
+    score = W R (x - g) - prior precision (z - prior mean) = A (V₃ᵀ R (x - a₃) - G h) - ...,    g = V₃ h + a₃
 
-The second form of P (the Gram trick) never holds a Jacobian of the data's size; it is used where H <= D. Around each
+The second forms (the Gram trick) never hold a Jacobian of the data's size; they are used where H <= D. Around each
 datum the network is linear, so the score at z + step of that linear network is the residual of Newton's equation.
 
 References:
@@ -51,9 +52,11 @@ class GaussianChain:
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         use_gram = last.in_features <= last.out_features if self.gram is None else self.gram
-        gram = _Gram.apply(last.weight, self.noise_precision) if use_gram else None
+        if not use_gram:
+            return PreparedChain(self, last)
         centred = self.x if last.bias is None else self.x - last.bias
-        return PreparedChain(self, last, gram, linear(centred * self.noise_precision, last.weight.T))
+        data = linear(centred * self.noise_precision, last.weight.T)
+        return PreparedChain(self, last, _Gram.apply(last.weight, self.noise_precision), data)
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,18 @@ class PreparedChain:
 
     Arguments:
         chain, last: The chain and its last layer V₃.
-        gram: V₃ᵀ R V₃, shape ``(H, H)``, or None.
-        data: V₃ᵀ R (x - a₃), shape ``(B, H)``.
+        gram, data: V₃ᵀ R V₃ and V₃ᵀ R (x - a₃), shapes ``(H, H)`` and ``(B, H)``, for the Gram trick; else None.
     """
 
     chain: GaussianChain
     last: nn.Linear
-    gram: Tensor | None
-    data: Tensor
+    gram: Tensor | None = None
+    data: Tensor | None = None
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.linearise.linearise`."""
         prior_loc, prior_precision = self.chain.prior_loc, self.chain.prior_precision
-        with torch.no_grad():  # of the network's value nothing passes on but which units are on
+        with torch.no_grad():  # gradients of the score pass by the residual
             hidden, stages = run(self.chain.layers, z)
             gradient = self._score(z, hidden, stages) if score else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
@@ -82,7 +84,7 @@ class PreparedChain:
 
         def residual(step: Tensor) -> Tensor:
             point = z + step
-            if self.gram is None:
+            if self.gram is None or self.data is None:
                 return self._score(point, rerun(self.chain.layers, stages, point), stages)
             assert gradient is not None
             prior = prior_precision * (point - prior_loc)
@@ -93,12 +95,11 @@ class PreparedChain:
         return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
 
     def _score(self, z: Tensor, hidden: Tensor, stages: list[Tensor]) -> Tensor:
-        if self.gram is None:
-            weight, noise_precision = self.last.weight, self.chain.noise_precision
-            predicted = linear(linear(hidden, weight) * noise_precision, weight.T)
+        if self.gram is None or self.data is None:
+            of_data = linear((self.chain.x - self.last(hidden)) * self.chain.noise_precision, self.last.weight.T)
         else:
-            predicted = linear(hidden, self.gram)
-        return pull(self.data - predicted, stages) - self.chain.prior_precision * (z - self.chain.prior_loc)
+            of_data = self.data - linear(hidden, self.gram)
+        return pull(of_data, stages) - self.chain.prior_precision * (z - self.chain.prior_loc)
 
     def _curvature(self, z: Tensor, stages: list[Tensor]) -> Tensor:
         """W R Wᵀ, a few data at a time so that their tangents stay in the cache; ``(1, d, d)`` if the same for all."""

@@ -1,6 +1,6 @@
 r"""The data's side of Newton's equation around each datum, with a gradient in few and large matrix products.
 
-    r = Wᵀ R (x - b - W z'),    z' = z + step,    W = V₃ M₂ V₂ M₁ V₁ the region's Jacobian, b its offset
+    r = Wᵀ R (x - b - W z'),    z' = z + step,    W = V₃ M₂ V₂ M₁ V₁ the region's Jacobian (D, d), b its offset
 
 Along a cotangent u of r all that a gradient needs is one number per datum, in which z' and u pass the same network:
 
