@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from pyro_vaes.data import Binarize, ToUnit, load
+from pyro_vaes.data import Binarize, ToUnit, load_data
 from pyro_vaes.diagnostics import ais, bdmc, log_likelihood
 from pyro_vaes.infer import evaluate, fit
 from pyro_vaes.models import VAE
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
 
-    mnist = load("mnist", preprocess=[ToUnit(), Binarize()], download=False)
+    mnist = load_data("mnist", preprocess=[ToUnit(), Binarize()], download=False)
     train = mnist.train if options.train_images is None else mnist.train[: options.train_images]
     vae = build(options.seed).to(options.device)
     pair = vae.model, vae.guide

@@ -29,7 +29,7 @@ from authors_laplace import authors_guide, posterior
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_vaes.data import load
+from pyro_vaes.data import load_data
 from pyro_vaes.diagnostics import log_likelihood
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMixture, AmortizedNormal
 from pyro_vaes.infer import fit
@@ -249,7 +249,7 @@ def alone(options: argparse.Namespace) -> dict[str, object]:
     """The results of one size, by name; printed too."""
     rows = BATCH * options.train
     try:
-        x = load("mnist", download=False).train[:rows].flatten(1).to(options.device)
+        x = load_data("mnist", download=False).train[:rows].flatten(1).to(options.device)
     except FileNotFoundError:
         print("MNIST is not on this machine: random pixels instead.")
         x = torch.rand(rows, 784, device=options.device)

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from pyro_vaes.data import Binarize, ToUnit, load
+from pyro_vaes.data import Binarize, ToUnit, load_data
 from pyro_vaes.diagnostics import collapse_report, log_likelihood
 from pyro_vaes.infer import evaluate, fit
 from pyro_vaes.models import VAE
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
 
-    mnist = load("mnist", preprocess=[ToUnit(), Binarize()], download=False)
+    mnist = load_data("mnist", preprocess=[ToUnit(), Binarize()], download=False)
     vae = build(options.seed).to(options.device)
     started = time.perf_counter()
     history = fit(vae.model, vae.guide, mnist, epochs=options.epochs, seed=options.seed)

@@ -19,13 +19,13 @@ import time
 import torch
 from mnist_vae import build
 
-from pyro_vaes.data import Binarize, ToUnit, load
+from pyro_vaes.data import Binarize, ToUnit, load_data
 from pyro_vaes.infer import fit
 
 
 def train(directory: pathlib.Path, epochs: int) -> None:
     """One run; what it ends with is written as JSON."""
-    mnist = load("mnist", preprocess=[ToUnit(), Binarize()], download=False)
+    mnist = load_data("mnist", preprocess=[ToUnit(), Binarize()], download=False)
     vae = build(seed=0)
     history = fit(
         vae.model,

@@ -16,9 +16,9 @@ import pathlib
 import torch
 from torch import Tensor, nn
 
+from papers.comparison import image_setting
+from papers.setting import Networks
 from pyro_vaes.diagnostics import log_likelihood
-from pyro_vaes.experiments.comparison import image_setting
-from pyro_vaes.experiments.setting import Networks
 from pyro_vaes.guides import AmortizedLaplace, geometric
 from pyro_vaes.infer import fit
 from pyro_vaes.models import VAE

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision import datasets, transforms
 
-from pyro_vaes.data import Binarize, from_tensors, load
+from pyro_vaes.data import Binarize, from_tensors, load_data
 from pyro_vaes.infer import fit
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
@@ -140,7 +140,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     try:
-        mnist = load("mnist", download=False)
+        mnist = load_data("mnist", download=False)
         x, root = mnist.train[:].to(device), os.environ.get("PYRO_VAES_DATA")
     except FileNotFoundError:
         print("MNIST is not on this machine: random pixels instead, and no DataLoader loop.")

@@ -10,8 +10,8 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from pyro_vaes.diagnostics import log_likelihood, posterior_predictive
-from pyro_vaes.infer import check, fit, load, save
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer import check, fit, load_weights, save_weights
+from pyro_vaes.programs.pair import Pair
 from tests.zoo import BOUNDS, CASES, GUIDES, MODELS, PAIRS, B, undefined
 
 # Thousands of combinations of what each room's own tests cover line by line; the tracer would take half of their time.
@@ -44,7 +44,9 @@ def test_loss_and_gradients_are_finite_and_fit_and_svi_train(model, guide, bound
     assert value.isfinite() and all(g.isfinite().all() for g in gradients)
     assert any(g.abs().max() > 0 for g in gradients)
 
-    monkeypatch.setattr(sys.modules["pyro_vaes.infer.preflight"], "check", lambda *_, **__: report)  # once is enough
+    monkeypatch.setattr(
+        sys.modules["pyro_vaes.infer.checks.preflight"], "check", lambda *_, **__: report
+    )  # once is enough
     history = fit(built.model, q, built.args, loss=BOUNDS[bound](), epochs=1, batch_size=4, seed=0, progress=False)
     assert len(history.train) == 1 and history.skipped == 0
     before = [p.clone() for p in pair.state().values()]
@@ -86,13 +88,13 @@ def test_state_round_trip(model, guide, tmp_path):
 
     pyro.set_rng_seed(1)
     wanted = loss()
-    save(tmp_path / "pair", built.model, q)
+    save_weights(tmp_path / "pair", built.model, q)
     with torch.no_grad():
         for tensor in Pair(built.model, q).state().values():
             tensor.add_(0.3)
     pyro.set_rng_seed(1)
     assert not torch.equal(loss(), wanted)
-    load(tmp_path / "pair", built.model, q)
+    load_weights(tmp_path / "pair", built.model, q)
     pyro.set_rng_seed(1)
     assert torch.equal(loss(), wanted)
 

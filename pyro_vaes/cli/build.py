@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import cast
 
 from pyro_vaes.cli.names import GUIDES, LIKELIHOODS, NETWORKS, choose
-from pyro_vaes.cli.networks import Labelled, Networks
 from pyro_vaes.cli.options import Options
-from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit, load
-from pyro_vaes.infer.pair import preserve_rng
+from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit
+from pyro_vaes.data import load_data as load_image_data
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import Chain, OneHot
+from pyro_vaes.nn.default_networks import Labelled, Networks
 from pyro_vaes.nn.likelihoods import Likelihood
+from pyro_vaes.programs.pair import preserve_rng
 
 __all__ = ["Built", "build_pair", "data_path", "load_data"]
 
@@ -46,7 +47,7 @@ def load_data(options: Options) -> ImageData:
         steps = (ToUnit(), Binarize())
     elif likelihood is not None and likelihood.raw:
         steps = ()
-    data = load(
+    data = load_image_data(
         options.data,
         options.root,
         seed=options.split_seed,

@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 CURES = (
     # data
-    (r"(?s)( has '([^']+)' .*give its name), load\(\.\.\., key='\.\.\.'\)", r"\1, for instance --key \2"),
+    (r"(?s)( has '([^']+)' .*give its name), load_data\(\.\.\., key='\.\.\.'\)", r"\1, for instance --key \2"),
     (r"pass root= ", "pass --root "),
-    (r"start with load\('digits'\)", "start with `pyro-vaes train digits`"),
+    (r"start with load_data\('digits'\)", "start with `pyro-vaes train digits`"),
     (r"call from_tensors\(x\)", "save it as .npz"),
     (r"leave labels=True or .*from_tensors\(x, y\)", "choose --model vae, or label all parts"),
-    (r"load\('celeba', resize=64\) (.*) For full size.*", r"--resize 64 \1"),
+    (r"load_data\('celeba', resize=64\) (.*) For full size.*", r"--resize 64 \1"),
     (r"Pass resize=, for instance resize=64", "Pass --resize, for instance --resize 64"),
     (r"give image_shape=\(C, H, W\)", "give --image-shape C,H,W"),
     (r"but image_shape \(", "but --image-shape ("),
@@ -39,7 +39,7 @@ CURES = (
         "--clip, a smaller --lr, --kl-warmup, or --on-nan skip",
     ),
     (r"Choose a directory of its own, such as .*\.", "Move them elsewhere, or choose another --out."),
-    (r"Load (its|the) weights with load\(.*\) and start a new run", "Train again with --overwrite"),
+    (r"Load (its|the) weights with load_weights\(.*\) and start a new run", "Train again with --overwrite"),
 )
 """Cures in Python, as patterns, and what a user of the command line types instead."""
 

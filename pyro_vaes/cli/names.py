@@ -8,9 +8,7 @@ from typing import TypeVar
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vaes.cli.networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
-from pyro_vaes.data import PixelInfo
-from pyro_vaes.experiments import (
+from papers import (
     AGGREGATE_POSTERIOR,
     GIBBS_CHAIN,
     LADDER_CLUSTERING,
@@ -25,6 +23,7 @@ from pyro_vaes.experiments import (
     VARIATIONAL_LAPLACE_BERNOULLI,
     VARIATIONAL_LOSSY,
 )
+from pyro_vaes.data import PixelInfo
 from pyro_vaes.guides import (
     AmortizedHouseholder,
     AmortizedIAF,
@@ -56,6 +55,7 @@ from pyro_vaes.nn import (
     NormalHead,
     PoissonLikelihood,
 )
+from pyro_vaes.nn.default_networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.nn.likelihoods import Likelihood
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import get_args
 
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS, choose
 from pyro_vaes.data import ImageData
-from pyro_vaes.infer.nonfinite import OnNaN
+from pyro_vaes.infer.training.nonfinite import OnNaN
 
 __all__ = ["Options", "whole_numbers"]
 
@@ -42,7 +42,7 @@ class Options:
     """What defines a training run; the names are those of the command line.
 
     Arguments:
-        data: The name of a data set, or a path, as for `pyro_vaes.data.load`.
+        data: The name of a data set, or a path, as for `pyro_vaes.data.load_data`.
         root: The folder of the data files.
         resize: Height and width to bring images to.
         grey: Whether to make colour images grey.

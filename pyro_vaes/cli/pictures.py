@@ -17,7 +17,7 @@ from pyro_vaes.cli.run_directory import Run
 from pyro_vaes.data import ImageData
 from pyro_vaes.data.split import Split
 from pyro_vaes.diagnostics import CollapseReport, LogLikelihood, reconstruct
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.programs.pair import Pair
 
 __all__ = ["criticism_pictures", "held_out", "latent_pictures", "save", "sample_images", "training_pictures"]
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from pyro_vaes import __version__
 from pyro_vaes.cli.build import Built, build_pair, load_data
-from pyro_vaes.cli.claims import CHECKPOINT, RUN
 from pyro_vaes.cli.options import Options
+from pyro_vaes.cli.run_lock import CHECKPOINT, RUN
 from pyro_vaes.data import ImageData
-from pyro_vaes.infer import History, load
-from pyro_vaes.infer.checkpoint import read_checkpoint
-from pyro_vaes.infer.pair import Pair
-from pyro_vaes.infer.resume import is_saved
+from pyro_vaes.infer import History, load_weights
+from pyro_vaes.infer.training.checkpoint import read_checkpoint
+from pyro_vaes.infer.training.resume import is_saved
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
+from pyro_vaes.programs.pair import Pair
 
 __all__ = [
     "Run",
@@ -209,7 +209,7 @@ def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: s
             f"changed, or {RUN} has. Put the same files under --root, or train again with --overwrite."
         )
     built = build_pair(options, data)
-    saved = load(directory / CHECKPOINT, built.model, built.guide)
+    saved = load_weights(directory / CHECKPOINT, built.model, built.guide)
     Pair(built.model, built.guide).to(usable(device))
     history = History(**cast(dict[str, list[int]], saved.get("history", {})))  # type: ignore[arg-type]
     return Run(directory, options, facts, data, built, history)

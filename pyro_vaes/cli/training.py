@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from pyro_vaes.cli.build import build_pair, data_path, load_data
-from pyro_vaes.cli.claims import CHECKPOINT, HISTORY, RUN, claimed
 from pyro_vaes.cli.names import BOUNDS, choose
 from pyro_vaes.cli.options import REPLACEABLE, Options
 from pyro_vaes.cli.pictures import save, training_pictures
@@ -20,6 +19,7 @@ from pyro_vaes.cli.run_directory import (
     usable,
     write_json,
 )
+from pyro_vaes.cli.run_lock import CHECKPOINT, HISTORY, RUN, claimed
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, KLWarmup, fit
 

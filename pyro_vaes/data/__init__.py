@@ -3,7 +3,7 @@
 from pyro_vaes.data.arrays import from_tensors
 from pyro_vaes.data.completion import assemble, complete
 from pyro_vaes.data.image_data import ImageData
-from pyro_vaes.data.load import NAMES, load
+from pyro_vaes.data.load import NAMES, load_data
 from pyro_vaes.data.partition import Partition
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.split import Split
@@ -43,5 +43,5 @@ __all__ = [
     "assemble",
     "complete",
     "from_tensors",
-    "load",
+    "load_data",
 ]

@@ -135,7 +135,7 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
             return {"train": candidates[0]}
     raise ValueError(
         f"{path} has {_listing(arrays)}, and it is not clear which of them holds the images: give its name, "
-        f"load(..., key='...')."
+        f"load_data(..., key='...')."
     )
 
 

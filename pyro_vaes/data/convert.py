@@ -60,7 +60,7 @@ def _as_tensor(array: Tensor | np.ndarray, name: str) -> Tensor:
     if array.dtype == object:
         raise ValueError(
             f"{name} is an array of objects, as NumPy makes of images of different sizes: bring the images "
-            "to one size first, or put them in a folder and give load(folder, resize=...)."
+            "to one size first, or put them in a folder and give load_data(folder, resize=...)."
         )
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}, but images are arrays of integers, floats or bools.")

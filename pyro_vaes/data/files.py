@@ -99,7 +99,7 @@ class Library:
             raise FileNotFoundError(
                 f"{name} needs the file {relative}, which is in none of {self._named} and cannot be "
                 "downloaded: pass root= or set the environment variable PYRO_VAES_DATA to the folder that "
-                f"has {relative}, or start with load('digits'), which needs no file."
+                f"has {relative}, or start with load_data('digits'), which needs no file."
             )
         self.check(path, relative)
         return path
@@ -159,5 +159,5 @@ class Library:
             raise FileNotFoundError(
                 f"{name} is not, or not whole, in {self._named}, and the download to {root} failed "
                 f"({type(error).__name__}: {error}): is there a network? Copy {marker} there from "
-                "elsewhere, or start with load('digits'), which needs no file."
+                "elsewhere, or start with load_data('digits'), which needs no file."
             ) from error

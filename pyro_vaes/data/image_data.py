@@ -31,8 +31,8 @@ class ImageData:
         class_names: The names of the labels 0, 1, ..., if known.
 
     Example:
-        >>> from pyro_vaes.data import load
-        >>> digits = load("digits")
+        >>> from pyro_vaes.data import load_data
+        >>> digits = load_data("digits")
         >>> digits.image_shape, digits.value_range, digits.num_classes
         ((1, 8, 8), (0.0, 1.0), 10)
     """
@@ -98,8 +98,8 @@ class ImageData:
             ValueError: If the data set has no labels.
 
         Example:
-            >>> from pyro_vaes.data import load
-            >>> x, y = load("digits").with_labels().train.batch(slice(0, 3))
+            >>> from pyro_vaes.data import load_data
+            >>> x, y = load_data("digits").with_labels().train.batch(slice(0, 3))
             >>> x.shape, y.shape
             (torch.Size([3, 64]), torch.Size([3]))
         """
@@ -121,8 +121,8 @@ class ImageData:
             ValueError: If there is no such part.
 
         Example:
-            >>> from pyro_vaes.data import load
-            >>> target, covariate = load("digits").completion("bottom_left").train.batch(slice(0, 3))
+            >>> from pyro_vaes.data import load_data
+            >>> target, covariate = load_data("digits").completion("bottom_left").train.batch(slice(0, 3))
             >>> target.shape, covariate.shape
             (torch.Size([3, 48]), torch.Size([3, 16]))
         """
@@ -140,8 +140,8 @@ class ImageData:
             ValueError: If a step cannot work on what the steps before leave.
 
         Example:
-            >>> from pyro_vaes.data import Binarize, ToUnit, load
-            >>> load("digits").preprocess(ToUnit(), Binarize()).train[:100].unique()
+            >>> from pyro_vaes.data import Binarize, ToUnit, load_data
+            >>> load_data("digits").preprocess(ToUnit(), Binarize()).train[:100].unique()
             tensor([0., 1.])
         """
         steps = as_steps(steps, "preprocess(ToUnit(), Binarize())")
@@ -166,10 +166,10 @@ class ImageData:
             seed: Takes rows of each part at random instead, reproducibly; see `Split.take`.
 
         Example:
-            >>> from pyro_vaes.data import load
-            >>> len(load("digits").take(100).train)
+            >>> from pyro_vaes.data import load_data
+            >>> len(load_data("digits").take(100).train)
             100
-            >>> len(load("digits").take(100, test=50, seed=0).test.labels.unique())
+            >>> len(load_data("digits").take(100, test=50, seed=0).test.labels.unique())
             10
         """
         for name, count in (("train", train), ("valid", valid), ("test", test)):
@@ -209,8 +209,8 @@ class ImageData:
             | https://arxiv.org/abs/1511.01844
 
         Example:
-            >>> from pyro_vaes.data import load
-            >>> digits = load("digits")  # ToUnit: 64 pixels, 16 times as dense in [0, 1]
+            >>> from pyro_vaes.data import load_data
+            >>> digits = load_data("digits")  # ToUnit: 64 pixels, 16 times as dense in [0, 1]
             >>> digits.nats_in_pixel_space(torch.zeros(1), digits.train[:1])
             tensor([-177.4457])
         """
@@ -231,8 +231,8 @@ class ImageData:
             Images in [0, 1], with shape `(..., C, H, W)`.
 
         Example:
-            >>> from pyro_vaes.data import Dequantize, Logit, ToUnit, load
-            >>> digits = load("digits", preprocess=[ToUnit(), Dequantize(), Logit()])
+            >>> from pyro_vaes.data import Dequantize, Logit, ToUnit, load_data
+            >>> digits = load_data("digits", preprocess=[ToUnit(), Dequantize(), Logit()])
             >>> images = digits.to_images(digits.train[:2])
             >>> images.shape, torch.allclose(images, digits.train.images[:2] / 16)
             (torch.Size([2, 1, 8, 8]), True)

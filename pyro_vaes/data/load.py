@@ -14,7 +14,7 @@ from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.raw import RawImages, build
 from pyro_vaes.data.steps.base import Step, as_steps
 
-__all__ = ["NAMES", "load"]
+__all__ = ["NAMES", "load_data"]
 
 _READERS: dict[str, Callable[[Library], RawImages]] = {
     "digits": public.read_digits,
@@ -37,7 +37,7 @@ _READERS: dict[str, Callable[[Library], RawImages]] = {
 NAMES = tuple(sorted([*_READERS, "celeba", "lfw"]))
 
 
-def load(
+def load_data(
     name_or_path: str | os.PathLike[str] = "digits",
     root: str | os.PathLike[str] | None = None,
     *,
@@ -88,7 +88,7 @@ def load(
         ValueError: If the name is unknown, if a file is truncated or altered, or if an argument does not fit.
 
     Example:
-        >>> digits = load("digits")
+        >>> digits = load_data("digits")
         >>> len(digits.train), len(digits.valid), len(digits.test)
         (1437, 180, 180)
         >>> digits.train[:2].shape

@@ -82,8 +82,8 @@ class Split:
             `(x,)`; with labels `(x, y)`; for image completion `(target, covariate)`.
 
         Example:
-            >>> from pyro_vaes.data import load
-            >>> (x,) = load("digits").train.batch(slice(0, 32))
+            >>> from pyro_vaes.data import load_data
+            >>> (x,) = load_data("digits").train.batch(slice(0, 32))
             >>> x.shape
             torch.Size([32, 64])
         """

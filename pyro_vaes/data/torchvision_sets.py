@@ -172,7 +172,7 @@ def read_celeba(library: Library, resize: int | tuple[int, int] | None = None, g
     if resize is None:
         raise ValueError(
             "celeba has 202,599 images of 218 x 178 x 3 bytes, 24 GB in all, so a size has to be given: "
-            "load('celeba', resize=64) takes 2.5 GB. For full size pass your own DataLoader to fit()."
+            "load_data('celeba', resize=64) takes 2.5 GB. For full size pass your own DataLoader to fit()."
         )
 
     def read(root: str, download: bool) -> RawImages:

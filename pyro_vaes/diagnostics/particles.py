@@ -24,17 +24,17 @@ from pyro_vaes.diagnostics.sites import (
     stacked,
     was_observed,
 )
-from pyro_vaes.infer.batches import SourceBatches, as_batches
-from pyro_vaes.infer.bound import Program
-from pyro_vaes.infer.check import check
-from pyro_vaes.infer.importance import (
+from pyro_vaes.infer.batches.batches import SourceBatches, as_batches
+from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.infer.bounds.importance import (
     DataPlate,
     find_data_plate,
     guide_and_model_traces,
     per_datum_log_prob,
     per_datum_log_weights,
 )
-from pyro_vaes.infer.pair import Pair, preserve_rng
+from pyro_vaes.infer.checks.check import check
+from pyro_vaes.programs.pair import Pair, preserve_rng
 
 __all__ = ["Draws", "Particles"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.handlers import is_factor
 from pyro_vaes.distributions import Autoregressive
-from pyro_vaes.infer.importance import DataPlate
+from pyro_vaes.infer.bounds.importance import DataPlate
 
 __all__ = [
     "Args",

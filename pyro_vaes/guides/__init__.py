@@ -1,11 +1,11 @@
 """Recognition programs q for any Pyro program with continuous latents in a data plate."""
 
 from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
-from pyro_vaes.guides.fisher import register_fisher
 from pyro_vaes.guides.flows import AmortizedHouseholder, AmortizedIAF
-from pyro_vaes.guides.laplace import AmortizedLaplace
+from pyro_vaes.guides.laplace.fisher import register_fisher
+from pyro_vaes.guides.laplace.guide import AmortizedLaplace
+from pyro_vaes.guides.laplace.schedules import decaying, geometric
 from pyro_vaes.guides.mixture import AmortizedMixture
-from pyro_vaes.guides.schedules import decaying, geometric
 from pyro_vaes.guides.semi_amortized import SemiAmortized
 
 __all__ = [

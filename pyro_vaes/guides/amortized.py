@@ -20,7 +20,7 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
-from pyro_vaes.guides.placed import placed
+from pyro_vaes.guides.plate_shapes import placed
 from pyro_vaes.nn.module import Program, as_posterior
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]

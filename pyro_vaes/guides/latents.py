@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyro_vaes.guides.differentiable import differentiable
-from pyro_vaes.nn.buffers import untouched_buffers
+from pyro_vaes.programs.buffers import untouched_buffers
 
 __all__ = ["Latents", "LatentSite", "find_latents"]
 

@@ -1,9 +1,21 @@
 """Bounds, effect handlers and the training loop."""
 
 from pyro_vaes.infer.adversarial import Adversarial_ELBO
-from pyro_vaes.infer.aggregate_posterior import AggregatePosterior_ELBO, AggregateTerms
-from pyro_vaes.infer.bound import Bound
-from pyro_vaes.infer.callbacks import (
+from pyro_vaes.infer.bounds.aggregate_posterior import AggregatePosterior_ELBO, AggregateTerms
+from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.doubly_reparameterized import DReG_ELBO
+from pyro_vaes.infer.bounds.free_bits import FreeBits_ELBO
+from pyro_vaes.infer.bounds.importance import ImportanceWeighted_ELBO
+from pyro_vaes.infer.bounds.mmd import MMD_ELBO
+from pyro_vaes.infer.bounds.mutual_posterior import MutualPosterior_ELBO, PosteriorPairs
+from pyro_vaes.infer.bounds.recursive_mixture import RecursiveMixture_ELBO
+from pyro_vaes.infer.bounds.sticking_the_landing import StickingTheLanding_ELBO
+from pyro_vaes.infer.bounds.stratified_mixture import StratifiedMixture_ELBO
+from pyro_vaes.infer.checks.check import CheckReport, check
+from pyro_vaes.infer.checks.problems import Problem
+from pyro_vaes.infer.handlers import local_parameters, scale_latents
+from pyro_vaes.infer.history import History
+from pyro_vaes.infer.training.callbacks import (
     Callback,
     ClipGradNorm,
     EarlyStopping,
@@ -13,24 +25,12 @@ from pyro_vaes.infer.callbacks import (
     SoftFreeBits,
     TensorBoard,
 )
-from pyro_vaes.infer.check import CheckReport, check
-from pyro_vaes.infer.checkpoint import load, save
-from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
-from pyro_vaes.infer.evaluation import evaluate
-from pyro_vaes.infer.fit import fit
-from pyro_vaes.infer.free_bits import FreeBits_ELBO
-from pyro_vaes.infer.handlers import local_parameters, scale_latents
-from pyro_vaes.infer.history import History
-from pyro_vaes.infer.importance import ImportanceWeighted_ELBO
-from pyro_vaes.infer.mmd import MMD_ELBO
-from pyro_vaes.infer.mutual_posterior import MutualPosterior_ELBO, PosteriorPairs
-from pyro_vaes.infer.nonfinite import NonFiniteError
-from pyro_vaes.infer.problems import Problem
-from pyro_vaes.infer.progressive import ProgressiveRungs
-from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
-from pyro_vaes.infer.sticking_the_landing import StickingTheLanding_ELBO
-from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
-from pyro_vaes.infer.weight_average import WeightAverage
+from pyro_vaes.infer.training.checkpoint import load_weights, save_weights
+from pyro_vaes.infer.training.evaluation import evaluate
+from pyro_vaes.infer.training.fit import fit
+from pyro_vaes.infer.training.nonfinite import NonFiniteError
+from pyro_vaes.infer.training.progressive import ProgressiveRungs
+from pyro_vaes.infer.training.weight_average import WeightAverage
 
 __all__ = [
     "Adversarial_ELBO",
@@ -63,8 +63,8 @@ __all__ = [
     "check",
     "evaluate",
     "fit",
-    "load",
+    "load_weights",
     "local_parameters",
-    "save",
+    "save_weights",
     "scale_latents",
 ]

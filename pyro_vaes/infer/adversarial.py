@@ -30,18 +30,18 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
-from pyro_vaes.infer.bound import Bound, Program, Seen, layers, with_keywords, without_keywords
-from pyro_vaes.infer.callbacks import Callback, Run, State
-from pyro_vaes.infer.doubly_reparameterized import DReG_ELBO
-from pyro_vaes.infer.global_batch import is_shared
-from pyro_vaes.infer.importance import find_data_plate
-from pyro_vaes.infer.nonfinite import halve_learning_rate, step_if_finite
-from pyro_vaes.infer.observations import ObservationRecorder
-from pyro_vaes.infer.pair import modes
-from pyro_vaes.infer.posteriors import PosteriorRecorder
-from pyro_vaes.infer.recursive_mixture import RecursiveMixture_ELBO
-from pyro_vaes.infer.step import MakeOptimizer, make_optimizer
-from pyro_vaes.infer.stratified_mixture import StratifiedMixture_ELBO
+from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, layers, with_keywords, without_keywords
+from pyro_vaes.infer.bounds.doubly_reparameterized import DReG_ELBO
+from pyro_vaes.infer.bounds.global_batch import is_shared
+from pyro_vaes.infer.bounds.importance import find_data_plate
+from pyro_vaes.infer.bounds.observations import ObservationRecorder
+from pyro_vaes.infer.bounds.posteriors import PosteriorRecorder
+from pyro_vaes.infer.bounds.recursive_mixture import RecursiveMixture_ELBO
+from pyro_vaes.infer.bounds.stratified_mixture import StratifiedMixture_ELBO
+from pyro_vaes.infer.training.callbacks import Callback, Run, State
+from pyro_vaes.infer.training.nonfinite import halve_learning_rate, step_if_finite
+from pyro_vaes.infer.training.step import MakeOptimizer, make_optimizer
+from pyro_vaes.programs.pair import modes
 
 __all__ = ["Adversarial_ELBO"]
 

@@ -14,8 +14,8 @@ from functools import partial
 from torch import nn
 
 from pyro_vaes.nn.ladder import LadderNetworks, Merge
+from pyro_vaes.nn.layer_builder import Layers
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
-from pyro_vaes.nn.stack import Layers
 
 __all__ = ["large_ladder", "medium_ladder", "small_ladder"]
 

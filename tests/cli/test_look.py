@@ -17,9 +17,9 @@ import xarray
 
 from pyro_vaes import plots
 from pyro_vaes.cli import open_run
-from pyro_vaes.cli.claims import written
 from pyro_vaes.cli.demo import DEMO, demo
 from pyro_vaes.cli.measure import measure
+from pyro_vaes.cli.run_lock import written
 from pyro_vaes.data import NAMES
 
 

@@ -11,7 +11,7 @@ from pyro_vaes.cli import Options, open_run
 from pyro_vaes.cli.build import build_pair, load_data
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
 from pyro_vaes.infer import ImportanceWeighted_ELBO
-from pyro_vaes.infer.fit import fit
+from pyro_vaes.infer.training.fit import fit
 
 SMALL = ["--hidden", "16,8", "--limit", "200", "--batch-size", "100"]
 BASE = Options(limit=40, batch_size=40, epochs=1)

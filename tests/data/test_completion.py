@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_vaes.data import assemble, complete, load
+from pyro_vaes.data import assemble, complete, load_data
 
 PARTS = ["top_left", "top_right", "bottom_right", "bottom_left", "top", "bottom", "left", "right"]
 
@@ -36,7 +36,7 @@ def test_several_completions_of_one_image():
 
 
 def test_view_of_a_data_set():
-    data = load("digits")
+    data = load_data("digits")
     view = data.completion("top")
     target, covariate = view.train.batch(torch.tensor([4, 2]))
     images = assemble(target, covariate, data.image_shape, "top", flatten=True)
@@ -54,7 +54,7 @@ def test_view_of_a_data_set():
         (lambda: complete(torch.rand(2, 15), image_shape=(1, 4, 4)), "15 pixels"),
         (lambda: complete(torch.rand(2, 1, 1, 16)), "no quarters"),
         (lambda: assemble(torch.rand(2, 11), torch.rand(2, 4), (1, 4, 4)), "12 and 4 are wanted"),
-        (lambda: load("digits").completion("centre"), "is a quarter"),
+        (lambda: load_data("digits").completion("centre"), "is a quarter"),
     ],
 )
 def test_refusals(call, message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vaes.data import Binarize, Dequantize, Logit, MeanCentre, ToUnit, from_tensors, load
+from pyro_vaes.data import Binarize, Dequantize, Logit, MeanCentre, ToUnit, from_tensors, load_data
 
 RNG = np.random.default_rng(0)
 
@@ -106,7 +106,7 @@ def test_labels_of_several_kinds():
 
 
 def test_views():
-    data = load("digits")
+    data = load_data("digits")
     bits = data.preprocess(ToUnit(), Binarize(seed=3))
     assert bits.steps[1].seed == 3 and len(data.steps) == 1
     assert bits.train.images is data.train.images
@@ -123,12 +123,12 @@ def test_views():
 
 
 def test_words():
-    data = load("digits", preprocess=[ToUnit(), Dequantize(), Logit(), MeanCentre()])
+    data = load_data("digits", preprocess=[ToUnit(), Dequantize(), Logit(), MeanCentre()])
     assert data.space == (
         "nats of pixels as stored (0 to 16, 17 levels), scaled to [0, 1], dequantised with uniform noise "
         "(17 levels), logit-transformed (lam = 0.05), minus the mean training image"
     )
-    text = repr(load("digits", labels=True))
+    text = repr(load_data("digits", labels=True))
     words = [
         "'digits'",
         "1,437 train",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vaes.data import NAMES, load
+from pyro_vaes.data import NAMES, load_data
 from pyro_vaes.data.files import SHA256, Library
 
 # name: sizes of train, valid (drawn or official), test; image shape; largest pixel; classes
@@ -27,7 +27,7 @@ SETS = {
 @pytest.mark.parametrize("name", SETS)
 def test_real_files(data_root, name):
     sizes, shape, high, classes = SETS[name]
-    data = load(name, root=data_root)
+    data = load_data(name, root=data_root)
     assert tuple(len(part) for part in data.parts.values()) == sizes
     assert data.image_shape == shape and data.num_classes == classes
     assert tuple(data.raw) == (0, high, high + 1)
@@ -46,7 +46,7 @@ def mean_image(data):
 
 
 def test_mnist_labels_and_looks(data_root):
-    data = load("mnist", root=data_root, split=(0, 0))
+    data = load_data("mnist", root=data_root, split=(0, 0))
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert data.train.labels.bincount().tolist() == counts
     assert data.test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
@@ -59,13 +59,13 @@ def test_mnist_labels_and_looks(data_root):
 
 
 def test_binarized_mnist_are_upright_digits(data_root):
-    bits, grey = (mean_image(load(name, root=data_root)) for name in ("binarized_mnist", "mnist"))
+    bits, grey = (mean_image(load_data(name, root=data_root)) for name in ("binarized_mnist", "mnist"))
     assert torch.corrcoef(torch.stack([bits.flatten(), grey.flatten()]))[0, 1] > 0.999
 
 
 def test_the_sorted_test_part_of_binarized_mnist(data_root):
     """The mean of its first rows, zeros, is far off that of all; 500 rows at random are off by their variance / 500."""
-    data = load("binarized_mnist", root=data_root)
+    data = load_data("binarized_mnist", root=data_root)
     assert "sorted by digit" in repr(data)
     whole = data.test.images.float()
 
@@ -78,7 +78,7 @@ def test_the_sorted_test_part_of_binarized_mnist(data_root):
 
 
 def test_caltech_is_upright_bright_and_mixed(data_root):
-    data = load("caltech101_silhouettes", root=data_root)
+    data = load_data("caltech101_silhouettes", root=data_root)
     mean = mean_image(data)
     # objects fill the middle and leave the corners
     assert mean[10:18, 10:18].min() > 0.7 > 0.4 > max(mean[0, 0], mean[0, -1], mean[-1, 0], mean[-1, -1])
@@ -89,7 +89,7 @@ def test_caltech_is_upright_bright_and_mixed(data_root):
 
 
 def test_frey_faces_are_upright(data_root):
-    data = load("frey_faces", root=data_root, split=(0, 0))
+    data = load_data("frey_faces", root=data_root, split=(0, 0))
     mean = mean_image(data)
     assert (mean - mean.flip(1)).abs().mean() < (mean - mean.flip(0)).abs().mean()
     # frames follow each other in the file, and neighbours in an image are alike
@@ -99,14 +99,14 @@ def test_frey_faces_are_upright(data_root):
 
 
 def test_colour_channels_are_in_front(data_root):
-    x = load("cifar10_subset", root=data_root).train.images.float()
+    x = load_data("cifar10_subset", root=data_root).train.images.float()
     # frog 0, truck 1: red, green and blue of one pixel are alike, neighbouring pixels too
     assert (x[:, 0] - x[:, 1]).abs().mean() < 25 and (x[..., 1:] - x[..., :-1]).abs().mean() < 25
-    assert load("cifar10_subset", root=data_root, grey=True, resize=16).image_shape == (1, 16, 16)
+    assert load_data("cifar10_subset", root=data_root, grey=True, resize=16).image_shape == (1, 16, 16)
 
 
 def test_omniglot_test_characters_have_numbers_of_their_own(data_root):
-    data = load("omniglot28", root=data_root, split=(0, 0))
+    data = load_data("omniglot28", root=data_root, split=(0, 0))
     assert torch.equal(data.train.labels.unique(), torch.arange(964))
     assert torch.equal(data.test.labels.unique(), torch.arange(964, 1623))
     # ink is bright and rare
@@ -115,26 +115,26 @@ def test_omniglot_test_characters_have_numbers_of_their_own(data_root):
 
 @pytest.mark.slow
 def test_omniglot_from_its_bits(data_root):
-    data = load("omniglot", root=data_root)
+    data = load_data("omniglot", root=data_root)
     assert data.image_shape == (1, 105, 105) and data.num_classes == 1623
     assert data.train.images[:1000].float().mean() < 0.1
 
 
 def test_people_of_lfw_are_disjoint(data_root):
-    data = load("lfw64", root=data_root, split=(0, 0))
+    data = load_data("lfw64", root=data_root, split=(0, 0))
     train, test = (set(part.labels.tolist()) for part in (data.train, data.test))
     assert not train & test and len(test) == 481
 
 
 def test_environment_variable_names_the_folder(data_root, monkeypatch):
     monkeypatch.setenv("PYRO_VAES_DATA", str(data_root))
-    assert len(load("frey-faces").train) == 1_573
+    assert len(load_data("frey-faces").train) == 1_573
 
 
 def test_digits_need_no_file(monkeypatch, tmp_path):
     monkeypatch.setenv("PYRO_VAES_DATA", str(tmp_path / "nothing"))
-    data = load()
-    assert load("Digits").name == "digits"
+    data = load_data()
+    assert load_data("Digits").name == "digits"
     assert data.name == "digits" and data.raw.high == 16 and data.image_shape == (1, 8, 8)
     assert sum(len(part) for part in data.parts.values()) == 1_797
     assert torch.cat([part.labels for part in data.parts.values()]).bincount().tolist() == [
@@ -155,7 +155,7 @@ def test_digits_need_no_file(monkeypatch, tmp_path):
 )
 def test_unknown_names(name, error, message):
     with pytest.raises(error, match=message):
-        load(name)
+        load_data(name)
 
 
 @pytest.mark.parametrize("x", [np.zeros((5, 4)), torch.zeros(5, 4), [0.0, 1.0]])
@@ -164,21 +164,21 @@ def test_arrays_are_no_names(x):
         ValueError,
         match=r"load takes a name or a path, but got a .*; for an array use pyro_vaes\.data\.from_tensors\(x, y\)",
     ):
-        load(x)
+        load_data(x)
 
 
 def test_wrong_kind_of_file_and_arguments(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(ValueError, match="kind that cannot be loaded"):
-        load(tmp_path / "x.csv")
+        load_data(tmp_path / "x.csv")
     with pytest.raises(ValueError, match="key can be given for files of arrays"):
-        load("digits", key="x")
+        load_data("digits", key="x")
 
 
 @pytest.mark.parametrize("name", sorted({*SETS, "omniglot", "svhn", "cifar10", "lfw"} - {"digits"}))
 def test_missing_files(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{name} needs .*{tmp_path}.* root= or set"):
-        load(name, root=tmp_path, download=False)
+        load_data(name, root=tmp_path, download=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -197,12 +197,12 @@ def test_wrong_hash_and_truncation(tmp_path):
     arrays = {part: np.zeros((n, 98), np.uint8) for part, n in (("train", 4), ("valid", 2), ("test", 3))}
     path = save_bits(tmp_path, **arrays)
     with pytest.raises(ValueError, match=r"(?s)SHA-256 \w{64}, but df14.*verify=False"):
-        load("binarized_mnist", root=tmp_path)
-    data = load("binarized_mnist", root=tmp_path, verify=False)
+        load_data("binarized_mnist", root=tmp_path)
+    data = load_data("binarized_mnist", root=tmp_path, verify=False)
     assert len(data.test) == 3 and data.provenance.sha256 == {}
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="truncated"):
-        load("binarized_mnist", root=tmp_path, verify=False)
+        load_data("binarized_mnist", root=tmp_path, verify=False)
 
 
 def test_truncated_mnist(data_root, tmp_path):
@@ -212,9 +212,9 @@ def test_truncated_mnist(data_root, tmp_path):
     labels = raw / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:5_000])
     with pytest.raises(ValueError, match=r"5,000 bytes .*truncated or altered"):
-        load("mnist", root=tmp_path)
+        load_data("mnist", root=tmp_path)
     with pytest.raises(ValueError, match="incomplete, truncated or altered"):
-        load("mnist", root=tmp_path, verify=False, download=False)
+        load_data("mnist", root=tmp_path, verify=False, download=False)
 
 
 def test_known_hashes_match_the_folder(data_root):

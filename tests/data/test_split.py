@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pyro_vaes.data import Binarize, Dequantize, MeanCentre, Split, ToUnit, from_tensors, load
+from pyro_vaes.data import Binarize, Dequantize, MeanCentre, Split, ToUnit, from_tensors, load_data
 
 
 @pytest.fixture(scope="module")
 def bits():
-    return load("digits", preprocess=[ToUnit(), Binarize()])
+    return load_data("digits", preprocess=[ToUnit(), Binarize()])
 
 
 def test_fresh_noise_in_training_fixed_noise_in_evaluation(bits):
@@ -23,7 +23,7 @@ def test_fresh_noise_in_training_fixed_noise_in_evaluation(bits):
 
 @pytest.mark.parametrize("step", [Binarize(), Dequantize()], ids=repr)
 def test_a_row_has_the_same_noise_however_it_is_batched(step):
-    split = load("digits", preprocess=[ToUnit(), step]).valid
+    split = load_data("digits", preprocess=[ToUnit(), step]).valid
     whole = split.x
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1))
     assert torch.equal(torch.cat([split.batch(rows)[0] for rows in order.split(7)]), whole[order])
@@ -35,7 +35,7 @@ def test_a_row_has_the_same_noise_however_it_is_batched(step):
 
 @pytest.mark.parametrize("step", [Binarize(), Dequantize()], ids=repr)
 def test_rows_taken_at_random_are_rows_of_the_part(step):
-    split = load("digits", preprocess=[ToUnit(), step], labels=True).test
+    split = load_data("digits", preprocess=[ToUnit(), step], labels=True).test
     state = torch.get_rng_state()
     some = split.take(50, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
@@ -65,23 +65,23 @@ def test_no_global_generator_is_touched(bits):
     state = torch.get_rng_state()
     bits.train.batch(slice(0, 10), torch.Generator().manual_seed(3))
     bits.train.batch(slice(0, 10))
-    load("digits")
+    load_data("digits")
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_batches_with_labels_and_shapes():
-    data = load("digits", split=(0, 0))
+    data = load_data("digits", split=(0, 0))
     (x,) = data.train.batch(torch.tensor([3, 1]))
     assert x.shape == (2, 64) and x.dtype == torch.float32
     torch.testing.assert_close(x, data.train.images[[3, 1]].flatten(1) / 16)
     x, y = data.with_labels().train.batch(torch.tensor([3, 1]))
     assert torch.equal(y, data.train.labels[[3, 1]])
-    (x,) = load("digits", flatten=False).train.batch(slice(0, 5))
+    (x,) = load_data("digits", flatten=False).train.batch(slice(0, 5))
     assert x.shape == (5, 1, 8, 8)
 
 
 def test_items():
-    split = load("digits", split=(0, 0), labels=True).train
+    split = load_data("digits", split=(0, 0), labels=True).train
     x, y = split[5]
     assert x.shape == (64,) and y.shape == ()
     assert torch.equal(split[torch.tensor([5])][0][0], x) and torch.equal(split[[5]][0][0], x)
@@ -97,7 +97,7 @@ def test_items():
 
 
 def test_a_torch_data_loader_reads_a_split():
-    x, y = next(iter(DataLoader(load("digits", labels=True).train, batch_size=16)))
+    x, y = next(iter(DataLoader(load_data("digits", labels=True).train, batch_size=16)))
     assert x.shape == (16, 64) and y.shape == (16,)
 
 

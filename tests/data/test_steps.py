@@ -17,7 +17,7 @@ from pyro_vaes.data import (
     ToSigned,
     ToUnit,
     from_tensors,
-    load,
+    load_data,
 )
 
 SHAPE = (2, 2, 5)  # C, H, W
@@ -226,13 +226,16 @@ def test_constructors_refuse():
     ],
 )
 def test_what_is_no_step(steps, said):
-    for make in (lambda: load("digits", preprocess=steps), lambda: from_tensors(torch.rand(9, 4), preprocess=steps)):
+    for make in (
+        lambda: load_data("digits", preprocess=steps),
+        lambda: from_tensors(torch.rand(9, 4), preprocess=steps),
+    ):
         with pytest.raises(ValueError, match=said):
             make()
 
 
 def test_a_view_takes_steps_one_by_one():
-    digits = load("digits")
+    digits = load_data("digits")
     for given, said in [
         (("binarize",), r"preprocess holds a str; steps are wanted, such as preprocess\(ToUnit\(\), Binarize\(\)\)\."),
         (([ToUnit(), Binarize()],), r"preprocess holds a list; steps are wanted, such as preprocess\(ToUnit\(\), "),

@@ -9,7 +9,7 @@ import sklearn.datasets
 import torch
 import torchvision.datasets
 
-from pyro_vaes.data import load
+from pyro_vaes.data import load_data
 
 RNG = np.random.default_rng(0)
 
@@ -35,7 +35,7 @@ def test_svhn(monkeypatch, tmp_path):
         return np.arange(20 if part == "train" else 5) % 10
 
     monkeypatch.setattr(torchvision.datasets, "SVHN", stub(data=images, labels=labels))
-    svhn = load("svhn", root=tmp_path, split=(4, 0))
+    svhn = load_data("svhn", root=tmp_path, split=(4, 0))
     assert [len(part) for part in svhn.parts.values()] == [16, 4, 5]
     assert svhn.image_shape == (3, 32, 32) and svhn.num_classes == 10
     assert torchvision.datasets.SVHN.calls[0][3] is True
@@ -46,7 +46,7 @@ def test_cifar10_is_read_without_download_where_it_is(monkeypatch, tmp_path):
     cifar = stub(data=x, targets=[i % 10 for i in range(12)], classes=list("abcdefghij"))
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", cifar)
     (tmp_path / "cifar-10-batches-py").mkdir()
-    data = load("cifar10", root=tmp_path, split=(0, 0))
+    data = load_data("cifar10", root=tmp_path, split=(0, 0))
     assert np.array_equal(data.train.images.permute(0, 2, 3, 1), x) and data.class_names[2] == "c"
     assert [call[3] for call in cifar.calls] == [False, False]
 
@@ -64,14 +64,14 @@ def test_omniglot_ink_is_bright(monkeypatch, tmp_path):
         _flat_character_images=[(f"{i}.png", 0) for i in range(4)],
     )
     monkeypatch.setattr(torchvision.datasets, "Omniglot", omniglot)
-    data = load("omniglot", root=tmp_path, split=(0, 0))
+    data = load_data("omniglot", root=tmp_path, split=(0, 0))
     assert data.train.images.float().mean() == pytest.approx(100 / 105**2)
     assert data.train.labels.tolist() == [0] * 4 and data.test.labels.tolist() == [1] * 4
 
 
 def test_celeba_is_resized_while_it_is_read(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="resize=64"):
-        load("celeba", root=tmp_path)
+        load_data("celeba", root=tmp_path)
     folder = tmp_path / "celeba" / "img_align_celeba"
     folder.mkdir(parents=True)
     for i in range(3):
@@ -80,10 +80,10 @@ def test_celeba_is_resized_while_it_is_read(monkeypatch, tmp_path):
     attributes = torch.randint(2, (3, 40), generator=torch.Generator().manual_seed(0))
     celeba = stub(base_folder="celeba", filename=[f"{i}.jpg" for i in range(3)], attr=attributes)
     monkeypatch.setattr(torchvision.datasets, "CelebA", celeba)
-    data = load("celeba", root=tmp_path, resize=16, labels=True)
+    data = load_data("celeba", root=tmp_path, resize=16, labels=True)
     x, y = data.test[:]
     assert data.image_shape == (3, 16, 16) and x.shape == (3, 768) and torch.equal(y, attributes)
-    assert load("celeba", root=tmp_path, resize=16, grey=True).image_shape == (1, 16, 16)
+    assert load_data("celeba", root=tmp_path, resize=16, grey=True).image_shape == (1, 16, 16)
 
 
 def test_lfw(monkeypatch, tmp_path):
@@ -98,7 +98,7 @@ def test_lfw(monkeypatch, tmp_path):
         )
 
     monkeypatch.setattr(sklearn.datasets, "fetch_lfw_people", fetch)
-    data = load("lfw", root=tmp_path, split=(0, 0))
+    data = load_data("lfw", root=tmp_path, split=(0, 0))
     assert np.array_equal(data.train.images.permute(0, 2, 3, 1), bytes_) and data.class_names == ("A", "B")
 
 
@@ -107,14 +107,14 @@ def test_failed_download(monkeypatch, tmp_path):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(torchvision.datasets, "SVHN", offline)
-    with pytest.raises(FileNotFoundError, match=rf"download to {tmp_path} failed .*unreachable.*load\('digits'\)"):
-        load("svhn", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"download to {tmp_path} failed .*unreachable.*load_data\('digits'\)"):
+        load_data("svhn", root=tmp_path)
     # a damaged file is downloaded anew if that is allowed, and named if not
     (tmp_path / "train_32x32.mat").write_bytes(b"half")
     with pytest.raises(FileNotFoundError, match="not whole"):
-        load("svhn", root=tmp_path)
+        load_data("svhn", root=tmp_path)
     with pytest.raises(ValueError, match="incomplete, truncated or altered"):
-        load("svhn", root=tmp_path, download=False)
+        load_data("svhn", root=tmp_path, download=False)
 
 
 def test_mnist_downloads_what_is_missing(monkeypatch, tmp_path):
@@ -122,6 +122,6 @@ def test_mnist_downloads_what_is_missing(monkeypatch, tmp_path):
     mnist = stub(data=x, targets=torch.arange(30) % 10, classes=["0 - zero"] * 10)
     mnist.__name__ = "MNIST"
     monkeypatch.setattr(torchvision.datasets, "MNIST", mnist)
-    data = load("mnist", root=tmp_path, split=(0.2, 0))
+    data = load_data("mnist", root=tmp_path, split=(0.2, 0))
     assert [len(part) for part in data.parts.values()] == [24, 6, 30]
     assert all(call[3] for call in mnist.calls)

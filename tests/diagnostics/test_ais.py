@@ -11,13 +11,13 @@ from pyro import poutine
 from torch import nn
 
 from pyro_vaes.diagnostics import ais, bdmc
-from pyro_vaes.diagnostics.annealing import Annealing, leapfrog, sigmoidal, tempered, transition
+from pyro_vaes.diagnostics.likelihood.annealing import Annealing, leapfrog, sigmoidal, tempered, transition
+from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair, prior_of
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.unconstrained import UnconstrainedPair, prior_of
 from pyro_vaes.guides import AmortizedMixture, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.infer import scale_latents
-from pyro_vaes.infer.pair import Pair
 from pyro_vaes.nn import MultivariateNormalHead, NormalHead, WeightHead
+from pyro_vaes.programs.pair import Pair
 from tests.diagnostics.linear import EVIDENCE, PPCA, D, K, X, decode, exact, model, noise, prior, wide, wide_posterior
 from tests.zoo import GUIDES, MODELS, PAIRS
 

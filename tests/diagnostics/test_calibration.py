@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from pyro_vaes.diagnostics import Calibration, calibration
-from pyro_vaes.diagnostics.calibration import _rank
+from pyro_vaes.diagnostics.posterior.calibration import _rank
 from pyro_vaes.guides import AmortizedMultivariateNormal
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.programs.pair import Pair
 from tests.diagnostics.linear import PPCA, D, X, decode, exact, model, noise, prior
 
 LEVELS = torch.linspace(0.05, 0.95, 19)

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from pyro_vaes.diagnostics import clustering_report, clustering_scores
-from pyro_vaes.diagnostics.clustering import contingency_table, hungarian_map, majority_map
+from pyro_vaes.diagnostics.representation.clustering import contingency_table, hungarian_map, majority_map
 
 
 def test_T17_metrics():

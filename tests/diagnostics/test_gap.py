@@ -9,8 +9,8 @@ from torch import nn
 from pyro_vaes.diagnostics import inference_gap
 from pyro_vaes.guides import AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.infer import scale_latents
-from pyro_vaes.infer.pair import Pair
 from pyro_vaes.nn import MultivariateNormalHead, NormalHead
+from pyro_vaes.programs.pair import Pair
 from pyro_vaes.theory import ProbabilisticPCA
 from tests.diagnostics.linear import EVIDENCE, X, decode, exact, model, noise, prior, wide, wide_posterior
 

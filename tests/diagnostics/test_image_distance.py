@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pyro_vaes.data import load
+from pyro_vaes.data import load_data
 from pyro_vaes.diagnostics import classifier_features, frechet_distance, inception_distance, kernel_distance
 
 
@@ -71,7 +71,7 @@ def test_kernel_distance_is_unbiased_for_gaussians():
 
 
 def test_features_tell_the_classes_that_they_were_trained_on_apart():
-    digits = load("digits", flatten=False)
+    digits = load_data("digits", flatten=False)
     x, y = digits.train.x[:800], digits.train.labels[:800]
     state = torch.get_rng_state()
     features = classifier_features(x, y, channels=(8, 16), num_features=16, epochs=8)

@@ -14,7 +14,7 @@ from torch import nn
 
 from pyro_vaes.diagnostics import log_likelihood, log_weights, pareto_khat
 from pyro_vaes.infer import scale_latents
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.programs.pair import Pair
 from pyro_vaes.theory import ProbabilisticPCA
 from tests.diagnostics.linear import EVIDENCE, PPCA, D, K, X, decode, exact, model, noise, prior, wide, wide_posterior
 

@@ -8,7 +8,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pyro_vaes.diagnostics import posterior_means, representation_report
-from pyro_vaes.diagnostics.representation import kmeans_scores, knn_accuracy, labelled_subset, linear_accuracy
+from pyro_vaes.diagnostics.representation.representation import (
+    kmeans_scores,
+    knn_accuracy,
+    labelled_subset,
+    linear_accuracy,
+)
 from pyro_vaes.guides import AmortizedMultivariateNormal
 from pyro_vaes.nn import MultivariateNormalHead
 from tests.diagnostics.linear import PPCA, K, X, exact, model

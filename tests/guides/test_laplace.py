@@ -15,15 +15,15 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_vaes.data import load
+from pyro_vaes.data import load_data
 from pyro_vaes.diagnostics import log_likelihood, to_datatree
 from pyro_vaes.distributions import DiscretizedLogisticMixture, PrecisionNormal
 from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher, stages
-from pyro_vaes.guides.eigenvalues import floor_eigenvalues
-from pyro_vaes.guides.fisher import find_fisher
 from pyro_vaes.guides.joint import Joint
-from pyro_vaes.guides.linearise import linearise
-from pyro_vaes.guides.relu_chain import find_chain, record_chains
+from pyro_vaes.guides.laplace.eigenvalues import floor_eigenvalues
+from pyro_vaes.guides.laplace.fisher import find_fisher
+from pyro_vaes.guides.laplace.linearise import linearise
+from pyro_vaes.guides.laplace.relu_chain import find_chain, record_chains
 from pyro_vaes.infer import (
     DReG_ELBO,
     FreeBits_ELBO,
@@ -325,7 +325,7 @@ def trained_elbo(x, k, iterations, start=None):
 
 def test_V12_a_linear_decoder_reaches_the_optimum_of_probabilistic_pca():
     """Digits, k = 10: with the exact posterior the ELBO is log p(x), and training it ends at 17.452 nats."""
-    x = load("digits", split=(0, 0)).train[:].double()
+    x = load_data("digits", split=(0, 0)).train[:].double()
     reached, optimum = trained_elbo(x, 10, 300), probabilistic_pca(x, 10).log_likelihood
     assert reached <= optimum + 1e-9 and abs(reached - 17.452) < 0.01
 
@@ -333,7 +333,7 @@ def test_V12_a_linear_decoder_reaches_the_optimum_of_probabilistic_pca():
 @pytest.mark.slow
 def test_V12_on_mnist(data_root):
     """k = 50, from near by; the mean ELBO depends on the data's mean and covariance alone: 1,568 rows stand for all."""
-    x = load("mnist", data_root, split=(0, 0)).train[:].double()
+    x = load_data("mnist", data_root, split=(0, 0)).train[:].double()
     mean = x.mean(0)
     eigenvalues, vectors = torch.linalg.eigh((x - mean).mT @ (x - mean) / len(x))
     away = (784 * eigenvalues.clamp(min=0)).sqrt().unsqueeze(1) * vectors.mT
@@ -383,7 +383,7 @@ def test_V14_the_estimate_grows_with_the_number_of_samples_and_stays_below_the_e
 def trained_vae():
     """Digits as black and white pixels, 4 epochs, float32."""
     torch.set_default_dtype(torch.float32)
-    x = (load("digits", split=(0, 0)).train[:] > 0.5).float()
+    x = (load_data("digits", split=(0, 0)).train[:] > 0.5).float()
     vae = VAE(
         Chain(MLP(64, [32], 32, activate_output=True), NormalHead(32, 4)), MLP(4, [32], 64), BernoulliLikelihood(), 4
     )

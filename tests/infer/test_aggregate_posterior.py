@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_vaes.distributions import AggregateGaussian
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.infer import AggregatePosterior_ELBO, KLWarmup, check, evaluate, fit, scale_latents
-from pyro_vaes.infer.batches import as_batches
-from pyro_vaes.infer.global_batch import global_batch
+from pyro_vaes.infer.batches.batches import as_batches
+from pyro_vaes.infer.bounds.global_batch import global_batch
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, LaplaceLikelihood, MultivariateNormalHead, NormalHead
 from tests.infer.pairs import D, binary, binary_vae, hierarchical_vae, weights

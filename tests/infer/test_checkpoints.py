@@ -22,8 +22,8 @@ from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vaes.guides import AmortizedNormal
-from pyro_vaes.infer import EarlyStopping, KLWarmup, LearningRate, evaluate, fit, load, save
-from pyro_vaes.infer.checkpoint import read_checkpoint
+from pyro_vaes.infer import EarlyStopping, KLWarmup, LearningRate, evaluate, fit, load_weights, save_weights
+from pyro_vaes.infer.training.checkpoint import read_checkpoint
 from pyro_vaes.nn import MLP, Chain, NormalHead
 from tests.infer.pairs import D, binary, binary_vae, losses, param_pair, same, weights
 
@@ -239,7 +239,7 @@ def test_other_files_are_never_replaced(tmp_path):
     with pytest.raises(ValueError, match=r"holds other files \(thesis.tex\).*of its own"):
         quick(vae.model, vae.guide, binary(), checkpoint=tmp_path)
     with pytest.raises(ValueError, match=r"holds other files"):
-        save(tmp_path, vae.model, vae.guide)
+        save_weights(tmp_path, vae.model, vae.guide)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -255,7 +255,7 @@ def test_damaged_files(tmp_path, name, how):
     else:
         file.write_bytes(content[: len(content) // 2] if how == "truncated" else b"\xff" + content[1:])
     for use in (
-        lambda: load(tmp_path / "run", vae.model, vae.guide),
+        lambda: load_weights(tmp_path / "run", vae.model, vae.guide),
         lambda: quick(vae.model, vae.guide, binary(), checkpoint=tmp_path / "run", resume=True),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=r"damaged.*train again|no checkpoint in.*path right"):
@@ -266,16 +266,16 @@ def test_damaged_files(tmp_path, name, how):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": 3}', '{"sha256": {}}'])
 def test_json_of_something_else(tmp_path, content):
     vae = binary_vae()
-    save(tmp_path / "run", vae.model, vae.guide)
+    save_weights(tmp_path / "run", vae.model, vae.guide)
     (tmp_path / "run" / "pair.json").write_text(content)
     with pytest.raises(ValueError, match="does not say which files"):
-        load(tmp_path / "run", vae.model, vae.guide)
+        load_weights(tmp_path / "run", vae.model, vae.guide)
 
 
 def test_resume_from_something_else(tmp_path):
     vae = binary_vae()
     resume = functools.partial(quick, vae.model, vae.guide, binary(), checkpoint=tmp_path / "run", resume=True)
-    save(tmp_path / "run", vae.model, vae.guide)
+    save_weights(tmp_path / "run", vae.model, vae.guide)
     with pytest.raises(ValueError, match=r"weights but no training state.*start a new run"):
         resume()
     quick(vae.model, vae.guide, binary(), checkpoint=tmp_path / "run")
@@ -319,15 +319,15 @@ def test_unwritable_places(tmp_path):
         with pytest.raises(ValueError, match=r"directory is wanted|directory you may write to"):
             quick(vae.model, vae.guide, binary(), checkpoint=place)
     with pytest.raises(ValueError, match="directory that you may write to"):
-        save("/proc/run", vae.model, vae.guide)
+        save_weights("/proc/run", vae.model, vae.guide)
 
 
 def test_save_and_load_with_buffers(tmp_path):
     vae, other = binary_vae(middle=nn.BatchNorm1d(8)), binary_vae(middle=nn.BatchNorm1d(8), seed=1)
     quick(vae.model, vae.guide, binary())
-    save(tmp_path / "pair", vae.model, vae.guide)
+    save_weights(tmp_path / "pair", vae.model, vae.guide)
     assert not same(weights(vae), weights(other))
-    load(tmp_path / "pair", other.model, other.guide)
+    load_weights(tmp_path / "pair", other.model, other.guide)
     assert same(weights(vae), weights(other))
     assert evaluate(vae.model, vae.guide, binary()) == evaluate(other.model, other.guide, binary())
 
@@ -338,14 +338,14 @@ def test_save_and_load_param_statements(tmp_path):
     quick(model, guide, x)
     wanted = evaluate(model, guide, x)
     values = {n: v.clone() for n, v in pyro.get_param_store().items()}
-    save(tmp_path / "pair", model, guide, x)
+    save_weights(tmp_path / "pair", model, guide, x)
     assert set(load_file(tmp_path / "pair" / "weights.safetensors")) == {"param.weight", "param.scale", "param.back"}
     pyro.clear_param_store()
-    load(tmp_path / "pair", model, guide, x)
+    load_weights(tmp_path / "pair", model, guide, x)
     assert all(torch.equal(values[n], v) for n, v in pyro.get_param_store().items())
     assert evaluate(model, guide, x) == wanted
     with pytest.raises(ValueError, match="pass the arguments of one batch"):
-        save(tmp_path / "pair", model, guide)
+        save_weights(tmp_path / "pair", model, guide)
 
 
 def test_save_and_load_lazily_built_guides(tmp_path):
@@ -362,12 +362,12 @@ def test_save_and_load_lazily_built_guides(tmp_path):
 
     vae = binary_vae()
     guides = [AmortizedNormal(vae.model, Chain(MLP(D, [8], 8), NormalHead(8, 2))) for _ in range(2)]
-    save(tmp_path / "eager", vae.model, guides[0])
-    load(tmp_path / "eager", vae.model, guides[1])
+    save_weights(tmp_path / "eager", vae.model, guides[0])
+    load_weights(tmp_path / "eager", vae.model, guides[1])
     assert same(weights(guides[0]), weights(guides[1]))
     lazy = [AmortizedNormal(vae.model, Normalised(Lazy())) for _ in range(2)]
-    save(tmp_path / "lazy", vae.model, lazy[0], x)
-    load(tmp_path / "lazy", vae.model, lazy[1], x)
+    save_weights(tmp_path / "lazy", vae.model, lazy[0], x)
+    load_weights(tmp_path / "lazy", vae.model, lazy[1], x)
     assert same(weights(lazy[0]), weights(lazy[1]))
 
 
@@ -383,11 +383,11 @@ class Normalised(nn.Module):
 
 def test_load_into_another_pair_is_refused(tmp_path):
     vae, wide, normed = binary_vae(), binary_vae(latent_dim=3), binary_vae(middle=nn.BatchNorm1d(8))
-    save(tmp_path / "pair", vae.model, vae.guide)
+    save_weights(tmp_path / "pair", vae.model, vae.guide)
     for other, said in ((wide, "other shapes"), (normed, "missing.*unexpected")):
         before = weights(other)
         with pytest.raises(ValueError, match=said):
-            load(tmp_path / "pair", other.model, other.guide)
+            load_weights(tmp_path / "pair", other.model, other.guide)
         assert same(weights(other), before)
     with pytest.raises(FileNotFoundError, match="Is the path right"):
-        load(tmp_path / "nothing", vae.model, vae.guide)
+        load_weights(tmp_path / "nothing", vae.model, vae.guide)

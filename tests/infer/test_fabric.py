@@ -13,8 +13,8 @@ from pyro.infer import TraceGraph_ELBO
 from torch import nn
 
 from pyro_vaes.infer import ClipGradNorm, EarlyStopping, KLWarmup, fit
-from pyro_vaes.infer.batches import as_batches
-from pyro_vaes.infer.sources import TensorSource
+from pyro_vaes.infer.batches.batches import as_batches
+from pyro_vaes.infer.batches.sources import TensorSource
 from tests.infer.pairs import D, binary, binary_vae, losses, param_pair, same, weights
 
 lightning_fabric = pytest.importorskip("lightning_fabric")

@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMe
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pyro_vaes.data import load
+from pyro_vaes.data import load_data
 from pyro_vaes.guides import AmortizedNormal
 from pyro_vaes.infer import (
     Callback,
@@ -25,11 +25,11 @@ from pyro_vaes.infer import (
     evaluate,
     fit,
 )
-from pyro_vaes.infer.batches import as_batches
-from pyro_vaes.infer.enough_rows import enough_rows
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.batches.batches import as_batches
+from pyro_vaes.infer.checks.last_batch import enough_rows
 from pyro_vaes.models import VAE, LadderVAE
 from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, LaplaceLikelihood, NormalHead, small_ladder
+from pyro_vaes.programs.pair import Pair
 from tests.infer.pairs import (
     D,
     binary,
@@ -243,7 +243,7 @@ def test_rows_of_every_kind_give_the_same_numbers():
 
 
 def test_image_data_and_split_and_labels():
-    digits = load("digits").take(100, 50, 50)
+    digits = load_data("digits").take(100, 50, 50)
     vae = VAE(NormalHead(64, 2), MLP(2, [], 64), GaussianLikelihood(), 2)
     whole = quick(vae.model, vae.guide, digits)
     assert len(whole.valid) == 2
@@ -267,7 +267,7 @@ def test_a_last_batch_of_one_row_is_left_out_where_the_batch_is_normalised():
     ladder = LadderVAE(
         *small_ladder((1, 8, 8), channels=(2, 3), width=8), LaplaceLikelihood(0.125, event_dim=3), [2, 2, 2]
     )
-    x = load("digits", flatten=False).train[:9]
+    x = load_data("digits", flatten=False).train[:9]
     before = weights(ladder)
     with pytest.raises(ValueError, match=r"last batch of the training data has a size of 1.*BatchNorm.*drop_last=True"):
         quick(ladder.model, ladder.guide, x, batch_size=8, drop_last=False)

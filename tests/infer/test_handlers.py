@@ -21,8 +21,8 @@ from pyro_vaes.infer import (
     StickingTheLanding_ELBO,
     scale_latents,
 )
+from pyro_vaes.infer.bounds.host_sync import known_modules, quiet_elbo
 from pyro_vaes.infer.handlers import ParameterRecorder, local_parameters
-from pyro_vaes.infer.quiet import known_modules, quiet_elbo
 from pyro_vaes.nn import MultivariateNormalHead
 from tests.infer.pairs import D, binary, binary_vae, function_pair, hierarchical_vae, linear_vae
 

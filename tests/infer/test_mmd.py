@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vaes.guides import AmortizedMixture, AmortizedMultivariateNormal
 from pyro_vaes.infer import MMD_ELBO, fit, scale_latents
-from pyro_vaes.infer.mmd import gaussian_kernel, maximum_mean_discrepancy
+from pyro_vaes.infer.bounds.mmd import gaussian_kernel, maximum_mean_discrepancy
 from pyro_vaes.models import VAE, LadderVAE
 from pyro_vaes.nn import (
     MLP,

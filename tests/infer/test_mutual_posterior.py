@@ -33,7 +33,7 @@ from pyro_vaes.infer import (
     evaluate,
     fit,
 )
-from pyro_vaes.infer.global_batch import global_batch
+from pyro_vaes.infer.bounds.global_batch import global_batch
 from pyro_vaes.nn import MLP, Chain, MultivariateNormalHead, NormalHead, WeightHead
 from pyro_vaes.ops import (
     multivariate_normal_pairwise_kl,

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vaes.infer import Callback, LearningRate, NonFiniteError, Run, fit
-from pyro_vaes.infer.nonfinite import Guard
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer.training.nonfinite import Guard
+from pyro_vaes.programs.pair import Pair
 from tests.infer.pairs import binary, binary_vae, same, weights
 
 quick = functools.partial(fit, epochs=3, batch_size=32, seed=5, progress=False)

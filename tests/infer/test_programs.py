@@ -10,9 +10,9 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_vaes.infer import FreeBits_ELBO, evaluate, fit, scale_latents
-from pyro_vaes.infer.pair import Pair
-from pyro_vaes.infer.programs import modules_of, num_positional
 from pyro_vaes.nn import MLP, Chain, NormalHead
+from pyro_vaes.programs.pair import Pair
+from pyro_vaes.programs.reach import modules_of, num_positional
 from tests.infer.pairs import D, binary, binary_vae, function_pair, same, weights
 
 GLOBAL = nn.BatchNorm1d(D)

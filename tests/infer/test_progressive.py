@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vaes.infer import Callback, ProgressiveRungs, fit
-from pyro_vaes.infer.callbacks import Run
+from pyro_vaes.infer.training.callbacks import Run
 from pyro_vaes.models import LadderVAE
 from pyro_vaes.nn import BernoulliLikelihood, mlp_ladder
 

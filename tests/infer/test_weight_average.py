@@ -10,8 +10,8 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import nn
 
-from pyro_vaes.infer import Callback, EarlyStopping, WeightAverage, fit, load
-from pyro_vaes.infer.pair import Pair
+from pyro_vaes.infer import Callback, EarlyStopping, WeightAverage, fit, load_weights
+from pyro_vaes.programs.pair import Pair
 from tests.infer.pairs import D, binary, binary_vae, losses, same
 
 quick = functools.partial(fit, epochs=3, batch_size=32, seed=5, progress=False)
@@ -121,11 +121,11 @@ def test_resumed_runs_are_exact_and_the_checkpoint_holds_the_average(tmp_path):
     whole, history = run(4)
     part, _ = run(2, tmp_path / "run")
     fresh = binary_vae(seed=3, middle=nn.BatchNorm1d(8))
-    load(tmp_path / "run", fresh.model, fresh.guide)
+    load_weights(tmp_path / "run", fresh.model, fresh.guide)
     assert same(live(fresh), live(part))
     resumed, again = run(4, tmp_path / "run", resume=True, seed=9)
     assert losses(history) == losses(again) and same(live(whole), live(resumed))
-    load(tmp_path / "run", fresh.model, fresh.guide)
+    load_weights(tmp_path / "run", fresh.model, fresh.guide)
     assert same(live(fresh), live(whole))
 
 

@@ -12,7 +12,7 @@ from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_vaes.data import load
+from pyro_vaes.data import load_data
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMixture, AmortizedMultivariateNormal
 from pyro_vaes.infer import ImportanceWeighted_ELBO, KLWarmup, StratifiedMixture_ELBO, scale_latents
 from pyro_vaes.models import VAE, LadderVAE
@@ -421,7 +421,7 @@ def test_the_default_small_ladder_starts_where_the_authors_code_does(data_root):
     Within 3 standard deviations of ours over seeds, which are 95 and 1.2.
     """
     torch.set_default_dtype(torch.float32)
-    x = load("mnist", data_root, flatten=False).train[:100]
+    x = load_data("mnist", data_root, flatten=False).train[:100]
     ladder = LadderVAE(*small_ladder(), LaplaceLikelihood(1 / 8, event_dim=3), [2, 2, 2])
     z, q = draws(ladder, x)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
-from pyro_vaes.data import load
+from pyro_vaes.data import load_data
 from pyro_vaes.diagnostics import log_likelihood
 from pyro_vaes.infer import LearningRate, evaluate, fit
 from pyro_vaes.models import VAE
@@ -36,7 +36,7 @@ def expected_elbo(vae: VAE, x: torch.Tensor) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(("latent_dim", "anchor", "tolerance"), [(2, 0.006, 0.01), (10, 17.452, 0.02)])
 def test_fit_reaches_the_closed_form_optimum(latent_dim, anchor, tolerance):
-    x = load("digits", split=(0, 0)).train[:]
+    x = load_data("digits", split=(0, 0)).train[:]
     assert x.shape == (1797, 64)
     torch.manual_seed(0)
     encoder = NormalHead(64, latent_dim, scale=0.5, learn_scale=True)

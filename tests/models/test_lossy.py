@@ -13,11 +13,11 @@ from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
+from papers import lossy_coins as coins
 from pyro_vaes.diagnostics import code_length, log_likelihood, reconstruct, to_datatree
-from pyro_vaes.experiments import lossy_coins as coins
 from pyro_vaes.guides import AmortizedLaplace
 from pyro_vaes.guides.joint import Joint
-from pyro_vaes.guides.linearise import linearise
+from pyro_vaes.guides.laplace.linearise import linearise
 from pyro_vaes.infer import FreeBits_ELBO, check, fit, scale_latents
 from pyro_vaes.models import LossyVAE, UnconditionalDecoder
 from pyro_vaes.nn import (

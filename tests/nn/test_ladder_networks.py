@@ -15,7 +15,7 @@ from pyro_vaes.nn import (
     small_ladder,
 )
 from pyro_vaes.nn.conv import same_conv, same_deconv
-from pyro_vaes.nn.stack import Layers
+from pyro_vaes.nn.layer_builder import Layers
 
 
 def run(networks, x, particles=()):

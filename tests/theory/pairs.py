@@ -8,7 +8,7 @@ models, with nothing of what theory says about the optimum.
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.experiments import collapse_pairs
+from papers import collapse_pairs
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import NormalHead
 

@@ -90,7 +90,7 @@ class Step:
         raise ValueError(
             f"{type(self).__name__} is no bijection, so nats cannot be carried over to the space before it: "
             f"report them in the space they are in ({self.space}), or leave the step out (size and colour "
-            "can be changed once for all at load time, with load(..., resize=, grey=), which then defines "
+            "can be changed once for all at load time, with load_data(..., resize=, grey=), which then defines "
             "the pixel space)."
         )
 

@@ -120,7 +120,7 @@ class MeanCentre(Step):
         if self.mean is None:
             raise ValueError(
                 "MeanCentre has no mean yet: give MeanCentre(mean=...) of shape (C, H, W), or pass the "
-                "step to load(..., preprocess=) or ImageData.preprocess(), which compute it from the "
+                "step to load_data(..., preprocess=) or ImageData.preprocess(), which compute it from the "
                 "training images."
             )
         return self.mean

@@ -1,0 +1,1 @@
+"""Posterior collapse: measured, and forecast."""

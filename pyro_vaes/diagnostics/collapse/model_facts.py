@@ -1,0 +1,235 @@
+"""What the linear theory needs to know of a model, read off one trace of it on one batch."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from pyro import poutine
+from pyro.distributions import Normal
+from pyro.poutine.messenger import unwrap
+from pyro.poutine.runtime import Message
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vaes.diagnostics.sites import holds, random_sites
+from pyro_vaes.infer.checks.mean_field import dependencies
+from pyro_vaes.programs.pair import Pair
+
+__all__ = ["LatentFacts", "ModelFacts", "Moments", "model_facts"]
+
+Args = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class LatentFacts:
+    """One latent site: its name, units per datum, prior standard deviation, and KL weight relative to the data."""
+
+    name: str
+    size: int
+    scale: float
+    weight: float
+
+
+class Moments:
+    """Running second moments of rows of ``width`` features, in float64 where the rows are."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.count = width, 0
+        self._sum: Tensor | None = None
+        self._square: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows with shape ``(B, width)``."""
+        rows = rows.to(torch.float64)
+        if rows.shape[1] != self.width:
+            raise ValueError(f"A batch has {rows.shape[1]} features and covariates, but the first one {self.width}.")
+        total, square = rows.sum(0), rows.mT @ rows
+        self._sum = total if self._sum is None else self._sum + total
+        self._square = square if self._square is None else self._square + square
+        self.count += len(rows)
+
+    def second_moment(self, *, centred: bool) -> Tensor:
+        """E[r rᵀ], or the covariance, with shape ``(width, width)``."""
+        assert self._sum is not None and self._square is not None
+        moment = self._square / self.count
+        mean = self._sum / self.count
+        return (moment - torch.outer(mean, mean) if centred else moment).cpu()
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What one trace says.
+
+    Attributes:
+        sites: The latent sites, the one nearest the data first.
+        noise: Standard deviation of the likelihood (root mean square over the features).
+        num_features: Features of one datum.
+        width: Features and covariates together.
+        features: ``args -> (targets (B, T), covariates (B, K))``, K = 0 without covariates; targets in units in which
+            every feature has the same noise.
+    """
+
+    sites: tuple[LatentFacts, ...]
+    noise: float
+    num_features: int
+    width: int
+    features: "_Features"
+
+
+@dataclass(frozen=True)
+class _Features:
+    pair: Pair
+    observed: str
+    scale: Tensor | None
+    embedding: nn.Module | None
+    position: int | None  # of the observed tensor among the arguments; None if the program makes it
+    source: int | None  # of the argument that it is made from
+
+    def __call__(self, args: Args) -> tuple[Tensor, Tensor]:
+        if self.position is None:  # made inside the program: read it off a run
+            site = random_sites(_trace(self.pair, args), observed=True)[self.observed]
+            target = _rows(site, site["value"])
+        else:
+            value = args[self.position]
+            assert isinstance(value, Tensor)
+            target = value.flatten(1).to(torch.float64)
+        others = [a for i, a in enumerate(args) if i != self.source and isinstance(a, Tensor) and a.dim()]
+        covariates = [self._embedded(c) for c in others]
+        if any(len(c) != len(target) for c in covariates):
+            raise ValueError(
+                f"The target has {len(target)} rows but a covariate {[len(c) for c in covariates]}; they must belong "
+                "together, so a model that draws its own rows needs its batch from outside."
+            )
+        target = target if self.scale is None else target / self.scale
+        return target, torch.cat(covariates, 1) if covariates else target[:, :0]
+
+    def _embedded(self, covariate: Tensor) -> Tensor:
+        embedded = covariate if self.embedding is None else self.embedding(covariate)
+        if not isinstance(embedded, Tensor) or not embedded.is_floating_point():
+            raise ValueError(
+                f"A covariate has dtype {covariate.dtype}, and the regression on it needs numbers: pass "
+                "embedding=OneHot(num_classes) for labels."
+            )
+        return embedded.flatten(1).to(torch.float64)
+
+
+def _trace(pair: Pair, args: Args) -> poutine.Trace:
+    with poutine.block():
+        return poutine.trace(pair.model).get_trace(*args)
+
+
+def _rows(site: Message, tensor: Tensor) -> Tensor:
+    """Values of a site with the outermost plate's rows first, ``(B, everything else)``, float64."""
+    fn = site["fn"]
+    frames = [f.dim for f in site["cond_indep_stack"] if f.vectorized]
+    if not frames:
+        raise ValueError(f"The site {site['name']!r} lies in no plate, so there are no rows. Put it into a plate.")
+    shape = torch.broadcast_shapes(fn.batch_shape, site["value"].shape[: site["value"].dim() - len(fn.event_shape)])
+    tensor = tensor.expand(shape + fn.event_shape).movedim(frames[0] - len(fn.event_shape), 0)
+    return tensor.reshape(len(tensor), -1).to(torch.float64)
+
+
+def _normal(fn: Distribution) -> Normal | None:
+    """The normal distribution inside, if it is one with independent elements."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
+        fn = fn.base_dist
+    return fn if isinstance(fn, Normal) else None
+
+
+def _weight(site: Message) -> float:
+    return torch.as_tensor(site["scale"], dtype=torch.float64).mean().item()
+
+
+def model_facts(pair: Pair, args: Args, *, embedding: nn.Module | None, noise: float | None) -> ModelFacts:
+    """Read off one batch what the closed forms need.
+
+    Arguments:
+        pair: The model, with any guide.
+        args: One batch.
+        embedding: Turns covariates into features; None for the model's own, if it has one.
+        noise: Standard deviation of the likelihood; None to read it off.
+
+    Raises:
+        ValueError: The closed forms do not cover the model, or the noise cannot be read off.
+    """
+    trace = _trace(pair, args)
+    observed, latent = random_sites(trace, observed=True), random_sites(trace, observed=False)
+    if len(observed) != 1:
+        raise ValueError(
+            f"The closed forms know one observed site, but the model has {sorted(observed)}. Is obs= missing, or "
+            "should the others be left out (poutine.block)?"
+        )
+    (name, site), *_ = observed.items()
+    order = _chain(pair, args, latent, name)
+    feature_noise = _feature_noise(site) if noise is None else None
+    if noise is not None and not noise > 0:
+        raise ValueError(f"noise is the standard deviation of the likelihood and must be positive, but got {noise}.")
+    overall = noise if feature_noise is None else feature_noise.square().mean().sqrt().item()
+    assert overall is not None
+    relative = None if feature_noise is None else feature_noise / overall
+    if relative is not None and torch.allclose(relative, torch.ones_like(relative), rtol=1e-9, atol=0):
+        relative = None
+    owner = getattr(unwrap(pair.model), "__self__", None)
+    own = getattr(owner, "embedding", None)
+    chosen = own if embedding is None and isinstance(own, nn.Module) else embedding
+    position = next((i for i, a in enumerate(args) if a is site["value"]), None)
+    source = _source(args, site["value"]) if position is None else position
+    features = _Features(pair, name, relative, chosen, position, source)
+    target, covariates = features(args)
+    weight = _weight(site)
+    sites = tuple(_latent(latent[n], weight) for n in order)
+    return ModelFacts(sites, overall, target.shape[1], target.shape[1] + covariates.shape[1], features)
+
+
+def _source(args: Args, value: Tensor) -> int | None:
+    """Which argument the program has made its observation from; None if none is a tensor.
+
+    Raises:
+        ValueError: Several may be.
+    """
+    tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim()]
+    same = [i for i in tensors if holds(cast(Tensor, args[i]), value)]
+    found = same or tensors
+    if len(found) > 1:
+        raise ValueError(
+            f"The observation is made inside the model, and each of its arguments {found} may be what it is made from, "
+            "the others covariates. Prepare the data outside and observe the argument itself (obs=x)?"
+        )
+    return found[0] if found else None
+
+
+def _latent(site: Message, weight: float) -> LatentFacts:
+    normal = _normal(site["fn"])
+    scale = 1.0 if normal is None else normal.scale.to(torch.float64).square().mean().sqrt().item()
+    return LatentFacts(site["name"], _rows(site, site["value"]).shape[1], scale, _weight(site) / weight)
+
+
+def _chain(pair: Pair, args: Args, latent: dict[str, Message], observed: str) -> list[str]:
+    """The latent sites, the one nearest the data first: one, or two in a Markov chain."""
+    names = list(latent)
+    if len(names) == 1:
+        return names
+    said = f"The closed forms know one latent site, or two in a chain z_2 -> z_1 -> x, but the model has {names}"
+    if len(names) != 2:
+        raise ValueError(f"{said}. Forecast a model with those that matter most.")
+    trace = _trace(pair, args)
+    values = {n: s["value"] for n, s in random_sites(trace).items()}
+    on = dependencies(pair.model, values, args)
+    top, first = names
+    if on[top] or on[first] != {top} or on[observed] != {first}:
+        raise ValueError(f"{said} and they are no such chain (skip connections, or independent sites).")
+    return [first, top]
+
+
+def _feature_noise(site: Message) -> Tensor:
+    """Standard deviation of each feature of a normal likelihood, root mean square over the rows, ``(T,)``."""
+    normal = _normal(site["fn"])
+    if normal is None:
+        fn = site["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        raise ValueError(
+            f"The closed forms are those of a normal likelihood, but {site['name']!r} is {type(fn).__name__}. Pass "
+            "noise=, the standard deviation that the data are expected to keep around their reconstruction."
+        )
+    return _rows(site, normal.scale).square().mean(0).sqrt()

@@ -1,0 +1,1 @@
+"""log p(x): importance weights, annealing, gaps, code lengths."""

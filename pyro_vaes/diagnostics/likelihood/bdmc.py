@@ -1,0 +1,186 @@
+"""Bidirectional Monte Carlo: log p(x) between two bounds, on data that the model itself has drawn.
+
+    z, x ~ p(z, x),    E[log 1/C sum_c w_c] <= log p(x) <= -E[log 1/C sum_c 1 / w'_c]
+
+A datum that was drawn along with its latents comes with one exact draw of the posterior p(z | x), from which the chains
+of annealed importance sampling can be run in reverse; their inverse weights have expectation 1 / p(x). The gap between
+the bounds limits the error of either, and says how far :func:`~pyro_vaes.diagnostics.ais` with the same settings is to
+be believed on real data like these.
+
+References:
+    | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse, Ghahramani & Adams, 2015)
+    | https://arxiv.org/abs/1511.02543
+    | On the Quantitative Analysis of Decoder-Based Generative Models (Wu, Burda, Salakhutdinov & Grosse, 2017)
+    | https://arxiv.org/abs/1611.04273
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vaes.diagnostics.handlers import is_factor
+from pyro_vaes.diagnostics.likelihood.ais import AnnealedLikelihood, annealed_particles, progress_bar, said, share
+from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule
+from pyro_vaes.diagnostics.likelihood.likelihood import average_weights
+from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, aligned, random_sites, was_observed
+from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.infer.handlers import is_objective_only
+
+__all__ = ["Sandwich", "bdmc"]
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """Two bounds of log p(x) of simulated data, in nats, on the CPU.
+
+    Attributes:
+        forward: The chains from the prior or the guide: lower bounds ``forward.log_likelihood``, errors, weights.
+        upper: The log of the harmonic mean of the reverse chains' weights, an upper bound in expectation, ``(N,)``.
+        upper_error: Its standard error over the chains, ``(N,)``. They share one exact draw of the posterior, whose
+            luck this leaves out; the spread over the data has it.
+        reverse_acceptance: Acceptance rates of the reverse chains, low inverse temperatures first, ``(T - 1, N)``.
+        reverse_log_weights: ``(C, N)``.
+        observations: The simulated data by site, each ``(N, *plates, *event)``.
+    """
+
+    forward: AnnealedLikelihood
+    upper: Tensor
+    upper_error: Tensor
+    reverse_acceptance: Tensor
+    reverse_log_weights: Tensor
+    observations: dict[str, Tensor]
+
+    @property
+    def lower(self) -> Tensor:
+        """The lower bounds, ``(N,)``."""
+        return self.forward.log_likelihood
+
+    @property
+    def gap(self) -> Tensor:
+        """Upper less lower bound of each datum, ``(N,)``; at least 0 in expectation, not in every draw."""
+        return self.upper - self.lower
+
+    def __str__(self) -> str:
+        f = self.forward
+        return (
+            f"BDMC with {f.num_chains} chains of {f.num_steps} steps from the {f.start}: log p(x) of simulated data "
+            f"between {said(self.lower)} and {said(self.upper)} nats per datum (N = {len(self.upper)}), "
+            f"gap {said(self.gap)}, at most {self.gap.max().item():.3f}, "
+            f"acceptance {share(f.acceptance)} and {share(self.reverse_acceptance)}"
+        )
+
+    __repr__ = __str__
+
+
+def bdmc(
+    model: Program,
+    guide: Program | None,
+    data: object,
+    *,
+    num_chains: int = 16,
+    num_steps: int = 500,
+    leapfrog_steps: int = 10,
+    schedule: str | Schedule = "sigmoidal",
+    start: str = "prior",
+    num_pilot_chains: int = 4,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: bool = False,
+) -> Sandwich:
+    """Sandwich log p(x) of data drawn from the model, one for each row of ``data``.
+
+    The rows of ``data`` only say how many data to draw, and hold the covariates: real data will do, or zeros where they
+    can be observed. Step sizes come from a pilot run of chains on the simulated data, which sees nothing of the exact
+    posterior draws, and are the same in both directions; adapted by the chains themselves they would void both bounds.
+
+    Arguments are those of :func:`~pyro_vaes.diagnostics.ais`.
+
+    Returns:
+        The bounds, which print themselves.
+
+    Raises:
+        ValueError: As for :func:`~pyro_vaes.diagnostics.ais`; or the model has factors, which it cannot simulate, looks
+            at its observations otherwise than as data, or observes no argument that the guide could see.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> sandwich = bdmc(model, None, torch.zeros(20), num_steps=50)
+        >>> bool(sandwich.gap.mean() < 0.1)
+        True
+    """
+    annealing = Annealing(num_chains, num_steps, leapfrog_steps, num_pilot_chains, schedule)
+    particles = annealed_particles(model, guide, data, start, batch_size, seed)
+    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    simulated: list[dict[str, Tensor]] = []
+    seen = 0
+    with particles.rows() as rows, progress_bar(particles, annealing, runs=2, shown=progress) as tick:
+        for args in rows:
+            pair, exact, observed = _simulate(particles, args, from_prior=start == "prior")
+            steps = annealing.find_steps(pair, pair.draw(num_pilot_chains), tick)
+            forward = annealing.log_weights(pair, pair.draw(num_chains), steps, tick=tick)
+            posterior = exact.expand(num_chains, -1, -1)
+            reverse = annealing.log_weights(pair, posterior, steps, reverse=True, tick=tick)
+            keep = exact.shape[1] if particles.limit is None else min(exact.shape[1], particles.limit - seen)
+            columns.append(tuple(t[:, :keep].cpu() for t in (*forward, *reverse)))  # type: ignore[arg-type]
+            simulated.append({n: v[:keep].cpu() for n, v in observed.items()})
+            seen += keep
+    log_w, acceptance, reverse_log_w, reverse_acceptance = (torch.cat(c, 1) for c in zip(*columns, strict=True))
+    lower = AnnealedLikelihood(*average_weights(log_w), acceptance, log_w, start)
+    inverse, error, _ = average_weights(-reverse_log_w)
+    observations = {n: torch.cat([s[n] for s in simulated]) for n in simulated[0]}
+    return Sandwich(lower, -inverse, error, reverse_acceptance, reverse_log_w, observations)
+
+
+def _simulate(
+    particles: Particles, args: Args, *, from_prior: bool
+) -> tuple[UnconstrainedPair, Tensor, dict[str, Tensor]]:
+    """The pair on data drawn from the model, the latents ``(1, B, numel)`` they were drawn with, and these data."""
+    with poutine.block():
+        trace = poutine.trace(particles.pair.model).get_trace(*args)
+    factors = [n for n, s in trace.nodes.items() if s["type"] == "sample" and is_factor(s) and not is_objective_only(s)]
+    if factors:
+        raise ValueError(
+            f"The model has the factors {factors}, which weigh its draws instead of drawing, so that no exact draw of "
+            "its posterior can be simulated. Use ais for a lower bound."
+        )
+    sites = particles.prior(args, 1)
+    observed = {n: s["value"][0] for n, s in sites.items() if was_observed(s)}
+    before = UnconstrainedPair(particles, args, from_prior=from_prior, observed=observed)
+    z = before.unconstrain(sites)
+    data, found = list(args), set()
+    for name, site in random_sites(trace, observed=True).items():
+        index = _holder(args, site["value"])
+        if index is not None:
+            data[index] = observed[name].reshape(site["value"].shape)
+            found.add(name)
+    missing = sorted(observed.keys() - found)
+    if missing and not from_prior:
+        raise ValueError(
+            f"The observed sites {missing} are not arguments of the model as they are (but parts or functions of "
+            "them), so that the guide cannot be shown simulated values. Use start='prior'?"
+        )
+    pair = UnconstrainedPair(particles, tuple(data), from_prior=from_prior, observed=observed)
+    if not torch.allclose(before.log_joint(z), pair.log_joint(z), rtol=1e-4, atol=1e-3, equal_nan=True):
+        raise ValueError(
+            "The model's density given its latents changes with the observations that its arguments hold: it looks at "
+            "them otherwise than as data, so that running it forward does not draw from it. Pass what it conditions on "
+            "as an argument of its own?"
+        )
+    return pair, z, {n: aligned(s, particles.plate)[0] for n, s in sites.items() if was_observed(s)}
+
+
+def _holder(args: Args, value: Tensor) -> int | None:
+    """The position of the argument that is an observed value: the very tensor, or the only one equal to it."""
+    tensors = {i: a for i, a in enumerate(args) if isinstance(a, Tensor)}
+    same = [i for i, a in tensors.items() if a is value]
+    equal = [i for i, a in tensors.items() if a.shape == value.shape and torch.equal(a, value)]
+    return next(iter(same if same or len(equal) != 1 else equal), None)

@@ -1,0 +1,200 @@
+"""A model and a start as two densities of one unconstrained vector per datum, for chains that walk between them.
+
+    log q(z)    the guide's density, or the prior's
+    log p(x, z) the model's,    both with log |det d value / d z|
+
+by conditioning the programs on the values that belong to z and tracing them, all chains in one pass.
+"""
+
+from collections.abc import Mapping
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions.distribution import Distribution
+
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, Sites, aligned, random_sites
+from pyro_vaes.guides.latents import find_latents
+from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.infer.bounds.importance import per_datum_terms
+
+__all__ = ["UnconstrainedPair", "prior_of"]
+
+
+def prior_of(model: Program) -> Program:
+    """The guide that draws a model's latents from their prior: the model, of which nobody sees the observations."""
+
+    def prior(*args: object) -> None:
+        with poutine.block(hide_fn=lambda message: message["type"] == "sample" and message["is_observed"]):
+            model(*args)
+
+    return prior
+
+
+class UnconstrainedPair:
+    """log q(z) and log p(x, z) of the rows in ``args``; use it inside the loop over ``particles.rows()``.
+
+    Arguments:
+        particles: The pair; with ``from_prior`` its guide is :func:`prior_of` its model.
+        args: The programs' arguments.
+        from_prior: Whether q is the prior, which one run of the model gives along with p.
+        observed: Values by site to observe instead of those in ``args``.
+
+    Raises:
+        ValueError: A latent site is discrete, lies in another plate or none, or is masked; the guide is a point or has
+            auxiliary sites; or the data of a batch depend on each other.
+    """
+
+    def __init__(
+        self, particles: Particles, args: Args, *, from_prior: bool, observed: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.particles, self.args, self.plate, self.from_prior = particles, args, particles.plate, from_prior
+        self.observed = dict(observed or {})
+        self.latents = find_latents(particles.pair.model, *args)
+        self.names = [site.name for site in self.latents.sites]
+        with poutine.block():
+            model_sites = random_sites(poutine.trace(particles.pair.model).get_trace(*args))
+            guide_sites = random_sites(poutine.trace(particles.pair.guide).get_trace(*args))
+        _refuse_masks({n: model_sites[n] for n in self.names}, "model")
+        _refuse_masks(guide_sites, "guide")
+        self.drawn = [n for n, s in guide_sites.items() if not isinstance(_base(s["fn"]), Delta)]
+        self.flat = self._whole_vector(guide_sites)
+        if self.flat is None and set(self.drawn) != set(self.names):
+            raise ValueError(
+                f"The guide draws {self.drawn} where the model's latent sites are {self.names}, so that it has no "
+                "density to start annealing from: a point (Delta) has none, and auxiliary sites hide it. Use "
+                "start='prior'?"
+            )
+        # the distribution of a guide's only site depends on nothing that the chains move: the encoder runs just once
+        self.fixed: Distribution | None = guide_sites[self.drawn[0]]["fn"] if len(self.drawn) == 1 else None
+
+    def _whole_vector(self, guide_sites: Sites) -> str | None:
+        """The auxiliary site that holds the unconstrained vector of all latents, as amortised guides have it."""
+        if len(self.drawn) != 1 or self.drawn[0] in self.names:
+            return None
+        vector = aligned(_leading(guide_sites[self.drawn[0]]), self.plate)[0]  # (B, numel)
+        if vector.shape[1:] != (self.latents.numel,) or any(n not in guide_sites for n in self.names):
+            return None
+        for site, part in zip(self.latents.sites, self.latents.split(vector), strict=True):
+            if not torch.allclose(
+                site.constrain(part)[0], aligned(_leading(guide_sites[site.name]), self.plate)[0], equal_nan=True
+            ):
+                return None
+        return self.drawn[0]
+
+    def draw(self, num: int) -> Tensor:
+        """``num`` draws of q for each datum, shape ``(num, B, numel)``."""
+        sites = self.particles.draw(self.args, num).guide_sites
+        z = self.unconstrain(sites) if self.flat is None else aligned(sites[self.flat], self.plate)
+        self._refuse_dependence(z)
+        return z
+
+    def unconstrain(self, sites: Sites) -> Tensor:
+        """The vectors ``(K, B, numel)`` of the latent sites' values."""
+        parts = []
+        for site in self.latents.sites:
+            value = aligned(sites[site.name], self.plate)  # (K, B, *event)
+            parts.append(site.transform.inv(value).reshape(*value.shape[:2], site.numel))
+        return torch.cat(parts, -1)
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log q(z) and log p(x, z) - log q(z), each with shape ``(C, B)``, for ``z`` with shape ``(C, B, numel)``."""
+        values, log_det = self._values(z)
+        log_prior, log_likelihood = self._model_log_probs(values)
+        if self.from_prior:
+            return log_prior + log_det, log_likelihood
+        log_q = self._guide_log_prob(z, values, log_det)
+        return log_q, log_prior + log_likelihood + log_det - log_q
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log p(x, z) of the latents' values, shape ``(C, B)``."""
+        log_prior, log_likelihood = self._model_log_probs(self._values(z)[0])
+        return log_prior + log_likelihood
+
+    def _model_log_probs(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """log p(z) and log p(x | z)."""
+        model = poutine.condition(self.particles.pair.model, data=self.observed)
+        return self._log_probs(model, values, self.names)
+
+    def _guide_log_prob(self, z: Tensor, values: dict[str, Tensor], log_det: Tensor) -> Tensor:
+        if self.flat is not None:
+            values, log_det = {self.flat: self._shaped(z)}, torch.zeros_like(log_det)
+        if self.fixed is not None:
+            return self.fixed.log_prob(values[self.drawn[0]]).reshape(z.shape[:2]) + log_det
+        return self._log_probs(self.particles.pair.guide, values, self.drawn)[0] + log_det
+
+    def _shaped(self, part: Tensor) -> Tensor:
+        """``(C, B, n)`` with all batch dimensions of the pair's plates: ``(C, *batch, n)``."""
+        plate = self.plate
+        left, right = (1,) * (plate.depth + plate.dim), (1,) * (-plate.dim - 1)
+        return part.reshape(part.shape[0], *left, part.shape[1], *right, part.shape[2])
+
+    def _values(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The values of the latent sites with shape ``(C, *batch, *event)``, and the log |det| ``(C, B)``."""
+        values, total = {}, z.new_zeros(z.shape[:2])
+        for site, part in zip(self.latents.sites, self.latents.split(z), strict=True):
+            values[site.name], log_det = site.constrain(self._shaped(part))
+            total = total + log_det.reshape(z.shape[:2])
+        return values, total
+
+    def _log_probs(self, program: Program, values: dict[str, Tensor], names: list[str]) -> tuple[Tensor, Tensor]:
+        """log-densities ``(C, B)`` of the sites named, and of all others, of a program conditioned on ``values``."""
+
+        def run(values: dict[str, Tensor], *, particles: bool) -> tuple[Tensor, Tensor]:
+            trace = poutine.trace(poutine.condition(program, data=values)).get_trace(*self.args)
+            named, others = Trace(), Trace()
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample":
+                    (named if name in names else others).add_node(name, **site)
+            terms = (per_datum_terms(part, self.plate.dim, particles=particles) for part in (named, others))
+            one, two = terms
+            total = sum(one[1:], start=one[0])
+            return total, sum(two, start=torch.zeros_like(total))
+
+        num = len(next(iter(values.values())))
+        with poutine.block():
+            if self.particles.vectorized:
+                with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
+                    return run(values, particles=True)
+            each = [run({n: v[k] for n, v in values.items()}, particles=False) for k in range(num)]
+        named, others = (torch.stack(column) for column in zip(*each, strict=True))
+        return named, others
+
+    def _refuse_dependence(self, z: Tensor) -> None:
+        """Moving the first datum's latents must leave the densities of the others alone."""
+        z = z[:1]
+        moved = torch.cat([z[:, :1] + 0.1, z[:, 1:]], 1)
+        for before, after in zip(self(z), self(moved), strict=True):
+            if not torch.allclose(before[:, 1:], after[:, 1:], rtol=1e-4, atol=1e-3, equal_nan=True):
+                raise ValueError(
+                    "The density of a datum changes with the latents of its batch mates, or from one evaluation to "
+                    "the next, so that no chain of its own leads to its evidence. Is there a normalisation over the "
+                    "batch, or a draw outside Pyro in the model or the guide?"
+                )
+
+
+def _base(fn: Distribution) -> Distribution:
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _leading(site: Mapping[str, object]) -> dict[str, object]:
+    """A site of a single run as that of one particle."""
+    value = site["value"]
+    assert isinstance(value, Tensor)
+    return {**site, "value": value.unsqueeze(0)}
+
+
+def _refuse_masks(sites: Sites, program: str) -> None:
+    for name, site in sites.items():
+        masks = [site["mask"], *([site["fn"]._mask] if isinstance(site["fn"], MaskedDistribution) else [])]
+        if any(m is not None and not bool(torch.as_tensor(m).all()) for m in masks):
+            raise ValueError(
+                f"The {program}'s latent site {name!r} is masked, so that some data have no density over it and a "
+                "chain would walk off for ever. Mask the observations only, and leave out padded rows."
+            )

@@ -1,0 +1,1 @@
+"""Posteriors, priors and predictions: ArviZ groups, replicates, calibration, aggregates."""

@@ -1,0 +1,181 @@
+r"""The aggregate posterior of a data set, unit by unit: where it lies, how wide it is, and what the decoder sees of it.
+
+    m_k = mean_i mu_ik,  V_k = mean_i (mu_ik - m_k)²,  A_k = V_k + mean_i sigma_ik²
+    mean_i KL(q_i || p) = KL(N(m, A) || p) + 1/2 sum_k [log A_k - mean_i log sigma_ik²]       p = N(0, I)
+    KL(N(m, A) || p) <= KL(mean_i q_i || p) <= mean_i KL(q_i || p)
+    I(x; z) = mean_i KL(q_i || p) - KL(mean_i q_i || p),  in [0, log N]
+
+A unit's means may vary although the decoder makes no use of it: its sensitivity, the mean of |dec(mu + e_k) - dec(mu)|
+over data and values, tells. All is in the coordinates of each datum's prior, which are z itself under N(0, I).
+
+References:
+    | How to Train Your VAE (Rivera, 2024)
+    | https://arxiv.org/abs/2309.13160
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.posterior.aggregate_tables import AggregateReport, kl_decomposition
+from pyro_vaes.diagnostics.sites import Args, Sites, aligned, random_sites
+from pyro_vaes.distributions import AggregateGaussian, MixturePosterior
+from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.infer.bounds.importance import guide_and_model_traces
+from pyro_vaes.infer.bounds.standardised import NormalSite, Standardised, find_normal_sites
+
+__all__ = ["aggregate_report"]
+
+ROWS, UNITS = 16, 8  # whose images a sensitivity's run of the decoder holds, in all
+
+
+def aggregate_report(
+    model: Program,
+    guide: Program,
+    data: object,
+    *,
+    sites: Sequence[str] | None = None,
+    num_sensitivity: int = 64,
+    num_samples: int = 4,
+    max_mixture: int = 500,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> AggregateReport:
+    """Measure the aggregate posterior of a pair with normal posteriors and priors.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader. At least two data;
+            fit on training data what :func:`~pyro_vaes.diagnostics.draw_from_aggregate` is to draw from.
+        sites: The guide's sites; all by default.
+        num_sensitivity: Data over which the decoder's sensitivity is averaged, each in as many runs of the model as
+            there are units; 0 leaves it out.
+        num_samples: Draws of each posterior for the mutual information, at least 2.
+        max_mixture: Posteriors in its mixture (the cost is quadratic); of more data, some at even distances.
+        batch_size: Rows per pass.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: There are fewer than two data, a posterior or a prior is not normal, or a number is out of range.
+
+    Example:
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, GaussianLikelihood, NormalHead
+        >>> vae = VAE(NormalHead(3, 2), MLP(2, [], 3), GaussianLikelihood(), latent_dim=2)
+        >>> report = aggregate_report(vae.model, vae.guide, torch.randn(50, 3))
+        >>> report.mean_variance.shape, report.num_data
+        (torch.Size([2]), 50)
+    """
+    if num_sensitivity < 0 or num_samples < 2 or max_mixture < 2:
+        raise ValueError(
+            f"num_sensitivity must be at least 0, num_samples and max_mixture at least 2, but got {num_sensitivity}, "
+            f"{num_samples} and {max_mixture}."
+        )
+    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
+    found: tuple[NormalSite, ...] = ()
+    parts = []
+    with particles.rows() as rows:
+        for args in rows:
+            if not found:
+                found = find_normal_sites(particles.pair.model, particles.pair.guide, args, sites, "aggregate_report")
+            q, model_sites = _posteriors(particles, args, found)
+            parts.append(q)
+    sizes = _sizes(found, model_sites, len(q.loc))
+    few = Particles(model, guide, data, batch_size=ROWS, chunk_size=UNITS, seed=seed)
+    sensitivity = (
+        _sensitivity(few, found, num_sensitivity) if num_sensitivity else torch.full((q.loc.shape[1],), math.nan)
+    )
+    return _summarise(_joined(parts, 0, particles.limit), sizes, sensitivity, num_samples, max_mixture)
+
+
+def _posteriors(particles: Particles, args: Args, found: tuple[NormalSite, ...]) -> tuple[Standardised, Sites]:
+    """The posteriors of one batch at all sites side by side, and the model's sites."""
+    with poutine.block():
+        traces = guide_and_model_traces(particles.pair.model, particles.pair.guide, args)
+    guide_sites, model_sites = map(random_sites, traces)
+    return _joined([site.standardised(guide_sites, model_sites) for site in found], 1), model_sites
+
+
+def _joined(parts: list[Standardised], dim: int, limit: int | None = None) -> Standardised:
+    """Posteriors of several sites of the same data (1), or of several batches (0), as one."""
+    by_name = {n: [getattr(q, n) for q in parts] for n in ("loc", "scale", "prior_loc", "prior_scale")}
+    entropy = [q.entropy for q in parts]
+    return Standardised(
+        **{n: torch.cat(t, dim)[:limit] for n, t in by_name.items()},
+        entropy=(torch.stack(entropy).sum(0) if dim else torch.cat(entropy))[:limit],
+        diagonal=all(q.diagonal for q in parts),
+    )
+
+
+def _sizes(found: tuple[NormalSite, ...], model_sites: Sites, rows: int) -> dict[str, int]:
+    """Units of each latent site."""
+    return {n: model_sites[n]["value"].numel() // rows for site in found for n in site.latents}
+
+
+def _summarise(
+    q: Standardised, sizes: dict[str, int], sensitivity: Tensor, num_samples: int, max_mixture: int
+) -> AggregateReport:
+    loc, scale, entropy = (t.double().cpu() for t in (q.loc, q.scale, q.entropy))
+    if len(loc) < 2:
+        raise ValueError("One datum has no aggregate posterior: give at least two.")
+    index = torch.linspace(0, len(loc) - 1, min(max_mixture, len(loc))).round().long()
+    information = error = mixture_kl = math.nan
+    if q.diagonal:
+        mixture = MixturePosterior(loc[index], scale[index], validate_args=False)
+        information, error = (t.item() for t in mixture.information(num_samples))
+        mixture_kl = kl_decomposition(mixture.loc, mixture.scale).mean_kl - information
+    means = AggregateGaussian(loc, scale, "means", validate_args=False)
+    return AggregateReport(
+        sites=sizes,
+        loc=means.mean,
+        mean_variance=means.variance,
+        mean_scale=scale.mean(0),
+        variance=AggregateGaussian(loc, scale, "mixture", validate_args=False).variance,
+        sensitivity=sensitivity.double().cpu(),
+        decomposition=kl_decomposition(loc, scale, entropy),
+        means_kl=means.kl_units().sum().item(),
+        mutual_information=information,
+        mutual_information_error=error,
+        mixture_kl=mixture_kl,
+        mixture_size=len(index),
+        num_data=len(loc),
+    )
+
+
+def _sensitivity(particles: Particles, found: tuple[NormalSite, ...], num_data: int) -> Tensor:
+    """Mean |dec(mu + e_k) - dec(mu)| over data and values, ``(U,)``."""
+    changes: list[Tensor] = []
+    with particles.rows() as rows:
+        for args in rows:
+            changes += _changes(particles, args, found)
+            if len(changes) >= num_data:
+                break
+    return torch.stack(changes[:num_data]).mean(0)
+
+
+def _changes(particles: Particles, args: Args, found: tuple[NormalSite, ...]) -> Tensor:
+    """Mean |dec(mu + e_k) - dec(mu)| over the values of each datum, ``(B, U)``: a particle for each unit moved."""
+    q, model_sites = _posteriors(particles, args, found)
+    sizes = _sizes(found, model_sites, len(q.loc))
+
+    def means(flat: Tensor) -> Tensor:
+        """Means of the observations ``(K, B, values)`` at latents ``(K, B, U)`` in the prior's coordinates."""
+        given = {}
+        z = q.prior_loc + q.prior_scale * flat
+        for (name, _), values in zip(sizes.items(), z.split(list(sizes.values()), -1), strict=True):
+            site = model_sites[name]
+            dim = particles.plate.dim - len(site["fn"].event_shape)
+            shape = site["value"].movedim(dim, 0).shape
+            given[name] = {**site, "value": values.reshape(len(z), *shape).movedim(1, dim)}
+        sites = particles.run(particles.pair.model, args, len(z), given, means=True)
+        return torch.cat([aligned(s, particles.plate, key="mean").flatten(2) for s in sites.values() if "mean" in s], 2)
+
+    units = torch.eye(q.loc.shape[1], dtype=q.loc.dtype, device=q.loc.device)
+    at_mean = means(q.loc.unsqueeze(0))
+    moved = [(means(q.loc + some.unsqueeze(1)) - at_mean).abs().mean(2) for some in units.split(particles.chunk_size)]
+    return torch.cat(moved).mT

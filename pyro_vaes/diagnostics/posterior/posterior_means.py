@@ -1,0 +1,93 @@
+"""The means of a guide's posteriors, one row of units for each datum: features of the data."""
+
+from collections.abc import Sequence
+
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args, aligned, random_sites
+from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.infer.bounds.importance import DataPlate
+from pyro_vaes.programs.reach import num_positional
+
+__all__ = ["posterior_means"]
+
+
+def posterior_means(
+    model: Program,
+    guide: Program,
+    data: object,
+    *,
+    sites: Sequence[str] | None = None,
+    num_samples: int = 1,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Tensor:
+    """E[z | x] of each datum under the guide, all sites side by side, on the CPU; only the guide is run.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader.
+        sites: The latent sites; all continuous ones by default.
+        num_samples: Draws over which means are averaged where a site is drawn given another one, or has no mean of its
+            own (a function of a joint draw, a flow). Where the posterior depends on the datum alone one is exact.
+        batch_size: Rows per pass.
+        seed: Seed of the draws.
+
+    Returns:
+        ``(N, units)``.
+
+    Raises:
+        ValueError: A site is unknown or discrete, or ``num_samples`` is below 1.
+
+    Example:
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, GaussianLikelihood, NormalHead
+        >>> vae = VAE(NormalHead(3, 2), MLP(2, [], 3), GaussianLikelihood(), latent_dim=2)
+        >>> posterior_means(vae.model, vae.guide, torch.zeros(10, 3)).shape
+        torch.Size([10, 2])
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, but got {num_samples}.")
+
+    def posterior(*args: object) -> object:  # the guide in both roles, on as many arguments as the model takes
+        return guide(*args[: num_positional(model)])
+
+    particles = Particles(posterior, posterior, data, batch_size=batch_size, seed=seed)
+    with particles.rows() as rows:
+        means = torch.cat([_batch_means(particles, args, sites, num_samples) for args in rows])
+    return means if particles.limit is None else means[: particles.limit]
+
+
+def _batch_means(particles: Particles, args: Args, sites: Sequence[str] | None, num_samples: int) -> Tensor:
+    """Means of one batch, ``(B, units)``."""
+    draws = []
+    for _ in range(num_samples):
+        with poutine.block():
+            found = random_sites(poutine.trace(particles.pair.guide).get_trace(*args), observed=False)
+        latents = {
+            n: s for n, s in found.items() if s["value"].is_floating_point() and not s["infer"].get("is_auxiliary")
+        }
+        unknown = sorted(set(sites or ()) - latents.keys())
+        if unknown or not latents:
+            raise ValueError(
+                f"There is no continuous latent site {unknown or 'at all'}: those of the guide are {sorted(latents)}."
+            )
+        means = [_mean(latents[n], particles.plate) for n in (latents if sites is None else sites)]
+        draws.append(torch.cat(means, dim=1).cpu())
+    return torch.stack(draws).mean(0)
+
+
+def _mean(site: Message, plate: DataPlate) -> Tensor:
+    """The mean of a site's distribution, or its draw where that has none, ``(B, units)``."""
+    try:
+        mean = site["fn"].mean.expand(site["value"].shape)
+    except NotImplementedError:
+        mean = site["value"]
+    one = {**site, "value": site["value"].unsqueeze(0), "mean": mean.unsqueeze(0)}
+    rows = aligned(one, plate, key="mean")[0]
+    return rows.reshape(len(rows), -1)

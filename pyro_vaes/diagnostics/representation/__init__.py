@@ -1,0 +1,1 @@
+"""What codes are good for: classes, clusters, images."""

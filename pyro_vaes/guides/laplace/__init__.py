@@ -1,0 +1,1 @@
+"""The Laplace guide: Newton steps to the mode, and the curvature there."""

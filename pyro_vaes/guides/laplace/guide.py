@@ -1,0 +1,198 @@
+r"""The amortised Laplace guide: start at an encoder's mean, climb to the mode, take the curvature there.
+
+    mu <- mu + a_t P(mu)⁻¹ d log p(x, mu) / d mu,    t = 0, .., T-1;    q(z | x) = N(mu_T, P(mu_T)⁻¹)
+
+with P the Gauss-Newton matrix of -log p(x, z). Score and curvature come from the program itself, so any model whose
+latents are continuous will do; the guide has no parameters but those of the network that it starts from.
+
+That network learns through the updates, which the better they are the less depend on it: behind a full step of a linear
+decoder nothing is left of mu_0, and behind a deeper one it drifts to where no update finds the mode. A term of the
+objective alone brings it back, with mu_T and P held constant:
+
+    + start_weight * log N(mu_T; mu_0, P⁻¹) = - start_weight * KL( q ‖ N(mu_0, P⁻¹) ) + constant
+
+References:
+    | Variational Laplace Autoencoders (Park, Kim & Kim, 2019)
+    | https://proceedings.mlr.press/v97/park19a.html
+"""
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vaes.distributions import PrecisionNormal
+from pyro_vaes.guides.amortized import AmortizedGuide
+from pyro_vaes.guides.differentiable import differentiable
+from pyro_vaes.guides.joint import Joint
+from pyro_vaes.guides.laplace.curvature import Curvature
+from pyro_vaes.guides.laplace.newton import factorise, improving, newton_step
+from pyro_vaes.guides.laplace.schedules import decaying
+from pyro_vaes.guides.latents import batch_rows
+from pyro_vaes.guides.plate_shapes import placed
+from pyro_vaes.nn.module import as_posterior
+
+__all__ = ["AmortizedLaplace"]
+
+LONGEST_STEP = 2.0  # in logarithms or log-odds: a factor of 7
+
+
+class AmortizedLaplace(AmortizedGuide):
+    """A full-covariance Gaussian around the mode of p(z | x), for any Pyro program with continuous latents in a plate.
+
+    All latent sites are one unconstrained vector. Train it with :class:`~pyro.infer.Trace_ELBO` or
+    ``ImportanceWeighted_ELBO``: log q cancels against log p draw by draw, which an analytic KL would spoil. Handlers
+    around the guide are seen: a KL weight of beta (``scale_latents``) sharpens or flattens the posterior as the scaled
+    bound wants; give the guide the model without that weight.
+
+    Arguments:
+        model: The program, such as ``vae.model``.
+        start: Network called as an encoder is, for the mean that the steps start from: it returns a tensor with shape
+            ``(B, numel)``, a pair ``(loc, scale)`` or a distribution, of which only the mean is used; or another
+            amortised guide.
+        steps: Number T of updates, 0 or more.
+        schedule: Step size a_t for t = 0, .., T-1: the authors' by default, or ``geometric``, or any function. The step
+            of a constrained site is at most 2 long in its unconstrained space before it is multiplied by a_t.
+        halvings: How often an update may be halved: per datum the largest of log p(x, mu + a_t step), of that with half
+            the step and so on, and of log p(x, mu) itself decides. None takes every update as it is.
+        path: ``"generic"`` pushes tangents through the program; ``"fast"`` uses the closed form for chains of Linear
+            and ReLU layers with Gaussian noise or Bernoulli observations; ``"auto"`` uses that where it applies and
+            agrees with the generic one at first use.
+        chunk_size: Latent directions pushed through the program at once on the generic path, to bound memory.
+        s_jitter: For Bernoulli observations, p is clipped to [s_jitter, 1 - s_jitter] in p (1 - p) + s_jitter, as in
+            the authors' code (1e-5); 0 is exact.
+        detach_updates: Whether gradients pass over the updates as if they were constants: less time and memory, and a
+            start that is trained as the mean itself.
+        start_weight: Weight of the term that trains the start towards the mode, 0 (as the authors have it) or more. It
+            enters every bound with the value 0, for its gradient. 1 goes with ``schedule=geometric``, whose updates
+            then reach the mode in two to four. A component of a mixture leaves it out.
+        reuse_precision: Whether the covariance is that of the last step rather than of the mode: one Jacobian less.
+        fallback: ``"hessian"`` for observations without an entry in the Fisher registry; None refuses them.
+
+    Raises:
+        ValueError: An argument is out of its range; or, at the first call, the program has discrete latents, latents
+            outside the data plate, batch norm in training mode or dropout.
+        NotImplementedError: An observation's family is not registered.
+
+    Example:
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, GaussianLikelihood
+        >>> vae = VAE(MLP(64, [32], 8), MLP(4, [32], 64), GaussianLikelihood(0.3), latent_dim=4)
+        >>> guide = AmortizedLaplace(vae.model, start=MLP(64, [32], 4), steps=2)
+        >>> guide.posterior(torch.randn(5, 64)).covariance_matrix.shape
+        torch.Size([5, 4, 4])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        start: nn.Module,
+        steps: int = 4,
+        *,
+        schedule: Callable[[int], float] = decaying,
+        halvings: int | None = None,
+        path: Literal["auto", "generic", "fast"] = "auto",
+        chunk_size: int | None = None,
+        s_jitter: float = 0.0,
+        detach_updates: bool = False,
+        start_weight: float = 0.0,
+        reuse_precision: bool = False,
+        fallback: Literal["hessian"] | None = None,
+    ) -> None:
+        super().__init__(model, start)
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps is the number of updates, 0 or more, but got {steps!r}.")
+        if not start_weight >= 0 or start_weight == float("inf"):
+            raise ValueError(f"start_weight is a finite weight, 0 or more, but got {start_weight!r}; 1.0?")
+        if halvings is not None and (not isinstance(halvings, int) or halvings < 0):
+            raise ValueError(f"halvings is a number of halvings, 0 or more, or None, but got {halvings!r}.")
+        if not callable(schedule):
+            raise ValueError(f"schedule maps t to a step size, but got {schedule!r}; lambda t: {schedule!r}?")
+        self.steps, self.schedule, self.halvings = steps, schedule, halvings
+        self.detach_updates, self.reuse_precision, self.start_weight = detach_updates, reuse_precision, start_weight
+        self._curvature = Curvature(path, chunk_size=chunk_size, s_jitter=s_jitter, fallback=fallback)
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        latents = self.latents(*args, **kwargs)
+        plate = latents.data_plate(batch_rows(args, kwargs))
+        # the program runs before its plate is entered, which it enters itself
+        rows = plate.indices if latents.subsample_size is not None else None
+        start, q = self._start_and_end(*args, rows=rows, **kwargs)
+        q = cast(PrecisionNormal, placed(q, latents.inner))
+        with plate:
+            if self.start_weight:
+                self._train_start(start.reshape(q.loc.shape), q)
+            return latents.sample_flat(q, analytic_kl=False)
+
+    def _train_start(self, start: Tensor, q: PrecisionNormal) -> None:
+        """The term of the start, with the value 0; q's side of a bound is subtracted."""
+        assert self._latents is not None
+        reached = PrecisionNormal(start, q.chol_precision.detach()).log_prob(q.loc.detach())
+        name = "_".join(["", *(site.name for site in self._latents.sites), "start"])
+        with poutine.infer_config(config_fn=lambda _: {"objective_only": True}):
+            pyro.factor(name, self.start_weight * (reached.detach() - reached), has_rsample=True)
+
+    def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
+        """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
+        return self.encode(*args, rows=rows, **kwargs)
+
+    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
+        """The Laplace posterior of these rows of the arguments; must be called outside the data plate."""
+        return self._start_and_end(*args, rows=rows, **kwargs)[1]
+
+    def _start_and_end(
+        self, *args: object, rows: Tensor | None = None, **kwargs: object
+    ) -> tuple[Tensor, PrecisionNormal]:
+        latents = self.latents(*args, **kwargs)
+        rows = latents.program_rows(rows, batch_rows(args, kwargs))
+        with differentiable(args, kwargs, rows) as given:
+            mu = self.mean_at_start(*given.args, rows=given.rows, **given.kwargs)
+            joint = Joint(self._model[0], latents, given.args, given.kwargs, given.rows)
+            with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
+                mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
+                return mu, self._refine(mu, joint)
+
+    def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
+        """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""
+        numel, output = self.latents(*args, **kwargs).numel, self._encoded(args, kwargs, rows)
+        mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
+        if mean.dim() != 2 or mean.shape[-1] != numel:
+            raise ValueError(
+                f"The network to start from returns means of shape {tuple(mean.shape)}, but the model's latent sites "
+                f"need {numel} numbers per datum: {self.latents().describe()}. Give its last layer that many outputs?"
+            )
+        return mean
+
+    def _refine(self, start: Tensor, joint: Joint) -> PrecisionNormal:
+        linearise_at = self._curvature.of(joint, start)
+        mu, factor = start, None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_updates):
+            for t in range(self.steps):
+                local = linearise_at(mu, constant=not self.reuse_precision or t < self.steps - 1)
+                factor = factorise(local.precision)
+                step = self.schedule(t) * self._bounded(newton_step(local, factor))
+                if self.halvings is not None:
+                    step = step * improving(lambda z: joint.log_prob(joint.sites(z), len(z)), mu, step, self.halvings)
+                mu = mu + step
+        if self.detach_updates:
+            mu = start + (mu - start).detach()
+        if factor is None or not self.reuse_precision:
+            factor = factorise(linearise_at(mu, score=False).precision)
+        return PrecisionNormal(mu, factor)
+
+    def _bounded(self, step: Tensor) -> Tensor:
+        """Shorten steps that would move a constrained site by more than LONGEST_STEP in its unconstrained space.
+
+        There, densities such as the gamma's are flat on one side and exponential on the other: Newton's step from the
+        flat side is off by orders of magnitude. Models whose sites are all real are never affected.
+        """
+        assert self._latents is not None
+        parts = zip(self._latents.sites, self._latents.split(step), strict=True)
+        lengths = [part.norm(dim=-1, keepdim=True) for site, part in parts if not site.is_real]
+        if not lengths:
+            return step
+        longest = torch.cat(lengths, -1).amax(-1, keepdim=True)
+        return step * (LONGEST_STEP / longest.clamp(min=LONGEST_STEP))

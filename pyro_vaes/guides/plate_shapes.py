@@ -1,0 +1,45 @@
+"""Posteriors where the plate of the data is not the innermost one: other plates, to its right, hold no latent site."""
+
+from typing import cast
+
+from pyro.distributions import TorchDistribution, TransformedDistribution
+from torch import Tensor
+
+from pyro_vaes.distributions import InverseAutoregressive, RecursiveMixture
+from pyro_vaes.distributions.map_parameters import elements, has_map, mapped
+
+__all__ = ["placed"]
+
+
+def placed(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDistribution:
+    """The rows' posteriors, batch shape ``(B,)``, with the batch shape ``(B, *inner)``; others stay as they are.
+
+    Arguments:
+        q: The posteriors.
+        inner: As many ones as there are dimensions to the right of the data plate.
+
+    Raises:
+        ValueError: The family cannot be made anew from its parameters.
+    """
+    if not inner or len(q.batch_shape) != 1:
+        return q
+    if isinstance(q, RecursiveMixture):
+        return RecursiveMixture([placed(c, inner) for c in q.components], [a.reshape(-1, *inner) for a in q.logits])
+
+    def behind(parameter: Tensor, event_dim: int) -> Tensor:
+        return parameter.reshape(parameter.shape[:1] + inner + parameter.shape[parameter.dim() - event_dim :])
+
+    try:
+        if has_map(q) and all(isinstance(t, InverseAutoregressive) for t in q.transforms):
+            flow = cast(list[InverseAutoregressive], q.transforms)
+            steps = [InverseAutoregressive(t.network, behind(t.context, 1), t.order) for t in flow]
+            return TransformedDistribution(placed(cast(TorchDistribution, q.base_dist), inner), steps)
+        if has_map(elements(q)):  # what another map holds for each row cannot be moved
+            raise TypeError
+        return cast(TorchDistribution, mapped(q, behind))
+    except (AttributeError, NotImplementedError, TypeError):
+        raise ValueError(
+            f"The model has plates to the right of its data plate, but the encoder's {type(q).__name__} has the batch "
+            f"shape {tuple(q.batch_shape)} and cannot be moved there from outside. Let the encoder return the batch "
+            f"shape (B, {', '.join('1' for _ in inner)}), or make the other plates event dimensions with .to_event?"
+        ) from None

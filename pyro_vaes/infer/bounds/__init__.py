@@ -1,0 +1,1 @@
+"""Bounds: one bound, one file."""

@@ -1,0 +1,189 @@
+r"""The KL divergence of each datum replaced by that of the batch's aggregate posterior: "How to train your VAE".
+
+    loss / B = mean_i -log p(x_i | z_i) + K_g + K_i,    z_i ~ q(z | x_i) = N(mu_i, diag sigma_i²)
+    K_g      = sum_k KL(N(m_k, V_k) || N(0, 1)),        m_k = mean_i mu_ik,  V_k = mean_i (mu_ik - m_k)²
+    K_i      = mean_i sum_k -alpha (1 + log sigma_ik² - sigma_ik²) = 2 alpha mean_i KL(N(0, diag sigma_i²) || N(0, I))
+
+Only the Gaussian of the batch's means is pulled to the prior, single means are free, and K_i holds the single
+variances up. V -> 0 costs infinitely much, so no unit's means can collapse; a unit that the decoder does not use shows
+in its sensitivity, not here. The aggregate's variance tends to 1 + mean_i sigma_i²: draw new data from the fitted
+aggregate rather than from N(0, I). With ``moment="mixture"`` K_g sees the mixture's own variance, V + mean_i sigma_i².
+
+K_g is a function of the batch, not a sum over data: perfect codes have E K_g = d/2 (-psi((B - 1) / 2) - log(2 / B)),
+0.11 nats a unit at B = 10 and 0.016 at B = 64 (psi is the digamma function). Never compare it between batch sizes.
+
+The released reconstruction term, w times the mean of |x - mean| over the D values of an image, is that of a
+:class:`~pyro_vaes.nn.LaplaceLikelihood` with scale D / w, but for the constant D log(2 D / w).
+
+References:
+    | How to Train Your VAE (Rivera, 2024)
+    | https://arxiv.org/abs/2309.13160
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast, get_args
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vaes.distributions import AggregateGaussian
+from pyro_vaes.distributions.aggregate import Moment
+from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
+from pyro_vaes.infer.bounds.global_batch import all_rows
+from pyro_vaes.infer.bounds.importance import find_data_plate, guide_and_model_traces
+from pyro_vaes.infer.bounds.standardised import NormalSite, Standardised, find_normal_sites
+
+__all__ = ["AggregatePosterior_ELBO", "AggregateTerms"]
+
+Args = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class AggregateTerms:
+    """What a batch pays in place of its KL divergences, nats; per batch, as K_g is no mean over data.
+
+    Attributes:
+        kl: KL(N(m_k, V_k) || N(0, 1)) of each unit, those of all sites in turn, ``(U,)``; their sum is K_g.
+        penalty: K_i, ``()``.
+    """
+
+    kl: Tensor
+    penalty: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """K_g + K_i, ``()``."""
+        return self.kl.sum() + self.penalty
+
+
+class AggregatePosterior_ELBO(Bound):
+    """-E log p(x | z) plus the divergence of the batch's aggregate Gaussian, for any pair with normal posteriors.
+
+    It is no bound on log p(x). Posteriors may be diagonal or full-covariance normals at one or several sites, each
+    drawn given the datum alone; priors are independent normals that depend on no other latent. Each posterior is seen
+    in the coordinates of its own prior (z itself under N(0, I)), so that the data of a conditional model have one prior
+    in common. A full covariance enters K_g by its diagonal, K_g being a sum over units, and K_i as a whole,
+    K_i = 2 alpha mean_i KL(N(0, S_i) || N(0, I)), which no correlation can escape.
+
+    The loss stays a sum over the data: K_g + K_i times the batch's number of rows, or the number of data that a
+    subsampling plate stands for. KL weights (``scale_latents``) weigh them; masks, and scales that differ between rows,
+    are refused. In a training step of :func:`~pyro_vaes.infer.fit` on several processes the aggregate is that of the
+    global batch. ``fit`` leaves the short last batch of an epoch out, and a single row is refused.
+
+    Arguments:
+        moment: The aggregate's variance: ``"means"``, V as released, or ``"mixture"``, V + mean_i sigma_i².
+        variance_weight: alpha, 0 or more; the released 0.1.
+        sites: The guide's sites whose posteriors are aggregated; all by default. The others keep their own KL, from
+            draws.
+
+    Raises:
+        ValueError: An argument is out of range; at the first call, the pair has other posteriors or priors; at any, the
+            batch has one row.
+
+    Example:
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, LaplaceLikelihood, NormalHead
+        >>> w = 5000.0
+        >>> vae = VAE(NormalHead(3, 2), MLP(2, [], 3), LaplaceLikelihood(3 / w), latent_dim=2)
+        >>> bound, x = AggregatePosterior_ELBO(), torch.randn(8, 3)
+        >>> bound.differentiable_loss(vae.model, vae.guide, x).shape
+        torch.Size([])
+        >>> bound.terms(vae.model, vae.guide, x).kl.shape
+        torch.Size([2])
+    """
+
+    min_rows = 2
+
+    def __init__(
+        self, moment: Moment = "means", *, variance_weight: float = 0.1, sites: Sequence[str] | None = None
+    ) -> None:
+        if moment not in get_args(Moment):
+            raise ValueError(f"moment must be one of {get_args(Moment)}, but got {moment!r}.")
+        if not 0 <= variance_weight < math.inf:
+            raise ValueError(
+                f"variance_weight is the weight of a penalty, a number of 0 or more, but got {variance_weight}."
+            )
+        if isinstance(sites, str):
+            raise ValueError(f"sites is a list of names, but got {sites!r}; sites=[{sites!r}]?")
+        super().__init__()
+        self.moment, self.variance_weight = moment, variance_weight
+        self.sites = None if sites is None else tuple(sites)
+        self._seen = Seen[tuple[NormalSite, ...]]()
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+        """-sum_n log p(x_n | z_n) + N (K_g + K_i)."""
+        model, guide = with_keywords((model, guide), kwargs)
+        sites = self._look(model, guide, args)
+        guide_trace, model_trace = guide_and_model_traces(model, guide, args)
+        self._refuse_score_function(guide_trace)
+        replaced = {name for s in sites for name in (s.posterior.name, *s.latents)}
+        loss = _log_prob(guide_trace, replaced) - _log_prob(model_trace, replaced)
+        for site in sites:
+            terms = self._terms(site, guide_trace, model_trace)
+            loss = loss + _weight(site, guide_trace.nodes, model_trace.nodes) * terms.total
+        return loss
+
+    def terms(self, model: Program, guide: Program, *args: object) -> AggregateTerms:
+        """Run a pair once, and return K_g of each unit and K_i of the rows of its arguments."""
+        sites = self._look(model, guide, args)
+        traces = guide_and_model_traces(model, guide, args)
+        terms = [self._terms(site, *traces) for site in sites]
+        return AggregateTerms(torch.cat([t.kl for t in terms]), torch.stack([t.penalty for t in terms]).sum())
+
+    def _look(self, model: Program, guide: Program, args: Args) -> tuple[NormalSite, ...]:
+        def look() -> tuple[NormalSite, ...]:
+            find_data_plate(model, guide, args)  # refuses what lies outside the data plate
+            return find_normal_sites(model, guide, args, self.sites, type(self).__name__)
+
+        return self._seen.of(model, guide, look=look)
+
+    def _terms(self, site: NormalSite, guide_trace: Trace, model_trace: Trace) -> AggregateTerms:
+        device = guide_trace.nodes[site.posterior.name]["value"].device
+        with torch.autocast(device.type, enabled=False):
+            return self._of(site.standardised(guide_trace.nodes, model_trace.nodes))
+
+    def _of(self, q: Standardised) -> AggregateTerms:
+        loc, scale = all_rows(q.loc), all_rows(q.scale)
+        if len(loc) < 2:
+            raise ValueError(
+                "A batch with one row has no aggregate posterior: the variance of its means is 0. Leave the last, "
+                "short batch out, with fit(drop_last=True) or DataLoader(drop_last=True); or choose a batch size that "
+                "does not leave one row over."
+            )
+        aggregate = AggregateGaussian(loc, scale, self.moment, validate_args=False)
+        trace = q.scale.square().sum(1)  # of each covariance S_i
+        divergence = 0.5 * (trace + loc.shape[1] * math.log(2 * math.pi)) - q.entropy  # KL(N(0, S_i) || N(0, I))
+        return AggregateTerms(aggregate.kl_units(), 2 * self.variance_weight * divergence.mean())
+
+
+def _log_prob(trace: Trace, without: set[str]) -> Tensor:
+    """The log-density of a trace's other sites, with their scales and masks."""
+    terms = [
+        scale_and_mask(s["fn"].log_prob(s["value"]), s["scale"], s["mask"]).sum()
+        for n, s in trace.nodes.items()
+        if s["type"] == "sample" and n not in without
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def _weight(site: NormalSite, guide_sites: dict[str, Message], model_sites: dict[str, Message]) -> float | Tensor:
+    """The number of data for which a batch's terms stand, times a KL weight."""
+    messages = [guide_sites[site.posterior.name], *(model_sites[n] for n in site.latents)]
+    scales = [m["scale"] for m in messages]
+    numbers = [s for s in scales if not isinstance(s, Tensor)]  # those on a device are not waited for
+    if any(isinstance(s, Tensor) and s.numel() > 1 for s in scales) or max(numbers, default=1) > min(
+        numbers, default=1
+    ) * (1 + 1e-6):
+        said = [f"of shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"{s:g}" for s in scales]
+        raise ValueError(
+            f"The site {site.posterior.name!r} has scales {said} in the guide and in the model, but what all rows pay "
+            "together has one weight. Give both programs the same number, with scale_latents(beta) around the step or "
+            "on both. Use Trace_ELBO?"
+        )
+    frame = next(f for f in messages[0]["cond_indep_stack"] if f.name == site.posterior.plate)
+    return cast(float | Tensor, frame.size * scales[0])

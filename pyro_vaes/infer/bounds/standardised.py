@@ -1,0 +1,153 @@
+"""Normal posteriors in the coordinates of their own prior, in which every prior is N(0, I).
+
+    q(z | x) = N(loc, S),    p(z) = N(loc_p, diag scale_p²)    ->    e = (z - loc_p) / scale_p,    p(e) = N(0, I)
+
+Under a standard normal prior these are z itself. No divergence changes, and data with priors of their own (a
+conditional model's) have one prior in common.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.poutine.runtime import Message
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal
+from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.infer.bounds.importance import guide_and_model_traces
+from pyro_vaes.infer.bounds.posteriors import PosteriorSite, find_posteriors, sites_given_others
+from pyro_vaes.infer.checks.tables import random_sites
+from pyro_vaes.programs.pair import preserve_rng
+
+__all__ = ["NormalSite", "Standardised", "find_normal_sites"]
+
+Args = tuple[object, ...]
+Sites = dict[str, Message]
+NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """The posteriors of n data over U units (dimensions), and where their priors lie.
+
+    Attributes:
+        loc: Means in the prior's coordinates, ``(n, U)``.
+        scale: Standard deviations of the single units there, likewise.
+        entropy: Of each posterior there, nats, ``(n,)``.
+        prior_loc: Means of the priors, ``(n, U)``.
+        prior_scale: Standard deviations of the priors, likewise.
+        diagonal: Whether the units of a posterior are independent.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    entropy: Tensor
+    prior_loc: Tensor
+    prior_scale: Tensor
+    diagonal: bool
+
+
+@dataclass(frozen=True)
+class NormalSite:
+    """A site of the guide with normal posteriors, and the model's latents whose normal priors belong to it.
+
+    Attributes:
+        posterior: The guide's site.
+        latents: The model's sites; several where the guide draws them together.
+    """
+
+    posterior: PosteriorSite
+    latents: tuple[str, ...]
+
+    def standardised(self, guide_sites: Sites, model_sites: Sites) -> Standardised:
+        """The posteriors that a run of both programs has met."""
+        q = _elements(self.posterior.rows(guide_sites[self.posterior.name]))
+        loc, scale, entropy = _flat(q.mean), _flat(q.stddev), _flat(q.entropy()).sum(1)
+        priors = [_elements(self.posterior.rows(model_sites[name])) for name in self.latents]
+        prior_loc, prior_scale = (torch.cat([_flat(getattr(p, n)) for p in priors], 1) for n in ("loc", "scale"))
+        loc, scale = (loc - prior_loc) / prior_scale, scale / prior_scale
+        entropy = entropy - prior_scale.log().sum(1)
+        return Standardised(loc, scale, entropy, prior_loc, prior_scale, isinstance(q, Normal))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """``(n, everything else)``, in single precision at least."""
+    return tensor.reshape(len(tensor), -1).to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _elements(fn: Distribution) -> Distribution:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def find_normal_sites(
+    model: Program, guide: Program, args: Args, sites: Sequence[str] | None, bound: str
+) -> tuple[NormalSite, ...]:
+    """Run a pair once, aside, and find the guide's sites with normal posteriors and normal priors.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        args: Their arguments.
+        sites: The guide's sites wanted; all by default.
+        bound: Who asks, for what is said.
+
+    Raises:
+        ValueError: A posterior or a prior is not normal, a prior depends on other latents, or a joint draw is not that
+            of the sites side by side.
+    """
+    found = find_posteriors(guide, args, sites)
+    with torch.no_grad(), poutine.block(), preserve_rng(0):
+        guide_sites, model_sites = map(random_sites, guide_and_model_traces(model, guide, args))
+    with preserve_rng(0):
+        conditional = sites_given_others(model, args)
+    return tuple(_normal_site(site, guide_sites, model_sites, conditional, bound) for site in found)
+
+
+def _normal_site(
+    site: PosteriorSite, guide_sites: Sites, model_sites: Sites, conditional: set[str], bound: str
+) -> NormalSite:
+    message = guide_sites[site.name]
+    if not isinstance(_elements(message["fn"]), NORMALS):
+        raise ValueError(
+            f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's site "
+            f"{site.name!r} is {_said(message)}. Use Trace_ELBO, or AmortizedNormal?"
+        )
+    latents = (site.name,) if site.name in model_sites else _drawn_together(message, guide_sites, model_sites, bound)
+    for name in latents:
+        prior = model_sites[name]
+        if not isinstance(_elements(prior["fn"]), Normal):
+            raise ValueError(
+                f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed form, "
+                f"but that of {name!r} is {_said(prior)}. Use Trace_ELBO, or leave it out: sites=[...]?"
+            )
+        if name in conditional:
+            raise ValueError(
+                f"The prior of {name!r} depends on other latents, so there is no one prior to compare the data's "
+                f"posteriors together with. Use Trace_ELBO, or leave it out: sites=[...] with the top level's site?"
+            )
+    return NormalSite(site, latents)
+
+
+def _drawn_together(message: Message, guide_sites: Sites, model_sites: Sites, bound: str) -> tuple[str, ...]:
+    """The sites that are the parts of one joint draw, in order."""
+    parts = {n: s for n, s in guide_sites.items() if n in model_sites and isinstance(s["fn"], Delta)}
+    value, values = message["value"], [s["value"] for s in parts.values()]
+    rows = value.numel() // value.shape[-1]
+    if len(message["fn"].event_shape) == 1 and sum(v.numel() for v in values) == value.numel():
+        if torch.equal(torch.cat([v.reshape(rows, -1) for v in values], 1), value.reshape(rows, -1)):
+            return tuple(parts)
+    raise ValueError(
+        f"{bound} needs the model's latents in the guide's joint draw {message['name']!r} side by side, but "
+        f"{sorted(parts) or 'they'} are another function of it (a map onto a support?). Use Trace_ELBO, or "
+        "AmortizedNormal?"
+    )
+
+
+def _said(message: Message) -> str:
+    return type(_elements(message["fn"])).__name__

@@ -1,0 +1,78 @@
+"""What a bound would do wrong with a pair, in words: sites it does not sum over, KLs, parameters out of its reach."""
+
+from collections.abc import Iterator
+
+import torch
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.poutine import Trace
+
+from pyro_vaes.infer.bounds.host_sync import quiet_elbo
+from pyro_vaes.infer.checks.mean_field import mean_field_violations
+from pyro_vaes.infer.checks.problems import Problem
+from pyro_vaes.infer.checks.tables import random_sites, said, site_table
+from pyro_vaes.infer.handlers import is_latent
+from pyro_vaes.programs.pair import Pair
+
+__all__ = ["density_problems", "enumeration_problems", "gradient_problems", "mean_field_problems"]
+
+
+def enumeration_problems(guide_trace: Trace, model_trace: Trace, bound: ELBO) -> Iterator[Problem]:
+    """Sites that are left to a bound that sums over them, with a bound that does not."""
+    if isinstance(getattr(bound, "base", bound), TraceEnum_ELBO | TraceTMC_ELBO):
+        return
+    for name, site in {**random_sites(model_trace), **random_sites(guide_trace)}.items():
+        if is_latent(site) and site["infer"].get("enumerate") is not None:
+            does = "draw it, at a high variance" if name in guide_trace.nodes else "draw it from the prior"
+            yield Problem(
+                f"The site {name!r} is to be enumerated, but {type(bound).__name__} does not sum over it: it would "
+                f"{does}. Use TraceEnum_ELBO, or a model without the site, whose prior is the mixture itself."
+            )
+
+
+def mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Problem]:
+    """Sites at which TraceMeanField_ELBO would use an analytic KL that is wrong for this pair."""
+    violating, _ = mean_field_violations(pair, args)
+    for name in sorted(violating):
+        yield Problem(
+            f"TraceMeanField_ELBO is wrong for this pair: it would use the analytic KL of {name!r}, whose prior "
+            f"depends on a latent that the guide draws after and from {name!r}. Use Trace_ELBO, or a top-down guide."
+        )
+
+
+def density_problems(guide_trace: Trace) -> Iterator[Problem]:
+    """Guides whose densities do not suit analytic KLs."""
+    for name, site in random_sites(guide_trace).items():
+        if site["infer"].get("analytic_kl") is False:
+            yield Problem(
+                f"TraceMeanField_ELBO does not suit the site {name!r} of this guide: log q(z) - log p(x, z) cancels at "
+                "each draw of z, and an expected KL beside a sampled likelihood does not, so the bound's variance "
+                "would be large even with the exact posterior. Use Trace_ELBO."
+            )
+        if not site["is_observed"] and not site["fn"].has_rsample:
+            yield Problem(
+                f"TraceMeanField_ELBO is wrong for this pair: the guide draws {name!r} ({type(site['fn']).__name__}) "
+                "without reparameterisation, and its score function would be left out. Use Trace_ELBO, or for a "
+                "mixture StratifiedMixture_ELBO."
+            )
+
+
+def gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Iterator[Problem]:
+    """A loss that fails or is not finite, and parameters that it does not reach."""
+    try:
+        with quiet_elbo():
+            value = pair.discover(loss, args)
+    except Exception as error:
+        yield Problem(f"{type(loss).__name__} fails on this pair: {said(error)}")
+        return
+    if value is not None and not torch.isfinite(value):
+        yield Problem(
+            f"The loss is {value.item()} on this batch. Is a scale zero, or a logarithm taken of "
+            f"0?\n{site_table(pair, args)}"
+        )
+        return
+    if pair.unreached:
+        yield Problem(
+            f"No gradient reaches {len(pair.unreached)} parameters: {', '.join(pair.unreached[:6])}. They will stay "
+            "as they are; is that part of the network used?",
+            fatal=False,
+        )

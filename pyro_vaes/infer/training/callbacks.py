@@ -1,0 +1,299 @@
+"""What can happen between the steps of :func:`~pyro_vaes.infer.fit`: schedules, clipping, early stopping, logging.
+
+A callback sees the :class:`Run` at the moments that its methods name. All that it must remember goes through
+``state_dict``, so that a resumed run goes on exactly as an uninterrupted one.
+"""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyro_vaes.infer.handlers import scale_latents
+from pyro_vaes.infer.history import History
+from pyro_vaes.programs.pair import Pair
+
+__all__ = [
+    "Callback",
+    "ClipGradNorm",
+    "EarlyStopping",
+    "KLWarmup",
+    "LearningRate",
+    "Run",
+    "SoftFreeBits",
+    "TensorBoard",
+]
+
+State = dict[str, object]
+
+
+@dataclass
+class Run:
+    """A training run as callbacks see it.
+
+    Attributes:
+        pair: Model, guide and their parameters.
+        optimizer: The torch optimiser.
+        history: Nats per datum so far.
+        epoch: Epochs finished.
+        step: Steps finished.
+        total_epochs: Epochs asked for.
+        steps_per_epoch: Steps in an epoch; 0 when unknown.
+        stop: Set to a reason to end training after this epoch.
+        held_out: Whether there are held-out data.
+        callbacks: All callbacks of the run.
+    """
+
+    pair: Pair
+    optimizer: Optimizer
+    total_epochs: int
+    steps_per_epoch: int
+    history: History = field(default_factory=History)
+    epoch: int = 0
+    step: int = 0
+    stop: str = ""
+    held_out: bool = False
+    callbacks: Sequence["Callback"] = ()
+
+
+class Callback:
+    """Does nothing; override what is needed."""
+
+    def start(self, run: Run) -> None:
+        """Before the first step, resumed or not."""
+
+    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+        """An effect handler to run this step's loss under, or None."""
+        return None
+
+    def gradients(self, run: Run, parameters: list[Tensor]) -> None:
+        """Between the backward pass and the optimiser's step."""
+
+    def stepped(self, run: Run) -> None:
+        """After the optimiser's step."""
+
+    def kept(self, run: Run) -> None:
+        """After a run that may roll back has kept a copy of the weights, at an epoch's start or after a rollback."""
+
+    def rolled_back(self, run: Run) -> None:
+        """After the weights went back to the epoch's start and the learning rate was halved."""
+
+    def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
+        """The weights by name to evaluate and to leave behind, or None for those that the steps have reached."""
+        return None
+
+    def epoch(self, run: Run) -> None:
+        """After an epoch and its held-out evaluation, with the weights that were evaluated in place."""
+
+    def finish(self, run: Run) -> None:
+        """After the last epoch, also when stopped early."""
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        pass
+
+
+class ClipGradNorm(Callback):
+    """Scale the gradient down so that its norm is at most ``max_norm`` (nats per datum per unit of parameter)."""
+
+    def __init__(self, max_norm: float) -> None:
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be positive, but got {max_norm}.")
+        self.max_norm = max_norm
+
+    def gradients(self, run: Run, parameters: list[Tensor]) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+
+
+class LearningRate(Callback):
+    """A torch learning-rate schedule.
+
+    Arguments:
+        schedule: Called with the optimiser, returns a scheduler: ``lambda o: CosineAnnealingLR(o, T_max=epochs)``. A
+            ``ReduceLROnPlateau`` watches the held-out loss, or the training loss where there are no held-out data.
+        per_step: Whether it moves after each step rather than each epoch.
+    """
+
+    def __init__(self, schedule: Callable[[Optimizer], LRScheduler], *, per_step: bool = False) -> None:
+        self.schedule, self.per_step = schedule, per_step
+        self.scheduler: LRScheduler | None = None
+
+    def start(self, run: Run) -> None:
+        self.scheduler = self.schedule(run.optimizer)
+        if self.per_step and isinstance(self.scheduler, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau watches the loss of an epoch; leave per_step out.")
+
+    def stepped(self, run: Run) -> None:
+        if self.per_step and self.scheduler is not None:
+            self.scheduler.step()
+
+    def epoch(self, run: Run) -> None:
+        if self.per_step or self.scheduler is None:
+            return
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step((run.history.valid or run.history.train)[-1])
+        else:
+            self.scheduler.step()
+
+    def rolled_back(self, run: Run) -> None:
+        if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
+            self.scheduler.base_lrs = [0.5 * rate for rate in self.scheduler.base_lrs]
+
+    def state_dict(self) -> State:
+        return {} if self.scheduler is None else dict(self.scheduler.state_dict())
+
+    def load_state_dict(self, state: State) -> None:
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state)
+
+
+class KLWarmup(Callback):
+    """Raise the KL weight from ``start`` to ``end`` over the first ``steps`` steps; held-out bounds keep weight 1.
+
+    ``beta_t = end - (end - start) exp(-5 t / steps)`` if ``exponential``, else linear in t.
+
+    Arguments:
+        steps: Length of the warm-up in steps.
+        start: First weight, positive.
+        end: Last weight.
+        exponential: Shape of the rise.
+    """
+
+    def __init__(self, steps: int, *, start: float = 1e-3, end: float = 1.0, exponential: bool = False) -> None:
+        if steps < 1 or start <= 0 or end <= 0:
+            raise ValueError(f"KLWarmup needs steps >= 1 and positive weights, but got {steps}, {start} and {end}.")
+        self.steps, self.begin, self.end, self.exponential = steps, start, end, exponential
+
+    def beta(self, step: int) -> float:
+        """The weight at a step, counted from 0."""
+        share = step / self.steps
+        if self.exponential:
+            return self.end - (self.end - self.begin) * math.exp(-5.0 * share)
+        return self.begin + (self.end - self.begin) * min(1.0, share)
+
+    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+        beta = self.beta(run.step)
+        return None if beta == 1.0 else scale_latents(beta)
+
+
+class SoftFreeBits(Callback):
+    """Free bits by a slowly adapted KL weight (Chen et al., 2017), towards a KL of ``nats``.
+
+    The weight g (at most 1) is multiplied by 1.1 when the measured KL exceeds ``(1 + slack) nats`` and by 0.9 when it
+    is below ``nats``. The paper does not say how often.
+
+    Arguments:
+        nats: Wanted KL in nats per datum.
+        measure: Returns the current KL in nats per datum, for example of a fixed batch.
+        slack: Share by which the KL may exceed ``nats``; the paper found 0.03 to 0.3 to work and prefers 0.05.
+        every: Steps between two measurements; None for one at the end of each epoch.
+
+    References:
+        | Variational Lossy Autoencoder (Chen et al., 2017)
+        | https://arxiv.org/abs/1611.02731
+    """
+
+    def __init__(
+        self, nats: float, measure: Callable[[], float], *, slack: float = 0.05, every: int | None = None
+    ) -> None:
+        if not nats > 0:
+            raise ValueError(f"The wanted KL is in nats and must be positive, but got {nats}.")
+        if slack < 0 or (every is not None and every < 1):
+            raise ValueError(f"slack is a share, at least 0, and every a number of steps, but got {slack} and {every}.")
+        self.nats, self.measure, self.slack, self.every, self.weight = nats, measure, slack, every, 1.0
+
+    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+        return None if self.weight == 1.0 else scale_latents(self.weight)
+
+    def stepped(self, run: Run) -> None:
+        if self.every is not None and run.step % self.every == 0:
+            self._adapt()
+
+    def epoch(self, run: Run) -> None:
+        if self.every is None:
+            self._adapt()
+
+    def _adapt(self) -> None:
+        kl = self.measure()
+        if kl > (1 + self.slack) * self.nats:
+            self.weight = min(1.0, 1.1 * self.weight)
+        elif kl < self.nats:
+            self.weight *= 0.9
+
+    def state_dict(self) -> State:
+        return {"weight": self.weight}
+
+    def load_state_dict(self, state: State) -> None:
+        self.weight = float(str(state["weight"]))
+
+
+class EarlyStopping(Callback):
+    """Stop when the held-out loss has not fallen for ``patience`` epochs, and restore the best weights.
+
+    Arguments:
+        patience: Epochs to wait.
+        min_delta: A fall smaller than this many nats per datum does not count.
+    """
+
+    def __init__(self, patience: int = 10, *, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1 epoch, but got {patience}.")
+        self.patience, self.min_delta = patience, min_delta
+        self.best, self.best_epoch = math.inf, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def start(self, run: Run) -> None:
+        if not run.held_out:
+            raise ValueError("EarlyStopping watches held-out data, but there are none: pass valid=... to fit.")
+        self.best, self.best_epoch, self.weights = math.inf, 0, {}
+
+    def epoch(self, run: Run) -> None:
+        if run.history.valid[-1] < self.best - self.min_delta:
+            self.best, self.best_epoch = run.history.valid[-1], run.epoch
+            self.weights = {n: t.clone() for n, t in run.pair.state().items()}
+        elif run.epoch - self.best_epoch >= self.patience:
+            run.stop = f"stopped early: no better held-out loss since epoch {self.best_epoch}"
+
+    def finish(self, run: Run) -> None:
+        if self.weights:
+            run.pair.load_state(self.weights)
+            run.history.best_epoch = self.best_epoch
+
+    def state_dict(self) -> State:
+        return {"best": self.best, "best_epoch": self.best_epoch, "weights": self.weights}
+
+    def load_state_dict(self, state: State) -> None:
+        self.best, self.best_epoch, self.weights = state["best"], state["best_epoch"], state["weights"]  # type: ignore[assignment]
+
+
+class TensorBoard(Callback):
+    """Write the losses of each epoch for TensorBoard; needs the extra ``tensorboard``.
+
+    Arguments:
+        directory: Where the event files go.
+    """
+
+    def __init__(self, directory: str | pathlib.Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoard logging needs the extra: pip install 'pyro-vaes[tensorboard]'.") from error
+        self.writer = SummaryWriter(str(directory))
+
+    def epoch(self, run: Run) -> None:
+        history = run.history
+        self.writer.add_scalar("loss/train", history.train[-1], run.epoch)
+        if history.valid:
+            self.writer.add_scalar("loss/valid", history.valid[-1], run.epoch)
+        self.writer.add_scalar("learning_rate", history.learning_rate[-1], run.epoch)
+
+    def finish(self, run: Run) -> None:
+        self.writer.close()

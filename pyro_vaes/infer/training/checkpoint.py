@@ -1,0 +1,164 @@
+"""Saving and loading a pair without pickle: weights as safetensors, facts as JSON, training state weights-only.
+
+A directory holds ``weights.safetensors`` (parameters and buffers), ``pair.json`` (names, versions, hashes, whatever
+else the caller says) and, for a run that can resume, ``training.pt`` (optimiser, callbacks, loader), read with
+``torch.load(weights_only=True)``. It is written under another name and renamed, so that a kill at any moment leaves
+either the old one or the new one.
+"""
+
+import hashlib
+import json
+import pathlib
+import pickle
+import shutil
+from collections.abc import Mapping
+
+import pyro
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyro_vaes.programs.pair import Pair
+from pyro_vaes.programs.reach import Program
+
+__all__ = ["holds_only_a_checkpoint", "load_weights", "read_checkpoint", "save_weights", "write_checkpoint"]
+
+WEIGHTS, FACTS, TRAINING = "weights.safetensors", "pair.json", "training.pt"
+
+
+def save_weights(directory: str | pathlib.Path, model: Program, guide: Program, *args: object) -> None:
+    """Write the parameters and buffers of a pair, without pickle.
+
+    Arguments:
+        directory: Where to; created if need be, and replaced as a whole if it holds a checkpoint.
+        model: The model.
+        guide: The guide.
+        args: Arguments of one batch; only needed when a program holds free-standing ``pyro.param`` statements.
+    """
+    pair = _materialised(model, guide, args)
+    write_checkpoint(pathlib.Path(directory), pair.state(), {})
+
+
+def load_weights(directory: str | pathlib.Path, model: Program, guide: Program, *args: object) -> dict[str, object]:
+    """Copy saved parameters and buffers into a live pair, and return the facts saved beside them.
+
+    Arguments:
+        directory: What :func:`save` or ``fit(checkpoint=...)`` wrote.
+        model: The model, built with the same arguments as the saved one.
+        guide: The guide, likewise.
+        args: Arguments of one batch; only needed when a program holds free-standing ``pyro.param`` statements.
+
+    Raises:
+        FileNotFoundError: There is nothing saved there.
+        ValueError: The files are damaged, or belong to another pair.
+    """
+    state, facts, _ = read_checkpoint(pathlib.Path(directory))
+    _materialised(model, guide, args).load_state(state)
+    return facts
+
+
+def _materialised(model: Program, guide: Program, args: tuple[object, ...]) -> Pair:
+    pair = Pair(model, guide)
+    if args:
+        pair.materialise(args)
+    if not pair.state():
+        raise ValueError(
+            "This pair has no modules to save or load. If its parameters are pyro.param statements, pass the "
+            "arguments of one batch too, so that they exist: save_weights(directory, model, guide, x)."
+        )
+    return pair
+
+
+def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
+    """The directory itself, if replacing it as a whole loses nothing but an older checkpoint.
+
+    Raises:
+        ValueError: It is a file, or holds other files.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"The checkpoint {directory} is a file; a directory is wanted.")
+    others = sorted({f.name for f in directory.iterdir()} - {WEIGHTS, FACTS, TRAINING}) if directory.exists() else []
+    if others:
+        raise ValueError(
+            f"A checkpoint replaces its directory as a whole, but {directory} holds other files "
+            f"({', '.join(others[:4])}). Choose a directory of its own, such as {directory / 'checkpoint'}."
+        )
+    return directory
+
+
+def write_checkpoint(
+    directory: pathlib.Path,
+    state: Mapping[str, Tensor],
+    facts: Mapping[str, object],
+    training: Mapping[str, object] | None = None,
+) -> None:
+    """Write a checkpoint directory in one atomic step.
+
+    Raises:
+        ValueError: The directory cannot be written, or holds other files, which would be lost.
+    """
+    holds_only_a_checkpoint(directory)
+    fresh = directory.with_name(f".{directory.name}.new")
+    old = directory.with_name(f".{directory.name}.old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, fresh / WEIGHTS)
+        if training is not None:
+            torch.save(dict(training), fresh / TRAINING)
+        hashes = {f.name: _hash(f) for f in sorted(fresh.iterdir())}
+        versions = {"torch": torch.__version__, "pyro": pyro.__version__}
+        text = json.dumps({**facts, "sha256": hashes, "versions": versions}, indent=1)
+        (fresh / FACTS).write_text(text)
+        if directory.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            directory.rename(old)
+        fresh.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ValueError(
+            f"The checkpoint cannot be written to {directory}: {error}. Choose a directory that you may write to, on "
+            "a disk with space."
+        ) from error
+
+
+def read_checkpoint(
+    directory: pathlib.Path,
+) -> tuple[dict[str, Tensor], dict[str, object], dict[str, object] | None]:
+    """Weights, facts and training state (None where there is none) of a checkpoint directory, hashes compared.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: A file is missing, truncated or changed.
+    """
+    if not (directory / FACTS).exists():
+        old = directory.with_name(f".{directory.name}.old")  # a kill between the two renames leaves the old one
+        if not (old / FACTS).exists():
+            raise FileNotFoundError(f"There is no checkpoint in {directory}: {FACTS} is missing. Is the path right?")
+        directory = old
+    damaged = f"The checkpoint in {directory} is damaged: {{}}. Restore it from a copy, or train again."
+    try:
+        facts = json.loads((directory / FACTS).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(damaged.format(f"{FACTS} is no JSON ({error})")) from error
+    hashes = facts.get("sha256") if isinstance(facts, dict) else None
+    if not isinstance(hashes, dict) or WEIGHTS not in hashes:
+        raise ValueError(damaged.format(f"{FACTS} does not say which files belong to it"))
+    for name, wanted in hashes.items():
+        if not (directory / name).exists():
+            raise ValueError(damaged.format(f"{name} is missing"))
+        if _hash(directory / name) != wanted:
+            raise ValueError(damaged.format(f"{name} has {(directory / name).stat().st_size} bytes whose hash differs"))
+    try:
+        weights = load_file(directory / WEIGHTS)
+        training = directory / TRAINING if TRAINING in hashes else None
+        state = None if training is None else torch.load(training, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(damaged.format(f"a file cannot be read ({error})")) from error
+    return weights, facts, state
+
+
+def _hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

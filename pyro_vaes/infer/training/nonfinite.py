@@ -1,0 +1,200 @@
+"""What to do about losses and gradients that are not finite, without a host synchronisation in every step."""
+
+import copy
+from collections.abc import Mapping
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_vaes.infer.checks.tables import site_table
+from pyro_vaes.infer.training.callbacks import Run
+
+__all__ = ["Guard", "NonFiniteError", "OnNaN", "halve_learning_rate", "num_rows", "step_if_finite"]
+
+OnNaN = Literal["raise", "skip", "rollback"]
+Args = tuple[object, ...]
+MAX_IN_A_ROW = 20  # steps that may be skipped one after the other
+MAX_ROLLBACKS = 5
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient became NaN or infinite; the message shows every site."""
+
+
+def num_rows(args: Args) -> int:
+    """Number of data in a batch: the rows of its first tensor."""
+    return next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), 1)
+
+
+class Guard:
+    """Steps the optimiser where loss and gradients are finite, and keeps the epoch's sums on the device.
+
+    On the CPU each step is looked at before it is taken. On other devices an optimiser that knows ``found_inf`` (the
+    fused ones) skips bad steps by itself and the flags are read every 50 steps.
+
+    Arguments:
+        run: The run whose optimiser is stepped.
+        on_nan: What to do about a bad step.
+        device: Where the losses are.
+    """
+
+    def __init__(self, run: Run, on_nan: OnNaN, device: torch.device) -> None:
+        if on_nan not in get_args(OnNaN):
+            raise ValueError(f"on_nan must be one of {get_args(OnNaN)}, but got {on_nan!r}.")
+        self.run, self.on_nan, self.device = run, on_nan, device
+        self.deferred = _knows_found_inf(run.optimizer, device)
+        self.interval = 50
+        self.in_a_row = self.rollbacks = 0
+        self.parameters = list(run.pair.parameters.values())
+
+    def start_epoch(self) -> None:
+        self.total = torch.zeros((), dtype=torch.float64 if self.device.type == "cpu" else None, device=self.device)
+        self.norms = torch.zeros_like(self.total)
+        self.rows = self.steps = 0
+        self.pending: list[tuple[Args, Tensor, Tensor]] = []
+        if self.on_nan != "raise":
+            self._take_snapshot()
+
+    def state(self) -> dict[str, int]:
+        """What a resumed run must know."""
+        return {"in_a_row": self.in_a_row, "rollbacks": self.rollbacks}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        self.in_a_row, self.rollbacks = state["in_a_row"], state["rollbacks"]
+
+    def _take_snapshot(self) -> None:
+        self.weights = {n: t.clone() for n, t in self.run.pair.state().items()}
+        if self.on_nan == "rollback":
+            self.optimizer_state = copy.deepcopy(self.run.optimizer.state_dict())
+            for callback in self.run.callbacks:
+                callback.kept(self.run)
+
+    def step(self, args: Args, value: Tensor) -> None:
+        """Take the optimiser's step unless the loss or a gradient is not finite."""
+        norm = self._norm()
+        good = torch.isfinite(value + norm)
+        if self.deferred:
+            _step_where(self.run.optimizer, good)
+            self._count(torch.where(good, value, 0.0), torch.where(good, norm, 0.0), num_rows(args))
+            self.pending.append((args, good, value))
+            if len(self.pending) >= self.interval:
+                self._look()
+        elif bool(good):
+            self.run.optimizer.step()
+            self._count(value, norm, num_rows(args))
+            self.in_a_row = 0
+        else:
+            self._act(args, value)
+
+    def finish_epoch(self) -> tuple[tuple[float, float], float]:
+        """(Sum of losses, number of rows) of the epoch and the mean gradient norm."""
+        self._look()
+        return (self.total.item(), float(max(self.rows, 1))), self.norms.item() / max(self.steps, 1)
+
+    def release(self) -> None:
+        """Take the flag back from the optimiser: that of the last step must not rule the user's next one."""
+        _release(self.run.optimizer)
+
+    def _norm(self) -> Tensor:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), device=self.device)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _count(self, value: Tensor, norm: Tensor, rows: int) -> None:
+        self.total += rows * value
+        self.norms += norm
+        self.rows += rows
+        self.steps += 1
+
+    def _look(self) -> None:
+        """Read the flags of the deferred steps: the one host synchronisation of many steps."""
+        if not self.pending:
+            return
+        pending, self.pending = self.pending, []
+        flags = torch.stack([good for _, good, _ in pending]).tolist()
+        for (args, _, value), good in zip(pending, flags, strict=True):
+            if good:
+                self.in_a_row = 0
+            else:
+                self.rows -= num_rows(args)
+                self.steps -= 1
+                self._act(args, value)
+
+    def _act(self, args: Args, value: Tensor) -> None:
+        run = self.run
+        run.history.skipped += 1
+        self.in_a_row += 1
+        if self.on_nan == "rollback" and self.rollbacks < MAX_ROLLBACKS:
+            self._roll_back()
+            return
+        if self.on_nan == "skip" and self.in_a_row < MAX_IN_A_ROW:
+            self._mend_buffers()
+            return
+        tried = {
+            "raise": "",
+            "skip": f" {self.in_a_row} steps in a row were skipped.",
+            "rollback": f" {self.rollbacks} rollbacks did not help.",
+        }[self.on_nan]
+        gradients = [n for n, p in run.pair.parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+        named = f" ({', '.join(gradients[:4])})" if gradients else ""
+        raise NonFiniteError(
+            f"At step {run.step} the loss is {value.item():g} nats per datum and {len(gradients)} of "
+            f"{len(run.pair.parameters)} gradients are not finite{named}.{tried} The sites on that batch:\n"
+            f"{site_table(run.pair, args)}\nUsual cures: a scale with a floor, ClipGradNorm, a smaller learning "
+            "rate, KLWarmup, or on_nan='skip'."
+        )
+
+    def _roll_back(self) -> None:
+        """Back to the epoch's start at half the learning rate; a second time, at a quarter, and so on."""
+        run = self.run
+        self.rollbacks += 1
+        run.pair.load_state(self.weights)
+        run.optimizer.load_state_dict(copy.deepcopy(self.optimizer_state))
+        halve_learning_rate(run.optimizer)
+        for callback in run.callbacks:
+            callback.rolled_back(run)
+        self._take_snapshot()
+
+    def _mend_buffers(self) -> None:
+        """A skipped batch has been through the networks all the same: running statistics must not stay NaN."""
+        for name, tensor in self.run.pair.state().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                tensor.copy_(self.weights[name])
+
+
+def halve_learning_rate(optimizer: Optimizer) -> None:
+    """Halve the rates of all groups, those as well to which a schedule refers."""
+    for group in optimizer.param_groups:
+        for rate in ("lr", "initial_lr"):
+            if rate in group:
+                group[rate] = 0.5 * cast(float, group[rate])
+
+
+def step_if_finite(optimizer: Optimizer, loss: Tensor) -> None:
+    """Take an optimiser's step unless the loss or a gradient is not finite."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    good = torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients))
+    if _knows_found_inf(optimizer, loss.device):
+        _step_where(optimizer, good)
+        _release(optimizer)
+    elif bool(good):
+        optimizer.step()
+
+
+def _knows_found_inf(optimizer: Optimizer, device: torch.device) -> bool:
+    """Whether the optimiser can be told on the device to take no step, without a host synchronisation."""
+    return device.type != "cpu" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _step_where(optimizer: Optimizer, good: Tensor) -> None:
+    optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _release(optimizer: Optimizer) -> None:
+    for name in ("found_inf", "grad_scale"):
+        optimizer.__dict__.pop(name, None)

@@ -1,0 +1,101 @@
+r"""An exponential average of the weights, on which a run is evaluated and which it leaves behind.
+
+    w̄ <- decay w̄ + (1 - decay) w        after every step, w̄ = w after the first
+
+The steps go on from w. Everything else sees w̄: the held-out bound, early stopping, the callbacks at the end of an
+epoch, the checkpoint's weights, and the pair after the last epoch. The average looks back on about ``1 / (1 - decay)``
+steps, so that a run wants several times as many.
+
+References:
+    | Acceleration of Stochastic Approximation by Averaging (Polyak & Juditsky, 1992)
+    | https://doi.org/10.1137/0330046
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pyro_vaes.infer.training.callbacks import Callback, Run, State
+
+__all__ = ["WeightAverage", "settle", "settled"]
+
+
+class WeightAverage(Callback):
+    """Average all floating-point parameters and buffers of the pair; other buffers are taken as they are.
+
+    Give it to :func:`~pyro_vaes.infer.fit` once the weights are initialised from the data, if they are. After a
+    rollback the average starts anew.
+
+    Arguments:
+        decay: The share of the old average, in [0, 1); 0.998 in the lossy auto-encoder.
+
+    Raises:
+        ValueError: ``decay`` is outside [0, 1).
+
+    Example:
+        >>> from pyro_vaes.infer import fit
+        >>> from pyro_vaes.models import VAE
+        >>> from pyro_vaes.nn import MLP, GaussianLikelihood, NormalHead
+        >>> vae = VAE(NormalHead(3, 2), MLP(2, [], 3), GaussianLikelihood(), latent_dim=2)
+        >>> history = fit(vae.model, vae.guide, torch.randn(64, 3), callbacks=[WeightAverage(0.9)], progress=False)
+    """
+
+    def __init__(self, decay: float = 0.998) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is the share of the old average, in [0, 1), but got {decay}; 0.998?")
+        self.update = get_ema_multi_avg_fn(decay)
+        self.count = 0
+        self.live: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+
+    def start(self, run: Run) -> None:
+        self.live = run.pair.state()  # the tensors that the steps change in place
+        self.average, self.count = {n: t.clone() for n, t in self.live.items()}, 0
+
+    def stepped(self, run: Run) -> None:
+        moving = [n for n, t in self.live.items() if t.is_floating_point()]
+        averages, weights = [self.average[n] for n in moving], [self.live[n] for n in moving]
+        if self.count:
+            self.update(averages, weights, self.count)
+        else:
+            torch._foreach_copy_(averages, weights)
+        self.count += 1
+
+    def rolled_back(self, run: Run) -> None:
+        self.count = 0  # the next step starts it
+
+    def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
+        """The average, or None before the first step."""
+        if not self.count:
+            return None
+        return {n: self.average[n] if t.is_floating_point() else t.clone() for n, t in self.live.items()}
+
+    def state_dict(self) -> State:
+        return {"average": self.average, "count": self.count}
+
+    def load_state_dict(self, state: State) -> None:
+        for name, tensor in cast(dict[str, Tensor], state["average"]).items():
+            self.average[name].copy_(tensor)
+        self.count = int(str(state["count"]))
+
+
+def settle(run: Run) -> None:
+    """Put the weights in place, for good, on which a callback wants the run evaluated."""
+    wanted = next((w for c in run.callbacks if (w := c.evaluation_weights(run)) is not None), None)
+    if wanted is not None:
+        run.pair.load_state(wanted)
+
+
+@contextlib.contextmanager
+def settled(run: Run) -> Iterator[dict[str, Tensor]]:
+    """The same for a while; yields the weights to go on from, which come back afterwards."""
+    last = {n: t.clone() for n, t in run.pair.state().items()}
+    settle(run)
+    try:
+        yield last
+    finally:
+        run.pair.load_state(last)
