@@ -1,14 +1,15 @@
 """Effect handlers for evaluation: which rows a program covers, programs without their data, latents at their means."""
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["FixedRows", "WithoutData", "is_factor", "take_means"]
+from pyro_vaes.programs import Role, is_latent, role
+
+__all__ = ["FixedRows", "WithoutData", "take_means"]
 
 
 class FixedRows(Messenger):
@@ -50,7 +51,7 @@ class WithoutData(UnconditionMessenger):
     """
 
     def _pyro_sample(self, msg: Message) -> None:
-        if not msg["infer"].get("_deterministic") and not is_factor(msg):
+        if role(msg) is Role.OBSERVED:
             super()._pyro_sample(msg)
 
 
@@ -72,7 +73,7 @@ class take_means(Messenger):
     """
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+        if not is_latent(msg) or msg["value"] is not None:
             return
         fn = msg["fn"]
         try:
@@ -85,11 +86,3 @@ class take_means(Messenger):
             )
         msg["value"] = mean
         msg["done"] = True
-
-
-def is_factor(site: Message) -> bool:
-    """Whether a site is a ``pyro.factor`` statement, which has a density but no value."""
-    fn = site["fn"]
-    while isinstance(fn, ExpandedDistribution | MaskedDistribution):
-        fn = fn.base_dist
-    return isinstance(fn, Unit)

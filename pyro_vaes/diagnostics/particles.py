@@ -13,28 +13,23 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vaes.diagnostics.handlers import FixedRows, WithoutData
-from pyro_vaes.diagnostics.sites import (
-    Args,
-    Sites,
-    aligned,
-    expanded,
-    observed_mean,
-    random_sites,
-    scored,
-    stacked,
-    was_observed,
-)
-from pyro_vaes.infer.batches.batches import SourceBatches, as_batches
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import (
+from pyro_vaes.diagnostics.sites import Args, aligned, expanded, observed_mean, scored, stacked
+from pyro_vaes.infer import SourceBatches, as_batches, check
+from pyro_vaes.programs import (
+    VALUED,
     DataPlate,
+    Pair,
+    Program,
+    Sites,
     find_data_plate,
-    guide_and_model_traces,
     per_datum_log_prob,
     per_datum_log_weights,
+    preserve_rng,
+    run,
+    run_pair,
+    sites,
+    was_observed,
 )
-from pyro_vaes.infer.checks.check import check
-from pyro_vaes.programs.pair import Pair, preserve_rng
 
 __all__ = ["Draws", "Particles"]
 
@@ -201,21 +196,26 @@ class Particles:
                 weights = torch.stack([d.log_weights for d in each])
                 return Draws(weights, stacked([d.guide_sites for d in each]), stacked([d.model_sites for d in each]))
             log_weights, guide_trace, model_trace = per_datum_log_weights(self.pair.model, q, args, num, self.plate)
-        return Draws(log_weights, expanded(random_sites(guide_trace)), self._scored(model_trace))
+        return Draws(log_weights, expanded(sites(guide_trace, VALUED)), self._scored(model_trace))
 
     def log_density(self, program: Program, args: Args, given: dict[str, Tensor]) -> Tensor:
         """Unscaled log-density ``(K, B)`` of a program at given values ``(K, *batch, *event)`` of its random sites."""
         num = len(next(iter(given.values())))
 
-        def run(values: dict[str, Tensor], *, particles: bool) -> Tensor:
-            trace = poutine.trace(poutine.condition(program, data=values)).get_trace(*args)
+        def density(values: dict[str, Tensor], *, particles: bool) -> Tensor:
+            trace = run(program, args, given=values)
             return per_datum_log_prob(trace, self.plate.dim, particles=particles)
 
         with poutine.block():
             if self.vectorized:
-                with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
-                    return run(given, particles=True)
-            return torch.stack([run({n: v[k] for n, v in given.items()}, particles=False) for k in range(num)])
+                with self._in_particles(num):
+                    return density(given, particles=True)
+            each = [{n: v[k] for n, v in given.items()} for k in range(num)]
+            return torch.stack([density(values, particles=False) for values in each])
+
+    def _in_particles(self, num: int) -> pyro.plate:
+        """The plate of that many particles, in front of the pair's own."""
+        return pyro.plate("_particles", num, dim=-self.plate.depth - 1)
 
     def replicate(self, args: Args, draws: Draws) -> dict[str, Tensor]:
         """Replicated observations ``(K, B, *plates, *event)`` given drawn latents: the model without its data."""
@@ -242,34 +242,40 @@ class Particles:
     def run(self, program: Program, args: Args, num: int, given: Sites, *, means: bool = False) -> Sites:
         """The sites of ``num`` runs of a program given values of some, with shape ``(K, *batch, *event)``."""
 
-        def run(values: dict[str, Tensor]) -> Sites:
-            sites = expanded(random_sites(poutine.trace(poutine.condition(program, data=values)).get_trace(*args)))
-            if means:
-                observed = {n: s for n, s in sites.items() if s["is_observed"] and n not in values}
-                sites |= {n: {**s, "mean": observed_mean(n, s)} for n, s in observed.items()}
-            return sites
+        def run_given(values: dict[str, Tensor]) -> Sites:
+            found = expanded(sites(run(program, args, given=values), VALUED))
+            if not means:
+                return found
+            for name, site in found.items():
+                if site["is_observed"] and name not in values:
+                    found[name] = {**site, "mean": observed_mean(name, site)}
+            return found
 
         with poutine.block():
             if self.vectorized:
-                with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
-                    return run({n: s["value"] for n, s in given.items()})
-            return stacked([run({n: s["value"][k] for n, s in given.items()}) for k in range(num)])
+                with self._in_particles(num):
+                    return run_given({n: s["value"] for n, s in given.items()})
+            each = [{n: s["value"][k] for n, s in given.items()} for k in range(num)]
+            return stacked([run_given(values) for values in each])
 
     def _one(self, args: Args, guide: Program) -> Draws:
-        guide_trace, model_trace = guide_and_model_traces(self.pair.model, guide, args)
-        log_p, log_q = (per_datum_log_prob(t, self.plate.dim, particles=False) for t in (model_trace, guide_trace))
-        return Draws(log_p - log_q, expanded(random_sites(guide_trace)), self._scored(model_trace))
+        guide_trace, model_trace = run_pair(self.pair.model, guide, args)
+        dim = self.plate.dim
+        log_p = per_datum_log_prob(model_trace, dim, particles=False)
+        log_q = per_datum_log_prob(guide_trace, dim, particles=False)
+        guide_sites = expanded(sites(guide_trace, VALUED))
+        return Draws(log_p - log_q, guide_sites, self._scored(model_trace))
 
     def _scored(self, trace: Trace) -> Sites:
-        """The sites of a model's trace, observed ones with their log-densities if these were asked for."""
-        sites = expanded(random_sites(trace))
-        return scored(sites, pointwise=self.pointwise) if self.scored else sites
+        """The sites of a model's trace, observed ones with log-densities if these were asked for."""
+        found = expanded(sites(trace, VALUED))
+        return scored(found, pointwise=self.pointwise) if self.scored else found
 
     def _first_look(self, args: Args) -> None:
         """One validated pass: data outside a support and parameters that are not finite end here."""
         try:
             with pyro.validation_enabled(True), poutine.block():
-                for trace in guide_and_model_traces(self.pair.model, self.pair.guide, args):
+                for trace in run_pair(self.pair.model, self.pair.guide, args):
                     per_datum_log_prob(trace, self.plate.dim, particles=False)
         except ValueError:
             self._say(args)
@@ -286,15 +292,18 @@ class Particles:
         try:
             with poutine.block():
                 _, guide_trace, model_trace = per_datum_log_weights(model, guide, args, 2, plate)
-            sites = expanded(random_sites(guide_trace))
-            # A Delta has a density only at the very value that the guide computes from its auxiliary site.
-            drawn = {n: s for n, s in sites.items() if not isinstance(s["fn"], Delta)}
-            for program, trace, given in ((model, model_trace, sites), (guide, guide_trace, drawn)):
+            drawn = expanded(sites(guide_trace, VALUED))
+            # a Delta has a density only at the very value that the guide computes
+            free = {n: s for n, s in drawn.items() if not isinstance(s["fn"], Delta)}
+            for program, trace, given in (
+                (model, model_trace, drawn),
+                (guide, guide_trace, free),
+            ):
                 together = per_datum_log_prob(trace, plate.dim, particles=True)
                 for k in range(2):
                     values = {n: s["value"][k] for n, s in given.items()}
                     with poutine.block():
-                        single = poutine.trace(poutine.condition(program, data=values)).get_trace(*args)
+                        single = run(program, args, given=values)
                     alone = per_datum_log_prob(single, plate.dim, particles=False)
                     if not torch.allclose(alone, together[k], rtol=1e-3, atol=1e-2, equal_nan=True):
                         raise ValueError("several particles in one pass give other densities than one by one")

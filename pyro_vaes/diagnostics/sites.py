@@ -1,48 +1,25 @@
-"""Sites of traces as tensors: which are random, with all their dimensions, and lined up by particle and datum."""
+"""Sites of traces as tensors: with all their dimensions, lined up by particle and datum."""
 
 import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.diagnostics.handlers import is_factor
 from pyro_vaes.distributions import Autoregressive
-from pyro_vaes.infer.bounds.importance import DataPlate
+from pyro_vaes.programs import DataPlate, Sites, plates
 
 __all__ = [
     "Args",
-    "Sites",
     "aligned",
     "expanded",
     "holds",
     "observed_mean",
-    "random_sites",
     "scored",
     "stacked",
-    "was_observed",
 ]
 
 Args = tuple[object, ...]
-Sites = dict[str, Message]
-
-
-def random_sites(trace: Trace, *, observed: bool | None = None) -> Sites:
-    """Sample sites that have a value of their own; all, observed ones or latent ones.
-
-    Left out: plates' subsampling, deterministic sites, and ``pyro.factor`` statements.
-    """
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-        and not is_factor(site)
-        and (observed is None or site["is_observed"] == observed)
-    }
 
 
 def holds(argument: Tensor, value: Tensor, rows: Tensor | None = None) -> bool:
@@ -50,11 +27,6 @@ def holds(argument: Tensor, value: Tensor, rows: Tensor | None = None) -> bool:
     if argument.numel() != value.numel() and rows is not None and argument.dim() and int(rows.max()) < len(argument):
         argument = argument[rows]
     return argument.numel() == value.numel() and torch.equal(argument.reshape(value.shape).to(value.dtype), value)
-
-
-def was_observed(site: Message) -> bool:
-    """Whether a site of a program run without its data had some."""
-    return bool(site["infer"].get("was_observed"))
 
 
 def expanded(sites: Sites) -> Sites:
@@ -107,7 +79,7 @@ def aligned(site: Message, plate: DataPlate, *, key: str = "value") -> Tensor:
     value = value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
     value = value.movedim(plate.dim - event_dim, 1)
     others = [d for d in range(-plate.depth, 0) if d != plate.dim]  # behind the data, in this order
-    used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    used = {around.dim for around in plates(site)}
     unused = [2 + i for i, d in enumerate(others) if d not in used]
     return value.squeeze([d for d in unused if value.shape[d] == 1])
 

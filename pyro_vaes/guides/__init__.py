@@ -5,6 +5,7 @@ from pyro_vaes.guides.flows import AmortizedHouseholder, AmortizedIAF
 from pyro_vaes.guides.laplace.fisher import register_fisher
 from pyro_vaes.guides.laplace.guide import AmortizedLaplace
 from pyro_vaes.guides.laplace.schedules import decaying, geometric
+from pyro_vaes.guides.latents import Latents, LatentSite, batch_rows, find_latents
 from pyro_vaes.guides.mixture import AmortizedMixture
 from pyro_vaes.guides.semi_amortized import SemiAmortized
 
@@ -16,8 +17,12 @@ __all__ = [
     "AmortizedMixture",
     "AmortizedMultivariateNormal",
     "AmortizedNormal",
+    "LatentSite",
+    "Latents",
     "SemiAmortized",
+    "batch_rows",
     "decaying",
+    "find_latents",
     "geometric",
     "register_fisher",
 ]

@@ -13,20 +13,22 @@ References:
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pyro
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
-from pyro_vaes.guides.plate_shapes import placed
-from pyro_vaes.nn.module import Program, as_posterior
+from pyro_vaes.guides.plate_shapes import move_behind_plate
+from pyro_vaes.nn.module import Program as ProgramModule
+from pyro_vaes.nn.module import as_posterior
+from pyro_vaes.programs import Findings, Program, bind_keywords
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
 
 
-class AmortizedGuide(Program):
+class AmortizedGuide(ProgramModule):
     """What amortised guides share: the model's latents and plate, and an encoder over them.
 
     Arguments:
@@ -35,7 +37,7 @@ class AmortizedGuide(Program):
             distribution over vectors of the latents' total (unconstrained) dimension, or a pair ``(loc, scale)``.
     """
 
-    def __init__(self, model: Callable[..., object], encoder: nn.Module) -> None:
+    def __init__(self, model: Program, encoder: nn.Module) -> None:
         super().__init__()
         if not callable(model) or not isinstance(encoder, nn.Module):
             raise ValueError(
@@ -44,20 +46,28 @@ class AmortizedGuide(Program):
             )
         self._model = (model,)  # in a tuple, so that a module given as the model does not become a part of the guide
         self.encoder = encoder
-        self._latents: Latents | None = None  # those of the latest batch
-        self._looks: dict[int | None, Latents] = {}  # by the number of its rows
+        self._found = Findings[Latents]()
+        self._of_all_data: Latents | None = None
+
+    @property
+    def model(self) -> Program:
+        """The program whose latents this guide infers."""
+        return self._model[0]
 
     def latents(self, *args: object, **kwargs: object) -> Latents:
-        """The model's latent sites and their plate; the model is run once for each number of rows.
+        """The model's latent sites and their plate; the model is run once for each structure of a batch.
 
-        A plate that draws some of the rows itself is looked at only once: later calls may be with a part of the data.
+        A plate that draws some of the rows itself is looked at only once: later calls may be
+        with a part of the data.
         """
-        rows = batch_rows(args, kwargs)
-        if rows in self._looks:
-            self._latents = self._looks[rows]
-        elif self._latents is None or (self._latents.follows_batch and rows is not None):
-            self._latents = self._looks[rows] = find_latents(self._model[0], *args, **kwargs)
-        return self._latents
+        if self._of_all_data is not None:
+            return self._of_all_data
+
+        program = bind_keywords(self.model, kwargs)
+        found = self._found.of((program,), args, lambda: find_latents(self.model, *args, **kwargs))
+        if not found.follows_batch:
+            self._of_all_data = found
+        return found
 
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
@@ -81,20 +91,20 @@ class AmortizedGuide(Program):
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         latents = self.latents(*args, **kwargs)
         plate = latents.data_plate(batch_rows(args, kwargs))
-        # encoders that run the program (a Laplace component of a mixture) do so before its plate is entered
-        q = self.encode(*args, rows=plate.indices if latents.subsample_size is not None else None, **kwargs)
+
+        # encoders that run the program (a Laplace component of a mixture) do so before its
+        # plate is entered
+        rows = plate.indices if latents.subsample_size is not None else None
+        q = self.encode(*args, rows=rows, **kwargs)
         with plate:
-            return self.sample(placed(q, latents.inner))
+            return self.sample(move_behind_plate(q, latents.inner), latents)
 
-    def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
+    def sample(self, q: TorchDistribution, latents: Latents) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
-        assert self._latents is not None
-        return self._latents.sample_flat(q)
+        return latents.sample_flat(q)
 
 
-def output_of(
-    network: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None
-) -> object:
+def output_of(network: Program, args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None) -> object:
     """What a network, or another guide, makes of the rows that a plate drew.
 
     The rows are taken of all arguments with as many rows as the first, unless the plate drew them all. A network gets
@@ -116,7 +126,7 @@ def output_of(
     return network(*map(taken, args), **{name: taken(value) for name, value in keywords.items()})
 
 
-def _accepted(network: Callable[..., object], num_args: int, kwargs: Mapping[str, object]) -> dict[str, object]:
+def _accepted(network: Program, num_args: int, kwargs: Mapping[str, object]) -> dict[str, object]:
     """Those keywords that a network takes beside so many positional arguments."""
     try:
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
@@ -164,12 +174,14 @@ class AmortizedNormal(AmortizedGuide):
             )
         return base
 
-    def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
-        assert self._latents is not None
+    def sample(self, q: TorchDistribution, latents: Latents) -> dict[str, Tensor]:
         base = self.diagonal(q)
-        sites = self._latents.sites
-        parts = zip(sites, self._latents.split(base.loc), self._latents.split(base.scale), strict=True)
-        return {s.name: pyro.sample(s.name, s.normal(loc, scale)) for s, loc, scale in parts}
+        locs, scales = latents.split(base.loc), latents.split(base.scale)
+
+        values = {}
+        for site, loc, scale in zip(latents.sites, locs, scales, strict=True):
+            values[site.name] = pyro.sample(site.name, site.normal(loc, scale))
+        return values
 
 
 class AmortizedMultivariateNormal(AmortizedGuide):

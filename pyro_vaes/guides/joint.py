@@ -5,19 +5,18 @@
 found by conditioning the program on all its latents and tracing it, so nothing is known here about its networks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.runtime import _PYRO_STACK, Message
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
 from pyro_vaes.guides.latents import Latents, LatentSite
+from pyro_vaes.programs import DENSITIES, Program, Sites, ambient_scale, plates, run, sites
 
 __all__ = ["Joint", "JointSite", "refuse_dependence"]
 
@@ -58,7 +57,7 @@ class Joint:
 
     def __init__(
         self,
-        model: Callable[..., object],
+        model: Program,
         latents: Latents,
         args: tuple[object, ...],
         kwargs: Mapping[str, object],
@@ -68,51 +67,57 @@ class Joint:
 
     def sites(self, z: Tensor) -> list[JointSite]:
         """The program's sites with their latents set by ``z``, which has shape ``(B, numel)``."""
-        data: dict[str, Tensor] = {} if self.rows is None else {self.latents.plate: self.rows}
+        data: dict[str, Tensor] = {}
+        if self.rows is not None:
+            data[self.latents.plate] = self.rows
+
         log_dets = {}
         for site, part in zip(self.latents.sites, self.latents.split(z), strict=True):
-            value, log_det = site.constrain(part.reshape(part.shape[:1] + self.latents.inner + part.shape[1:]))
+            shape = part.shape[:1] + self.latents.inner + part.shape[1:]
+            value, log_det = site.constrain(part.reshape(shape))
             data[site.name], log_dets[site.name] = value, log_det
-        # parameters stay visible: the training loop and SVI find them, and a handler keeps them with their modules
+
+        # parameters stay visible: the training loop and SVI find them, and a handler keeps
+        # them with their modules
         with poutine.block(hide_types=["sample", "observe"]):
-            trace = poutine.trace(poutine.condition(self.model, data=data)).get_trace(*self.args, **self.kwargs)
-        messages = [
-            m
-            for m in trace.nodes.values()
-            if m["type"] == "sample"
-            and not site_is_subsample(m)
-            and not m["infer"].get("_deterministic")
-            and not m["infer"].get("objective_only")  # added to what is trained, but no density
-        ]
+            trace = run(self.model, self.args, self.kwargs, given=data)
+
+        messages = sites(trace, DENSITIES)
         known = {site.name: site for site in self.latents.sites}
         self._refuse(messages, known)
-        scales = {m["name"]: _ambient_scale(m, observed=m["name"] not in known) for m in messages}
-        weight = _common([scales[name] for name in known])
-        return [
-            JointSite(
-                name=m["name"],
-                fn=m["fn"],
-                value=m["value"],
-                scale=1.0 if m["name"] in known else scales[m["name"]] / weight,
-                mask=m["mask"],
-                latent=known.get(m["name"]),
-                log_det=log_dets.get(m["name"]),
-            )
-            for m in messages
-        ]
 
-    def _refuse(self, messages: list[Message], known: Mapping[str, LatentSite]) -> None:
-        for m in messages:
-            name = m["name"]
-            if not any(f.name == self.latents.plate for f in m["cond_indep_stack"]):
+        scales = {}
+        for name, message in messages.items():
+            scales[name] = ambient_scale(message, observed=name not in known)
+        weight = _common([scales[name] for name in known])
+
+        found = []
+        for name, message in messages.items():
+            scale = 1.0 if name in known else scales[name] / weight
+            joint_site = JointSite(
+                name=name,
+                fn=message["fn"],
+                value=message["value"],
+                scale=scale,
+                mask=message["mask"],
+                latent=known.get(name),
+                log_det=log_dets.get(name),
+            )
+            found.append(joint_site)
+        return found
+
+    def _refuse(self, messages: Sites, known: Mapping[str, LatentSite]) -> None:
+        for name, message in messages.items():
+            if self.latents.plate not in {plate.name for plate in plates(message)}:
                 raise ValueError(
-                    f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its density cannot be shared "
-                    "out among the data. Put it into the plate."
+                    f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its "
+                    "density cannot be shared out among the data. Put it into the plate."
                 )
-            if not m["is_observed"]:
+            if not message["is_observed"]:
                 raise ValueError(
-                    f"The site {name!r} was not there when the program first ran (sites {list(known)}); a program "
-                    "whose latent sites change from run to run has no posterior around one point."
+                    f"The site {name!r} was not there when the program first ran (sites "
+                    f"{list(known)}); a program whose latent sites change from run to run has "
+                    "no posterior around one point."
                 )
 
     def log_prob(self, sites: list[JointSite], size: int) -> Tensor:
@@ -130,35 +135,6 @@ class Joint:
     def rows_first(self, batch: Tensor, *, right: int = 0, left: int = 0) -> Tensor:
         """Move the data dimension behind the ``left`` leading ones, given ``right`` dimensions behind the batch's."""
         return batch.movedim(batch.dim() - right + self.latents.dim, left)
-
-
-def _ambient_scale(message: Message, *, observed: bool) -> float | Tensor:
-    """The scale of a site, with that of the handlers around the guide, which the block hides from the program.
-
-    A KL weight may be a handler around the whole step. A probe is sent through the handlers up to the next block; it is
-    marked as done, so that handlers which draw or replay leave it alone, and is never recorded.
-    """
-    probe = Message(
-        type="sample",
-        name=message["name"],
-        fn=message["fn"],
-        is_observed=observed,
-        args=(),
-        kwargs={},
-        value=message["value"],
-        infer={},
-        scale=message["scale"],
-        mask=None,
-        cond_indep_stack=(),
-        done=True,
-        stop=False,
-        continuation=None,
-    )
-    for frame in reversed(_PYRO_STACK):
-        frame._process_message(probe)
-        if probe["stop"]:
-            break
-    return probe["scale"]
 
 
 def _common(scales: list[float | Tensor]) -> float | Tensor:

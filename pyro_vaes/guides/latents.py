@@ -1,23 +1,37 @@
 """The latent sites of a program, found by running it once, seen as one unconstrained vector per datum."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Normal, TorchDistribution, TransformedDistribution, constraints
+from pyro.distributions import (
+    Delta,
+    Normal,
+    TorchDistribution,
+    TransformedDistribution,
+    constraints,
+)
 from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyro_vaes.guides.differentiable import differentiable
-from pyro_vaes.programs.buffers import untouched_buffers
+from pyro_vaes.programs import (
+    DRAWN,
+    Plate,
+    Program,
+    marks,
+    plates,
+    run,
+    sites,
+    untouched_buffers,
+)
 
-__all__ = ["Latents", "LatentSite", "find_latents"]
+__all__ = ["LatentSite", "Latents", "batch_rows", "find_latents"]
 
 
 @dataclass(frozen=True)
@@ -133,80 +147,90 @@ class Latents:
             posterior: The distribution, with event shape ``(numel,)``.
             analytic_kl: Whether bounds may take the expectation of log q - log p; False marks the site for ``check``.
         """
-        first, infer = self.sites[0], {} if analytic_kl else {"analytic_kl": False}
-        if len(self.sites) == 1 and first.is_real and first.event_shape == posterior.event_shape:
+        first = self.sites[0]
+        alone = len(self.sites) == 1 and first.is_real
+        if alone and first.event_shape == posterior.event_shape:
+            infer = marks(analytic_kl=analytic_kl)
             return {first.name: pyro.sample(first.name, posterior, infer=infer)}
+
         name = "_" + "_".join(s.name for s in self.sites)
-        flat = pyro.sample(name, posterior, infer={"is_auxiliary": True, **infer})
+        infer = marks(auxiliary=True, analytic_kl=analytic_kl)
+        flat = pyro.sample(name, posterior, infer=infer)
+
         values = {}
         for site, part in zip(self.sites, self.split(flat), strict=True):
             value, log_det = site.constrain(part)
-            values[site.name] = pyro.sample(
-                site.name, Delta(value, log_density=-log_det, event_dim=len(site.event_shape))
-            )
+            event_dim = len(site.event_shape)
+            point = Delta(value, log_density=-log_det, event_dim=event_dim)
+            values[site.name] = pyro.sample(site.name, point)
         return values
 
 
 def batch_rows(args: tuple[object, ...], kwargs: Mapping[str, object] | None = None) -> int | None:
     """Number of rows of the first tensor among the arguments of a program."""
-    values = (*args, *(kwargs or {}).values())
-    return next((len(a) for a in values if isinstance(a, Tensor) and a.dim()), None)
+    for value in (*args, *(kwargs or {}).values()):
+        if isinstance(value, Tensor) and value.dim():
+            return len(value)
+    return None
 
 
-def find_latents(model: Callable[..., object], *args: object, **kwargs: object) -> Latents:
+def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
     """Run the program once, without a trace left anywhere, and find its latent sites and their plate.
 
     Raises:
-        ValueError: There is no latent site, one is discrete, one has no data plate around it, they do not share one
-            plate, or a support depends on other variables.
+        ValueError: There is no latent site, one is discrete, one has no data plate around it,
+            they do not share one plate, or a support depends on other variables.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), untouched_buffers(), differentiable(args, kwargs) as given:
-        with torch.no_grad(), poutine.block():
-            trace = poutine.trace(model).get_trace(*given.args, **given.kwargs)
-    messages = [
-        site
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not site["infer"].get("_deterministic")
-        and not site_is_subsample(site)
-    ]
+    on_cuda = torch.cuda.is_initialized()
+    devices = list(range(torch.cuda.device_count())) if on_cuda else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        untouched_buffers(),
+        differentiable(args, kwargs) as given,
+        torch.no_grad(),
+        poutine.block(),
+    ):
+        trace = run(model, given.args, given.kwargs)
+
+    messages = list(sites(trace, DRAWN).values())
     if not messages:
         raise ValueError("The model has no latent sample site, so there is nothing for a guide to infer.")
-    frames = {_data_frame(m) for m in messages}
-    if len(frames) > 1:
+    found = {_only_plate(m) for m in messages}
+    if len(found) > 1:
         raise ValueError(
             f"The latent sites {[m['name'] for m in messages]} lie in different plates "
-            f"{sorted({f.name for f in frames})}; an amortized guide needs them all in one data plate."
+            f"{sorted({plate.name for plate in found})}; an amortized guide needs them all in "
+            "one data plate."
         )
-    frame, rows = frames.pop(), batch_rows(args, kwargs)
-    subsamples = frame.full_size is not None and frame.full_size != frame.size
-    full_size = frame.full_size if frame.full_size is not None else frame.size
+
+    plate, rows = found.pop(), batch_rows(args, kwargs)
+    follows = not plate.subsamples and plate.num_data == rows
     return Latents(
         sites=tuple(_latent_site(m) for m in messages),
-        plate=frame.name,
-        dim=frame.dim,
-        full_size=None if not subsamples and full_size == rows else full_size,
-        subsample_size=frame.size if subsamples else None,
+        plate=plate.name,
+        dim=plate.dim,
+        full_size=None if follows else plate.num_data,
+        subsample_size=plate.size if plate.subsamples else None,
         rows=rows,
     )
 
 
-def _data_frame(message: Message):  # noqa: ANN202 - Pyro's CondIndepStackFrame
-    name, frames = message["name"], [f for f in message["cond_indep_stack"] if f.vectorized]
-    if not frames:
+def _only_plate(message: Message) -> Plate:
+    """The one plate around a latent site."""
+    name, around = message["name"], plates(message)
+    if not around:
         raise ValueError(
-            f"The latent site {name!r} lies outside the data plate: it is global, one value for the whole data set, "
-            "and an amortized guide infers one value per datum. Put it into `with pyro.plate('data', len(x)):`, or "
-            "learn it as a parameter (pyro.param)?"
+            f"The latent site {name!r} lies outside the data plate: it is global, one value for "
+            "the whole data set, and an amortized guide infers one value per datum. Put it into "
+            "`with pyro.plate('data', len(x)):`, or learn it as a parameter (pyro.param)?"
         )
-    if len(frames) > 1:
+    if len(around) > 1:
         raise ValueError(
-            f"The latent site {name!r} lies in the nested plates {[f.name for f in frames]}; an amortized guide needs "
-            "one data plate. Make the inner plates event dimensions with .expand([...]).to_event(...)?"
+            f"The latent site {name!r} lies in the nested plates "
+            f"{[plate.name for plate in around]}; an amortized guide needs one data plate. Make "
+            "the inner plates event dimensions with .expand([...]).to_event(...)?"
         )
-    return frames[0]
+    return around[0]
 
 
 def _latent_site(message: Message) -> LatentSite:

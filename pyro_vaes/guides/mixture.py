@@ -8,7 +8,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_vaes.distributions import RecursiveMixture
 from pyro_vaes.guides.amortized import AmortizedGuide, output_of
 from pyro_vaes.nn.module import as_posterior
+from pyro_vaes.programs import Program
 
 __all__ = ["AmortizedMixture"]
 
@@ -60,7 +61,7 @@ class AmortizedMixture(AmortizedGuide):
 
     def __init__(
         self,
-        model: Callable[..., object],
+        model: Program,
         components: Sequence[nn.Module],
         weights: Sequence[nn.Module],
         *,

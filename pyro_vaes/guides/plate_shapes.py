@@ -8,10 +8,10 @@ from torch import Tensor
 from pyro_vaes.distributions import InverseAutoregressive, RecursiveMixture
 from pyro_vaes.distributions.map_parameters import elements, has_map, mapped
 
-__all__ = ["placed"]
+__all__ = ["move_behind_plate"]
 
 
-def placed(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDistribution:
+def move_behind_plate(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDistribution:
     """The rows' posteriors, batch shape ``(B,)``, with the batch shape ``(B, *inner)``; others stay as they are.
 
     Arguments:
@@ -24,7 +24,9 @@ def placed(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDistribution:
     if not inner or len(q.batch_shape) != 1:
         return q
     if isinstance(q, RecursiveMixture):
-        return RecursiveMixture([placed(c, inner) for c in q.components], [a.reshape(-1, *inner) for a in q.logits])
+        return RecursiveMixture(
+            [move_behind_plate(c, inner) for c in q.components], [a.reshape(-1, *inner) for a in q.logits]
+        )
 
     def behind(parameter: Tensor, event_dim: int) -> Tensor:
         return parameter.reshape(parameter.shape[:1] + inner + parameter.shape[parameter.dim() - event_dim :])
@@ -33,7 +35,7 @@ def placed(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDistribution:
         if has_map(q) and all(isinstance(t, InverseAutoregressive) for t in q.transforms):
             flow = cast(list[InverseAutoregressive], q.transforms)
             steps = [InverseAutoregressive(t.network, behind(t.context, 1), t.order) for t in flow]
-            return TransformedDistribution(placed(cast(TorchDistribution, q.base_dist), inner), steps)
+            return TransformedDistribution(move_behind_plate(cast(TorchDistribution, q.base_dist), inner), steps)
         if has_map(elements(q)):  # what another map holds for each row cannot be moved
             raise TypeError
         return cast(TorchDistribution, mapped(q, behind))

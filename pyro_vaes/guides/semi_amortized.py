@@ -101,16 +101,16 @@ class SemiAmortized(AmortizedGuide):
             raise ValueError(f"num_samples is the number of draws per step, 1 or more, but got {num_samples!r}.")
         if noise is not None and not callable(noise):
             raise ValueError(f"noise maps a template to numbers, but got {noise!r}; lambda template: ...?")
-        super().__init__(base_guide._model[0], base_guide)
+        super().__init__(base_guide.model, base_guide)
         self.steps, self.lr, self.momentum, self.second_order = steps, lr, momentum, second_order
         self.max_norm, self.num_samples, self.noise = max_norm, num_samples, noise
 
     def latents(self, *args: object, **kwargs: object) -> Latents:
         return self.encoder.latents(*args, **kwargs)
 
-    def sample(self, q: TorchDistribution) -> dict[str, Tensor]:
+    def sample(self, q: TorchDistribution, latents: Latents) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
-        return self.encoder.sample(q)
+        return self.encoder.sample(q, latents)
 
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The refined normal of these rows of the arguments; must be called outside the data plate."""
@@ -122,7 +122,7 @@ class SemiAmortized(AmortizedGuide):
             if not self.steps:
                 return q
             first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
-            refined = self._climb(first, Joint(self._model[0], latents, given.args, given.kwargs, given.rows))
+            refined = self._climb(first, Joint(self.model, latents, given.args, given.kwargs, given.rows))
             loc, log_scale = refined.chunk(2, -1)
             return Normal(loc, log_scale.exp()).to_event(1)
 

@@ -30,18 +30,28 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
-from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, layers, with_keywords, without_keywords
-from pyro_vaes.infer.bounds.doubly_reparameterized import DReG_ELBO
+from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.facts import facts_of, layers
 from pyro_vaes.infer.bounds.global_batch import is_shared
-from pyro_vaes.infer.bounds.importance import find_data_plate
 from pyro_vaes.infer.bounds.observations import ObservationRecorder
-from pyro_vaes.infer.bounds.posteriors import PosteriorRecorder
-from pyro_vaes.infer.bounds.recursive_mixture import RecursiveMixture_ELBO
-from pyro_vaes.infer.bounds.stratified_mixture import StratifiedMixture_ELBO
-from pyro_vaes.infer.training.callbacks import Callback, Run, State
-from pyro_vaes.infer.training.nonfinite import halve_learning_rate, step_if_finite
-from pyro_vaes.infer.training.step import MakeOptimizer, make_optimizer
-from pyro_vaes.programs.pair import modes
+from pyro_vaes.infer.bounds.posteriors import record_posteriors
+from pyro_vaes.infer.callback import Callback, Run, State
+from pyro_vaes.infer.optimizers import (
+    MakeOptimizer,
+    halve_learning_rate,
+    make_optimizer,
+    step_if_finite,
+)
+from pyro_vaes.programs import (
+    DataPlate,
+    Findings,
+    Program,
+    SiteRecorder,
+    bind_keywords,
+    find_data_plate,
+    modes,
+    unbind_keywords,
+)
 
 __all__ = ["Adversarial_ELBO"]
 
@@ -59,13 +69,12 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A pair with recorders around both programs, found once so that the wrapped bound sees one pair."""
+    """A pair with recorders around both programs."""
 
     model: Program
     guide: Program
     observed: ObservationRecorder
-    drawn: PosteriorRecorder
-    plate: str
+    drawn: SiteRecorder
 
 
 class Adversarial_ELBO(Bound):
@@ -121,12 +130,13 @@ class Adversarial_ELBO(Bound):
             raise ValueError(
                 f"base must be a bound with a differentiable loss, but {type(base).__name__} has none; Trace_ELBO()?"
             )
-        other = [b for b in layers(base) if isinstance(b, StratifiedMixture_ELBO | RecursiveMixture_ELBO | DReG_ELBO)]
-        if other:
+        if not facts_of(base).plain_draws:
+            other = next(b for b in layers(base) if not facts_of(b).plain_draws)
             raise ValueError(
-                f"{type(other[0]).__name__} has draws that are no plain draws of the guide (one of each component of a "
-                "mixture, or with gradients of their own), and a discriminator of their reconstructions would send "
-                "wrong gradients to the guide. Use Trace_ELBO?"
+                f"{type(other).__name__} has draws that are no plain draws of the guide (one "
+                "of each component of a mixture, or with gradients of their own), and a "
+                "discriminator of their reconstructions would send wrong gradients to the "
+                "guide. Use Trace_ELBO?"
             )
         if not isinstance(discriminator, nn.Module) or not any(p.requires_grad for p in discriminator.parameters()):
             raise ValueError(
@@ -136,21 +146,22 @@ class Adversarial_ELBO(Bound):
             raise ValueError(f"weight is that of a penalty, a number of 0 or more, but got {weight}.")
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.discriminator, self.weight, self.site = base, discriminator, weight, site
-        self._optim, self._optimizer = optim, cast(Optimizer | None, None)
-        self._seen = Seen[_Recorded]()
+        self._optim = optim
+        self._optimizer: Optimizer | None = None
+        self._recorded = Findings[_Recorded]()
+        self._plates = Findings[DataPlate]()
         self._images: _Images | None = None
 
     @property
     def optimizer(self) -> Optimizer:
         """The discriminator's optimiser, made when it is first asked for."""
         if self._optimizer is None:
-            parameters = [p for p in self.discriminator.parameters() if p.requires_grad]
-            self._optimizer = make_optimizer(self._optim, cast(list[Tensor], parameters))
+            parameters: list[Tensor] = [p for p in self.discriminator.parameters() if p.requires_grad]
+            self._optimizer = make_optimizer(self._optim, parameters)
         return self._optimizer
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The base's loss plus N w BCE(1, D(x_hat)), without a gradient for the discriminator."""
-        model, guide = with_keywords((model, guide), kwargs)
         if is_shared():
             raise ValueError(
                 "Adversarial_ELBO trains its discriminator on one process, but several share this step. Use one device."
@@ -159,9 +170,8 @@ class Adversarial_ELBO(Bound):
         self._images = _Images(images.real.detach(), images.fake.detach())
         return loss + num_data * self._generator_term(images.fake)
 
-    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        model, guide = with_keywords((model, guide), kwargs)
-        with torch.no_grad(), modes(self.discriminator, training=False):
+    def negative_value(self, model: Program, guide: Program, *args: object) -> float:
+        with modes(self.discriminator, training=False):
             loss, images, num_data = self._run(self.base.loss, model, guide, args)
             return float(loss + num_data * self._generator_term(images.fake))
 
@@ -210,9 +220,17 @@ class Adversarial_ELBO(Bound):
 
     def _run(self, bound: Callable[..., T], model: Program, guide: Program, args: Args) -> tuple[T, _Images, int]:
         """A function of the base's, the images that it has met, and the number of data that they stand for."""
-        pair = self._record(model, guide, args)
-        loss = bound(*with_keywords((pair.model, pair.guide), without_keywords(model)[1]), *args)
-        drawn, observation = pair.drawn.take_all(), pair.observed.take(self.site)
+        recorded = self._record(model, guide)
+        keywords = unbind_keywords(model)[1]
+        plate = self._plates.of((model, guide), args, lambda: find_data_plate(model, guide, args))
+        loss = bound(
+            bind_keywords(recorded.model, keywords),
+            bind_keywords(recorded.guide, keywords),
+            *args,
+        )
+
+        drawn = recorded.drawn.take_all()
+        observation = recorded.observed.take(self.site)
         for name, message in drawn.items():
             if torch.is_grad_enabled() and not message["fn"].has_rsample:
                 raise ValueError(
@@ -220,25 +238,31 @@ class Adversarial_ELBO(Bound):
                     f"the guide, but the site {name!r} ({type(message['fn']).__name__}) has none. Use Trace_ELBO "
                     "alone, or AmortizedNormal?"
                 )
+
         event_shape = observation.fn.event_shape
-        real, fake = (t.reshape(-1, *event_shape) for t in (observation.value, observation.mean))
-        return loss, _Images(real, fake), observation.num_data(pair.plate)
+        images = _Images(
+            real=observation.value.reshape(-1, *event_shape),
+            fake=observation.mean.reshape(-1, *event_shape),
+        )
+        return loss, images, observation.num_data(plate.name)
 
-    def _record(self, model: Program, guide: Program, args: Args) -> _Recorded:
-        def look() -> _Recorded:
-            plate = find_data_plate(model, guide, args)
-            observed, drawn = ObservationRecorder(), PosteriorRecorder()
-            p, q = without_keywords(model)[0], without_keywords(guide)[0]
-            return _Recorded(observed(p), drawn(q), observed, drawn, plate.name)
+    def _record(self, model: Program, guide: Program) -> "_Recorded":
+        """The pair within recorders; found once, so that ``base`` meets one pair."""
+        p, q = unbind_keywords(model)[0], unbind_keywords(guide)[0]
 
-        return self._seen.of(model, guide, look=look)
+        def record() -> _Recorded:
+            observed, drawn = ObservationRecorder(), record_posteriors()
+            return _Recorded(observed(p), drawn(q), observed, drawn)
+
+        return self._recorded.of((p, q), (), record)
 
 
 class _DiscriminatorSteps(Callback):
     """The discriminator's share of a run of ``fit``: its steps, its rollbacks, and its state in the checkpoints."""
 
     def __init__(self, bound: Adversarial_ELBO) -> None:
-        self.bound, self.back_to = bound, cast(State, {})
+        self.bound = bound
+        self.back_to: State = {}
 
     def stepped(self, run: Run) -> None:
         if self.bound._images is not None:  # as after a rollback

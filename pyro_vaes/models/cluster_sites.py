@@ -13,13 +13,14 @@ import math
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Categorical
 from torch import Tensor
 
+from pyro_vaes.programs import mark_statements, marks
+
 __all__ = ["as_labels", "guess_cluster", "observe_cluster", "one_hot", "sample_cluster"]
 
-ENUMERATE = {"enumerate": "parallel"}
+ENUMERATE = marks(enumerated=True)
 
 
 def sample_cluster(name: str, weights: Categorical, labels: Tensor | None) -> Tensor:
@@ -27,7 +28,7 @@ def sample_cluster(name: str, weights: Categorical, labels: Tensor | None) -> Te
     y = pyro.sample(name, weights, infer=ENUMERATE)
     if labels is not None:
         agrees = (labels < 0) | (y == labels)
-        with poutine.infer_config(config_fn=lambda _: {"evidence_for": name}):  # what is summed has one KL weight
+        with mark_statements(marks(evidence_for=name)):  # what is summed has one KL weight
             pyro.factor(f"{name}_label", torch.where(agrees, 0.0, -math.inf).to(weights.logits))
     return y
 
@@ -45,7 +46,7 @@ def observe_cluster(name: str, latent: str, log_joint: Tensor, labels: Tensor) -
     """
     label = labels.clamp(min=0).expand(log_joint.shape[:-1]).unsqueeze(-1)
     log_p = torch.log_softmax(log_joint, -1).gather(-1, label).squeeze(-1)  # (..., B)
-    with poutine.infer_config(config_fn=lambda _: {"evidence_for": latent}):
+    with mark_statements(marks(evidence_for=latent)):
         pyro.factor(f"{name}_label", torch.where(labels >= 0, log_p, 0.0))
 
 
@@ -65,11 +66,11 @@ def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight
     label = labels.clamp(min=0).unsqueeze(-1)  # (B, 1)
     if label_weight > 0:
         term = torch.where(known, log_q.gather(-1, label), 0.0).squeeze(-1)
-        with poutine.infer_config(config_fn=lambda _: {"objective_only": True}):
+        with mark_statements(marks(objective_only=True)):
             pyro.factor(f"{name}_classification", -label_weight * term, has_rsample=True)  # q's side is subtracted
     agrees = label == torch.arange(logits.shape[-1], device=logits.device)
     point = torch.where(agrees, 0.0, -math.inf).to(log_q)
-    infer = {**ENUMERATE, "may_be_point": True}
+    infer = marks(enumerated=True, may_be_point=True)
     return pyro.sample(name, Categorical(logits=torch.where(known, point, log_q)), infer=infer)
 
 

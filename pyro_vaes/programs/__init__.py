@@ -1,1 +1,129 @@
-"""Reading a Pyro program: its sites, plates, masks, scales and units; running one without leaving a trace."""
+"""Reading a Pyro program: its sites, plates, masks, scales and units; running one aside.
+
+Guides, bounds, checks and diagnostics look at programs through this room alone:
+
+    marks          what ``infer={...}`` says of a site
+    sites          what a site is: latent, observed, auxiliary, a factor, ...
+    plates, units  the plates around it, and which of them holds the data
+    structure      which batches are alike; what was found out, once for each kind
+    runs, aside    running programs, with values given, and without leaving a trace
+    densities      log-densities per datum, for one or many particles
+    pair           a model and a guide together: modules, parameters, state
+"""
+
+from pyro_vaes.programs.aside import local_parameters, modes, preserve_rng
+from pyro_vaes.programs.buffers import untouched_buffers
+from pyro_vaes.programs.densities import (
+    objective_terms,
+    over_particles,
+    per_datum_log_prob,
+    per_datum_log_weights,
+    per_datum_terms,
+)
+from pyro_vaes.programs.dependencies import dependencies, mean_field_violations
+from pyro_vaes.programs.handler_stack import ambient_scale
+from pyro_vaes.programs.keywords import bind_keywords, unbind_keywords
+from pyro_vaes.programs.marks import (
+    evidence_for,
+    has_analytic_kl,
+    is_auxiliary,
+    is_deterministic,
+    is_enumerated,
+    is_objective_only,
+    mark_statements,
+    marks,
+    may_be_point,
+    was_observed,
+)
+from pyro_vaes.programs.pair import Pair
+from pyro_vaes.programs.plates import Plate, find_plate, plates
+from pyro_vaes.programs.reach import (
+    Program,
+    modules_of,
+    num_positional,
+    required_arguments,
+)
+from pyro_vaes.programs.runs import PairTraces, dry_run, run, run_pair, share_dry_runs
+from pyro_vaes.programs.site_recorder import SiteRecorder
+from pyro_vaes.programs.sites import (
+    DENSITIES,
+    DRAWN,
+    OBJECTIVE,
+    VALUED,
+    Role,
+    Sites,
+    is_latent,
+    log_density,
+    log_density_sum,
+    role,
+    sites,
+)
+from pyro_vaes.programs.structure import Findings, batch_structure
+from pyro_vaes.programs.units import (
+    DataPlate,
+    UnitCounter,
+    Units,
+    data_plate,
+    find_data_plate,
+    num_rows,
+)
+
+__all__ = [
+    "DENSITIES",
+    "DRAWN",
+    "OBJECTIVE",
+    "VALUED",
+    "DataPlate",
+    "Findings",
+    "Pair",
+    "PairTraces",
+    "Plate",
+    "Program",
+    "Role",
+    "SiteRecorder",
+    "Sites",
+    "UnitCounter",
+    "Units",
+    "ambient_scale",
+    "batch_structure",
+    "bind_keywords",
+    "data_plate",
+    "dependencies",
+    "dry_run",
+    "evidence_for",
+    "find_data_plate",
+    "find_plate",
+    "has_analytic_kl",
+    "is_auxiliary",
+    "is_deterministic",
+    "is_enumerated",
+    "is_latent",
+    "is_objective_only",
+    "local_parameters",
+    "log_density",
+    "log_density_sum",
+    "mark_statements",
+    "marks",
+    "may_be_point",
+    "mean_field_violations",
+    "modes",
+    "modules_of",
+    "num_positional",
+    "num_rows",
+    "objective_terms",
+    "over_particles",
+    "per_datum_log_prob",
+    "per_datum_log_weights",
+    "per_datum_terms",
+    "plates",
+    "preserve_rng",
+    "required_arguments",
+    "role",
+    "run",
+    "run_pair",
+    "share_dry_runs",
+    "sites",
+    "unbind_keywords",
+    "untouched_buffers",
+    "was_observed",
+]

@@ -12,14 +12,19 @@ __all__ = ["untouched_buffers"]
 
 @contextmanager
 def untouched_buffers() -> Iterator[None]:
-    """Inside, modules that are called change copies of their buffers, such as a batch norm's statistics."""
+    """Inside, modules that are called change copies of their buffers.
+
+    So the statistics of a batch norm, for example, stay as they are.
+    """
     kept: dict[nn.Module, dict[str, Tensor | None]] = {}
 
     def keep(module: nn.Module, _: object) -> None:
-        if module not in kept and not isinstance(module, torch.jit.ScriptModule):
-            kept[module] = dict(module._buffers)
-            copies = {n: b.clone() for n, b in module._buffers.items() if b is not None and not is_lazy(b)}
-            module._buffers.update(copies)
+        if module in kept or isinstance(module, torch.jit.ScriptModule):
+            return
+        kept[module] = dict(module._buffers)
+        for name, buffer in kept[module].items():
+            if buffer is not None and not is_lazy(buffer):
+                module._buffers[name] = buffer.clone()
 
     handle = nn.modules.module.register_module_forward_pre_hook(keep)
     try:

@@ -1,47 +1,28 @@
-"""A model and its guide, seen as one trainable thing: its modules, its parameters, its state."""
+"""A model and its guide as one trainable thing: its modules, its parameters, its state."""
 
 import contextlib
 from collections.abc import Iterator
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyro_vaes.infer.handlers import ParameterRecorder, local_parameters, untouched_store
+from pyro_vaes.programs.aside import (
+    ParameterRecorder,
+    local_parameters,
+    modes,
+    preserve_rng,
+    untouched_store,
+)
 from pyro_vaes.programs.reach import Program, modules_of, num_positional
+from pyro_vaes.programs.runs import run_pair
 
-__all__ = ["Pair", "Program", "modes", "preserve_rng"]
+__all__ = ["Pair"]
 
-
-@contextlib.contextmanager
-def preserve_rng(seed: int | None = None) -> Iterator[None]:
-    """Restore the states of all random number generators afterwards; inside, start from the seed if there is one."""
-    state = pyro.util.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        if seed is not None:
-            pyro.util.set_rng_seed(seed)
-        yield
-    finally:
-        pyro.util.set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-@contextlib.contextmanager
-def modes(*modules: nn.Module, training: bool) -> Iterator[None]:
-    """Put modules into training or evaluation mode; afterwards each of their parts is in its own again."""
-    before = {m: m.training for module in modules for m in module.modules()}
-    try:
-        for module in modules:
-            module.train(training)
-        yield
-    finally:
-        for part, mode in before.items():
-            part.training = mode
+Args = tuple[object, ...]
+NO_FORWARD = (nn.Module.forward, pyro.nn.PyroModule.forward)
 
 
 class Pair:
@@ -50,38 +31,45 @@ class Pair:
     Arguments:
         model: A Pyro program: a module, a method of one, or a function.
         guide: Likewise.
+
+    Attributes:
+        modules: The modules within reach of the programs, by name.
+        parameters: The unconstrained leaves that training moves, by name.
+        unreached: Names of those that no gradient of the bound reaches.
+        free: The unconstrained leaves of param statements that belong to no module.
+
+    Raises:
+        ValueError: One of them is no Pyro program.
     """
 
     def __init__(self, model: Program, guide: Program) -> None:
-        for label, program in (("model", model), ("guide", guide)):
-            if not callable(program):
-                raise ValueError(f"The {label} must be a Pyro program, but got {type(program).__name__}.")
-            if isinstance(program, nn.Module) and type(program).forward in (
-                nn.Module.forward,
-                pyro.nn.PyroModule.forward,
-            ):
-                raise ValueError(
-                    f"The {label} is a {type(program).__name__}, which has no forward: pass its method, as in "
-                    "fit(vae.model, vae.guide, data)."
-                )
+        _refuse_no_program("model", model)
+        _refuse_no_program("guide", guide)
         self.model, self.guide = model, guide
+
         self.modules: dict[str, nn.Module] = {}
         for label, module in [*modules_of(model, "model"), *modules_of(guide, "guide")]:
-            if all(module is not m for m in self.modules.values()):
-                self.modules[label if label not in self.modules else f"{label}.{len(self.modules)}"] = module
-        self.parameters: dict[str, Tensor] = {}  # the unconstrained leaves that training moves
-        self.unreached: list[str] = []  # names of those that no gradient of the bound reaches
-        self.free: dict[str, Tensor] = {}  # the unconstrained leaves of param statements that belong to no module
+            if all(module is not known for known in self.modules.values()):
+                taken = label in self.modules
+                name = f"{label}.{len(self.modules)}" if taken else label
+                self.modules[name] = module
+
+        self.parameters: dict[str, Tensor] = {}
+        self.unreached: list[str] = []
+        self.free: dict[str, Tensor] = {}
         self._num_args = num_positional(model)
 
-    def arguments(self, batch: object) -> tuple[object, ...]:
-        """The positional arguments for a batch: a tensor, or a sequence cut to what the model takes."""
+    def arguments(self, batch: object) -> Args:
+        """The programs' arguments for a batch: a tensor, or a sequence cut to length."""
         args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         return args[: self._num_args]
 
     def device(self) -> torch.device | None:
         """Where the modules' parameters live; None when there are none."""
-        return next((p.device for m in self.modules.values() for p in m.parameters()), None)
+        for module in self.modules.values():
+            for parameter in module.parameters():
+                return parameter.device
+        return None
 
     def to(self, device: torch.device | str) -> None:
         for module in self.modules.values():
@@ -91,104 +79,152 @@ class Pair:
         for module in self.modules.values():
             module.train(mode)
 
+    # running aside
+
     @contextlib.contextmanager
     def aside(self, *, keep_params: bool = False) -> Iterator[None]:
-        """Run the programs without leaving a trace: buffers, generators and Pyro's parameter store come back.
+        """Run the programs without leaving a trace.
+
+        Buffers, generators and Pyro's parameter store come back.
 
         Arguments:
-            keep_params: Whether free-standing ``pyro.param`` statements that are made inside stay in the store.
+            keep_params: Whether free-standing ``pyro.param`` statements that are made
+                inside stay in the store.
         """
-        modules = {m for module in self.modules.values() for m in module.modules()}
-        buffers = [
-            (m, n, b, b.clone()) for m in modules for n, b in m._buffers.items() if b is not None and not is_lazy(b)
-        ]
+        buffers = []
+        for owner in {m for module in self.modules.values() for m in module.modules()}:
+            for name, buffer in owner._buffers.items():
+                if buffer is not None and not is_lazy(buffer):
+                    buffers.append((owner, name, buffer, buffer.clone()))
+
+        store = contextlib.nullcontext() if keep_params else untouched_store()
         try:
-            with contextlib.nullcontext() if keep_params else untouched_store(), preserve_rng(), local_parameters():
+            with store, preserve_rng(), local_parameters():
                 yield
         finally:
             with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    module._buffers[name] = buffer.copy_(before)
+                for owner, name, buffer, before in buffers:
+                    owner._buffers[name] = buffer.copy_(before)
+
+    def in_evaluation_mode(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, all modules are in evaluation mode; each part's own mode comes back."""
+        return modes(*self.modules.values(), training=False)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Aside, in evaluation mode and without gradients; every module's own mode comes back."""
-        with modes(*self.modules.values(), training=False), self.aside(), torch.no_grad():
-            yield
+        """Aside, in evaluation mode, without gradients and without Pyro's validation."""
+        with self.in_evaluation_mode(), self.aside(), torch.no_grad():
+            with pyro.validation_enabled(False):
+                yield
 
-    def materialise(self, args: tuple[object, ...]) -> None:
-        """Run both programs once, so that lazily made modules and free-standing param statements exist."""
-        with self.aside(keep_params=True), torch.no_grad(), ParameterRecorder() as recorder:
-            guide_trace = poutine.trace(self.guide).get_trace(*args)
-            poutine.replay(self.model, trace=guide_trace)(*args)
-        self._note_params(recorder)
+    # parameters
+
+    def materialise(self, args: Args) -> None:
+        """Run both programs once, so that lazy modules and param statements exist."""
+        with self.aside(keep_params=True), torch.no_grad(), ParameterRecorder() as params:
+            run_pair(self.model, self.guide, args)
+        self._note_params(params)
 
     def _note_params(self, recorder: ParameterRecorder) -> dict[int, tuple[str, Tensor]]:
-        """The leaves of all param statements by identity, with names; remembers the free-standing ones."""
-        names = {id(p): f"{label}.{n}" for label, m in self.modules.items() for n, p in m.named_parameters()}
-        leaves = [(name, _leaf(value)) for name, value in recorder.found]
-        self.free = {f"param.{name}": leaf for name, leaf in leaves if id(leaf) not in names}
-        return {id(leaf): (names.get(id(leaf), f"param.{name}"), leaf) for name, leaf in leaves}
+        """The leaves of all param statements by identity; keeps the free-standing ones."""
+        names = {}
+        for label, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                names[id(parameter)] = f"{label}.{name}"
 
-    def discover(self, loss: ELBO, args: tuple[object, ...]) -> Tensor | None:
-        """Find the parameters that training moves by one dry evaluation of the loss, aside.
+        self.free = {}
+        found = {}
+        for name, value in recorder.found:
+            leaf = _leaf(value)
+            if id(leaf) not in names:
+                self.free[f"param.{name}"] = leaf
+            found[id(leaf)] = (names.get(id(leaf), f"param.{name}"), leaf)
+        return found
 
-        These are the parameters that ``pyro.param`` and ``pyro.module`` statements name, and those of the owners of
-        ``model`` and ``guide`` that a gradient reaches; all of them only where they require a gradient.
+    def discover(self, loss: ELBO, args: Args) -> Tensor | None:
+        """Find the parameters that training moves by one dry evaluation of the loss.
+
+        These are the parameters that ``pyro.param`` and ``pyro.module`` statements name,
+        and those of the owners of ``model`` and ``guide`` that a gradient reaches; all of
+        them only where they require a gradient.
 
         Returns:
             The loss, detached, or None where the bound has no differentiable loss.
+
+        Raises:
+            ValueError: There is no parameter to train.
         """
         with self.aside(keep_params=True):
             with ParameterRecorder() as recorder:
-                value = _dry_loss(loss, self.model, self.guide, args)
-            traced = self._note_params(recorder)
-            own = {
-                id(p): (f"{label}.{n}", p)
-                for label in ("model", "guide")
-                if label in self.modules
-                for n, p in self.modules[label].named_parameters()
-            }
-            candidates = {i: (n, p) for i, (n, p) in (own | traced).items() if p.requires_grad}
-            reached = self._reached(loss, value, args, {i: p for i, (_, p) in candidates.items()})
-        found = [(n, p) for i, (n, p) in candidates.items() if i in traced or i in reached]
+                value = _dry_loss(loss, self, args)
+            named = self._note_params(recorder)
+
+            candidates = {}
+            for key, (name, parameter) in (self._own_parameters() | named).items():
+                if parameter.requires_grad:
+                    candidates[key] = (name, parameter)
+            leaves = {key: parameter for key, (_, parameter) in candidates.items()}
+            reached = self._reached(loss, value, args, leaves)
+
+        found = [item for key, item in candidates.items() if key in named or key in reached]
         found.sort(key=lambda item: item[0])
         self.parameters = dict(found)
-        self.unreached = [n for n, p in found if id(p) not in reached]
+        self.unreached = [name for name, p in found if id(p) not in reached]
+
         if not self.parameters:
             raise ValueError(
-                "No parameter requires a gradient in this model and guide. Are the networks registered (pyro.module, "
-                "or attributes of a PyroModule whose methods carry @pyro_method), and not all frozen?"
+                "No parameter requires a gradient in this model and guide. Are the "
+                "networks registered (pyro.module, or attributes of a PyroModule whose "
+                "methods carry @pyro_method), and not all frozen?"
             )
         return value.detach() if isinstance(value, Tensor) else None
 
-    def _reached(self, loss: ELBO, value: object, args: tuple[object, ...], candidates: dict[int, Tensor]) -> set[int]:
+    def _own_parameters(self) -> dict[int, tuple[str, Tensor]]:
+        """The parameters of the owners of the two programs, by identity."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for label in ("model", "guide"):
+            if label in self.modules:
+                for name, parameter in self.modules[label].named_parameters():
+                    found[id(parameter)] = (f"{label}.{name}", parameter)
+        return found
+
+    def _reached(self, loss: ELBO, value: object, args: Args, leaves: dict[int, Tensor]) -> set[int]:
         """Which of these leaves a gradient of the loss reaches."""
-        if isinstance(value, Tensor) and value.requires_grad and candidates:
-            gradients = torch.autograd.grad(value, list(candidates.values()), allow_unused=True)
-            return {i for i, g in zip(candidates, gradients, strict=True) if g is not None}
-        if hasattr(loss, "differentiable_loss"):
+        if isinstance(value, Tensor) and value.requires_grad and leaves:
+            gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+            return {i for i, g in zip(leaves, gradients, strict=True) if g is not None}
+        if isinstance(value, Tensor):
             return set()
-        before = [(p, p.grad) for p in candidates.values()]
+
+        # a bound without a differentiable loss puts its gradients into .grad
+        before = [(p, p.grad) for p in leaves.values()]
         for parameter, _ in before:
             parameter.grad = None
         loss.loss_and_grads(self.model, self.guide, *args)
-        reached = {i for i, p in candidates.items() if p.grad is not None}
+        reached = {i for i, p in leaves.items() if p.grad is not None}
         for parameter, gradient in before:
             parameter.grad = gradient
         return reached
+
+    # state
 
     def state(self) -> dict[str, Tensor]:
         """All parameters and buffers by name, each tensor once."""
         tensors: dict[str, Tensor] = {}
         for label, module in self.modules.items():
-            state = module.state_dict(keep_vars=True)
-            tensors |= {f"{label}.{name}": t for name, t in state.items() if isinstance(t, Tensor)}  # no extra state
+            for name, value in module.state_dict(keep_vars=True).items():
+                if isinstance(value, Tensor):  # a module may add state of other kinds
+                    tensors[f"{label}.{name}"] = value
         tensors |= self.free
-        unique: dict[int, str] = {}
+
+        first_names: dict[int, str] = {}
         for name, tensor in tensors.items():
-            unique.setdefault(id(tensor), name)
-        return {name: tensors[name].detach() for name in unique.values()}
+            first_names.setdefault(id(tensor), name)
+        return {name: tensors[name].detach() for name in first_names.values()}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of :meth:`state`."""
+        return {name: tensor.clone() for name, tensor in self.state().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy tensors by name into the live parameters and buffers.
@@ -197,30 +233,49 @@ class Pair:
             ValueError: Names or shapes differ.
         """
         live = self.state()
-        missing, surplus = sorted(live.keys() - state.keys()), sorted(state.keys() - live.keys())
+        missing = sorted(live.keys() - state.keys())
+        surplus = sorted(state.keys() - live.keys())
         if missing or surplus:
             raise ValueError(
-                f"The saved weights do not fit this model and guide: missing {missing[:5]}, unexpected {surplus[:5]} "
-                f"({len(missing)} and {len(surplus)} in all). Build the pair with the arguments it was saved with."
+                "The saved weights do not fit this model and guide: missing "
+                f"{missing[:5]}, unexpected {surplus[:5]} ({len(missing)} and "
+                f"{len(surplus)} in all). Build the pair with the arguments it was saved "
+                "with."
             )
-        wrong = [
-            f"{n}: saved {tuple(state[n].shape)}, here {tuple(t.shape)}"
-            for n, t in live.items()
-            if state[n].shape != t.shape
-        ]
+
+        wrong = []
+        for name, tensor in live.items():
+            saved, here = tuple(state[name].shape), tuple(tensor.shape)
+            if saved != here:
+                wrong.append(f"{name}: saved {saved}, here {here}")
         if wrong:
             raise ValueError(f"Saved weights have other shapes than this model and guide: {'; '.join(wrong[:5])}.")
+
         with torch.no_grad():
             for name, tensor in live.items():
                 tensor.copy_(state[name])
 
 
-def _dry_loss(loss: ELBO, model: Program, guide: Program, args: tuple[object, ...]) -> object:
+def _refuse_no_program(label: str, program: object) -> None:
+    if not callable(program):
+        raise ValueError(f"The {label} must be a Pyro program, but got {type(program).__name__}.")
+    if isinstance(program, nn.Module) and type(program).forward in NO_FORWARD:
+        raise ValueError(
+            f"The {label} is a {type(program).__name__}, which has no forward: pass its "
+            "method, as in fit(vae.model, vae.guide, data)."
+        )
+
+
+def _dry_loss(loss: ELBO, pair: Pair, args: Args) -> object:
+    """The loss as a tensor with a graph where the bound has one; else a number."""
     if hasattr(loss, "differentiable_loss"):
-        return loss.differentiable_loss(model, guide, *args)
-    return loss.loss(model, guide, *args)
+        return loss.differentiable_loss(pair.model, pair.guide, *args)
+    return loss.loss(pair.model, pair.guide, *args)
 
 
 def _leaf(value: object) -> Tensor:
     """The unconstrained leaf tensor of a param statement's value."""
-    return value.unconstrained() if hasattr(value, "unconstrained") else value  # type: ignore[return-value]
+    if hasattr(value, "unconstrained"):
+        value = value.unconstrained()
+    assert isinstance(value, Tensor)
+    return value

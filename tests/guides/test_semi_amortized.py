@@ -15,10 +15,9 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vaes.data import load_weights
 from pyro_vaes.diagnostics import log_likelihood, to_datatree
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMultivariateNormal, AmortizedNormal, SemiAmortized
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, scale_latents
+from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, load_weights, scale_latents
 from pyro_vaes.infer import load_weights as load_pair
 from pyro_vaes.infer import save_weights as save_pair
 from pyro_vaes.models import VAE

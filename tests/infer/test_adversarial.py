@@ -28,8 +28,8 @@ from pyro_vaes.infer import (
     evaluate,
     fit,
 )
+from pyro_vaes.infer.adversarial import step_if_finite
 from pyro_vaes.infer.bounds.global_batch import global_batch
-from pyro_vaes.infer.training.nonfinite import step_if_finite
 from pyro_vaes.models import VAE, ConditionalVAE
 from pyro_vaes.nn import MLP, Chain, ConvDecoder, ConvEncoder, GaussianLikelihood, LaplaceLikelihood, NormalHead
 from pyro_vaes.nn.mlp import concatenate

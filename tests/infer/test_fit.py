@@ -26,7 +26,7 @@ from pyro_vaes.infer import (
     fit,
 )
 from pyro_vaes.infer.batches.batches import as_batches
-from pyro_vaes.infer.checks.last_batch import enough_rows
+from pyro_vaes.infer.checks.last_batch import keep_or_drop_last
 from pyro_vaes.models import VAE, LadderVAE
 from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, LaplaceLikelihood, NormalHead, small_ladder
 from pyro_vaes.programs.pair import Pair
@@ -306,11 +306,11 @@ def test_a_row_may_be_alone_in_a_process(rows, kept):
     vae = binary_vae(middle=nn.BatchNorm1d(8))
     pair, bound = Pair(vae.model, vae.guide), Trace_ELBO()
     batches = as_batches(binary(rows), 32, shuffle=True, world_size=2)
-    assert enough_rows(pair, batches, None, bound, None).keeps_last == kept
+    assert keep_or_drop_last(pair, batches, None, bound, None).keeps_last == kept
     held_out = as_batches(binary(1), 32, shuffle=False, world_size=2)  # the second process has none
-    enough_rows(pair, batches, held_out, bound, None)
+    keep_or_drop_last(pair, batches, held_out, bound, None)
     with pytest.raises(ValueError, match=r"training data has a size of 2.*one row of a process"):
-        enough_rows(pair, as_batches(binary(8), 2, shuffle=True, world_size=2), None, bound, None)
+        keep_or_drop_last(pair, as_batches(binary(8), 2, shuffle=True, world_size=2), None, bound, None)
 
 
 def test_held_out_rows_may_be_alone_in_evaluation_mode():

@@ -13,8 +13,8 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_vaes.guides import SemiAmortized
 from pyro_vaes.infer import DReG_ELBO, ImportanceWeighted_ELBO, StickingTheLanding_ELBO, scale_latents
-from pyro_vaes.infer.bounds.importance import find_data_plate, over_particles, per_datum_log_prob
-from pyro_vaes.infer.handlers import is_latent, is_objective_only
+from pyro_vaes.infer.handlers import is_latent
+from pyro_vaes.programs import find_data_plate, is_objective_only, over_particles, per_datum_log_prob
 from pyro_vaes.programs.pair import Pair
 from tests.diagnostics.linear import PPCA, K, X, model
 from tests.zoo import GUIDES, MODELS, PAIRS

@@ -27,9 +27,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse, standard_error
 from pyro_vaes.diagnostics.particles import Draws, Particles
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import DataPlate
-from pyro_vaes.infer.checks.mean_field import mean_field_violations
+from pyro_vaes.programs import DataPlate, Program, mean_field_violations
 
 __all__ = ["collapse_report"]
 
@@ -71,7 +69,7 @@ def collapse_report(
     with particles.rows() as rows:
         for args in rows:
             if violating is None:
-                violating, dependent = mean_field_violations(particles.pair, args)
+                violating, dependent = mean_field_violations(particles.pair.model, particles.pair.guide, args)
             draws = [particles.draw(args, 1) for _ in range(num_samples)]
             size = draws[0].log_weights.shape[1]
             size = size if particles.limit is None else min(size, particles.limit - num_data)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from pyro_vaes.diagnostics.collapse.forecast_tables import CollapseForecast, SiteForecast
 from pyro_vaes.diagnostics.collapse.model_facts import ModelFacts, Moments, model_facts
-from pyro_vaes.infer.batches.batches import as_batches, train_and_valid
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.programs.pair import Pair
+from pyro_vaes.infer import as_batches, train_and_valid
+from pyro_vaes.programs import Pair, Program
 from pyro_vaes.theory import (
     LinearHierarchicalVAE,
     LinearVAE,

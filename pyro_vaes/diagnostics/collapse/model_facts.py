@@ -11,9 +11,8 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vaes.diagnostics.sites import holds, random_sites
-from pyro_vaes.infer.checks.mean_field import dependencies
-from pyro_vaes.programs.pair import Pair
+from pyro_vaes.diagnostics.sites import holds
+from pyro_vaes.programs import DRAWN, VALUED, Pair, Role, dependencies, plates, run, sites
 
 __all__ = ["LatentFacts", "ModelFacts", "Moments", "model_facts"]
 
@@ -87,7 +86,7 @@ class _Features:
 
     def __call__(self, args: Args) -> tuple[Tensor, Tensor]:
         if self.position is None:  # made inside the program: read it off a run
-            site = random_sites(_trace(self.pair, args), observed=True)[self.observed]
+            site = sites(_trace(self.pair, args), Role.OBSERVED)[self.observed]
             target = _rows(site, site["value"])
         else:
             value = args[self.position]
@@ -115,13 +114,13 @@ class _Features:
 
 def _trace(pair: Pair, args: Args) -> poutine.Trace:
     with poutine.block():
-        return poutine.trace(pair.model).get_trace(*args)
+        return run(pair.model, args)
 
 
 def _rows(site: Message, tensor: Tensor) -> Tensor:
     """Values of a site with the outermost plate's rows first, ``(B, everything else)``, float64."""
     fn = site["fn"]
-    frames = [f.dim for f in site["cond_indep_stack"] if f.vectorized]
+    frames = [plate.dim for plate in plates(site)]
     if not frames:
         raise ValueError(f"The site {site['name']!r} lies in no plate, so there are no rows. Put it into a plate.")
     shape = torch.broadcast_shapes(fn.batch_shape, site["value"].shape[: site["value"].dim() - len(fn.event_shape)])
@@ -153,7 +152,7 @@ def model_facts(pair: Pair, args: Args, *, embedding: nn.Module | None, noise: f
         ValueError: The closed forms do not cover the model, or the noise cannot be read off.
     """
     trace = _trace(pair, args)
-    observed, latent = random_sites(trace, observed=True), random_sites(trace, observed=False)
+    observed, latent = sites(trace, Role.OBSERVED), sites(trace, DRAWN)
     if len(observed) != 1:
         raise ValueError(
             f"The closed forms know one observed site, but the model has {sorted(observed)}. Is obs= missing, or "
@@ -177,8 +176,8 @@ def model_facts(pair: Pair, args: Args, *, embedding: nn.Module | None, noise: f
     features = _Features(pair, name, relative, chosen, position, source)
     target, covariates = features(args)
     weight = _weight(site)
-    sites = tuple(_latent(latent[n], weight) for n in order)
-    return ModelFacts(sites, overall, target.shape[1], target.shape[1] + covariates.shape[1], features)
+    latents = tuple(_latent(latent[n], weight) for n in order)
+    return ModelFacts(latents, overall, target.shape[1], target.shape[1] + covariates.shape[1], features)
 
 
 def _source(args: Args, value: Tensor) -> int | None:
@@ -213,7 +212,7 @@ def _chain(pair: Pair, args: Args, latent: dict[str, Message], observed: str) ->
     if len(names) != 2:
         raise ValueError(f"{said}. Forecast a model with those that matter most.")
     trace = _trace(pair, args)
-    values = {n: s["value"] for n, s in random_sites(trace).items()}
+    values = {n: s["value"] for n, s in sites(trace, VALUED).items()}
     on = dependencies(pair.model, values, args)
     top, first = names
     if on[top] or on[first] != {top} or on[observed] != {first}:

@@ -25,7 +25,7 @@ from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule
 from pyro_vaes.diagnostics.likelihood.likelihood import average_weights
 from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair, prior_of
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.programs import Program
 
 __all__ = ["AnnealedLikelihood", "ais", "annealed_particles", "progress_bar", "said", "share"]
 

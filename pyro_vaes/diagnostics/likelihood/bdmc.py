@@ -20,15 +20,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vaes.diagnostics.handlers import is_factor
 from pyro_vaes.diagnostics.likelihood.ais import AnnealedLikelihood, annealed_particles, progress_bar, said, share
 from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule
 from pyro_vaes.diagnostics.likelihood.likelihood import average_weights
 from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned, random_sites, was_observed
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.handlers import is_objective_only
+from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.programs import Program, Role, run, sites, was_observed
 
 __all__ = ["Sandwich", "bdmc"]
 
@@ -145,19 +143,19 @@ def _simulate(
 ) -> tuple[UnconstrainedPair, Tensor, dict[str, Tensor]]:
     """The pair on data drawn from the model, the latents ``(1, B, numel)`` they were drawn with, and these data."""
     with poutine.block():
-        trace = poutine.trace(particles.pair.model).get_trace(*args)
-    factors = [n for n, s in trace.nodes.items() if s["type"] == "sample" and is_factor(s) and not is_objective_only(s)]
+        trace = run(particles.pair.model, args)
+    factors = list(sites(trace, Role.FACTOR))
     if factors:
         raise ValueError(
             f"The model has the factors {factors}, which weigh its draws instead of drawing, so that no exact draw of "
             "its posterior can be simulated. Use ais for a lower bound."
         )
-    sites = particles.prior(args, 1)
-    observed = {n: s["value"][0] for n, s in sites.items() if was_observed(s)}
+    drawn = particles.prior(args, 1)
+    observed = {n: s["value"][0] for n, s in drawn.items() if was_observed(s)}
     before = UnconstrainedPair(particles, args, from_prior=from_prior, observed=observed)
-    z = before.unconstrain(sites)
+    z = before.unconstrain(drawn)
     data, found = list(args), set()
-    for name, site in random_sites(trace, observed=True).items():
+    for name, site in sites(trace, Role.OBSERVED).items():
         index = _holder(args, site["value"])
         if index is not None:
             data[index] = observed[name].reshape(site["value"].shape)
@@ -175,7 +173,7 @@ def _simulate(
             "them otherwise than as data, so that running it forward does not draw from it. Pass what it conditions on "
             "as an argument of its own?"
         )
-    return pair, z, {n: aligned(s, particles.plate)[0] for n, s in sites.items() if was_observed(s)}
+    return pair, z, {n: aligned(s, particles.plate)[0] for n, s in drawn.items() if was_observed(s)}
 
 
 def _holder(args: Args, value: Tensor) -> int | None:

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Draws, Particles
 from pyro_vaes.diagnostics.sites import aligned
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import DataPlate
+from pyro_vaes.programs import DataPlate, Program
 
 __all__ = ["CodeLength", "code_length"]
 

@@ -23,8 +23,8 @@ from pyro_vaes.diagnostics.likelihood.likelihood import summarise
 from pyro_vaes.diagnostics.likelihood.local_normal import LocalNormal, climb, moments_at_start
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.sites import Args
-from pyro_vaes.guides.latents import find_latents
-from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.guides import find_latents
+from pyro_vaes.programs import Program
 
 __all__ = ["InferenceGap", "inference_gap"]
 

@@ -22,7 +22,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.programs import Program
 
 __all__ = ["LogLikelihood", "average_weights", "log_likelihood", "log_weights", "pareto_khat", "summarise"]
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, Sites
-from pyro_vaes.guides.latents import Latents, batch_rows
+from pyro_vaes.diagnostics.sites import Args
+from pyro_vaes.guides import Latents, batch_rows
+from pyro_vaes.programs import Sites, is_auxiliary
 
 __all__ = ["LocalNormal", "climb", "moments_at_start"]
 
@@ -92,6 +93,6 @@ def climb(family: LocalNormal, particles: Particles, args: Args, steps: int, lr:
 
 def _drawn(sites: Sites, family: LocalNormal) -> Tensor:
     """The draw of the whole vector: the auxiliary site's, or that of the one site there is."""
-    first, *_ = [s for s in sites.values() if s["infer"].get("is_auxiliary")] or list(sites.values())
+    first, *_ = [s for s in sites.values() if is_auxiliary(s)] or list(sites.values())
     assert first["value"].shape[-1] == family.latents.numel
     return first["value"]

@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.distributions.distribution import Distribution
 
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, Sites, aligned, random_sites
-from pyro_vaes.guides.latents import find_latents
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import per_datum_terms
+from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.guides import find_latents
+from pyro_vaes.programs import VALUED, Program, Sites, per_datum_terms, run, sites
 
 __all__ = ["UnconstrainedPair", "prior_of"]
 
@@ -57,8 +56,8 @@ class UnconstrainedPair:
         self.latents = find_latents(particles.pair.model, *args)
         self.names = [site.name for site in self.latents.sites]
         with poutine.block():
-            model_sites = random_sites(poutine.trace(particles.pair.model).get_trace(*args))
-            guide_sites = random_sites(poutine.trace(particles.pair.guide).get_trace(*args))
+            model_sites = sites(run(particles.pair.model, args), VALUED)
+            guide_sites = sites(run(particles.pair.guide, args), VALUED)
         _refuse_masks({n: model_sites[n] for n in self.names}, "model")
         _refuse_masks(guide_sites, "guide")
         self.drawn = [n for n, s in guide_sites.items() if not isinstance(_base(s["fn"]), Delta)]
@@ -144,8 +143,8 @@ class UnconstrainedPair:
     def _log_probs(self, program: Program, values: dict[str, Tensor], names: list[str]) -> tuple[Tensor, Tensor]:
         """log-densities ``(C, B)`` of the sites named, and of all others, of a program conditioned on ``values``."""
 
-        def run(values: dict[str, Tensor], *, particles: bool) -> tuple[Tensor, Tensor]:
-            trace = poutine.trace(poutine.condition(program, data=values)).get_trace(*self.args)
+        def densities(values: dict[str, Tensor], *, particles: bool) -> tuple[Tensor, Tensor]:
+            trace = run(program, self.args, given=values)
             named, others = Trace(), Trace()
             for name, site in trace.nodes.items():
                 if site["type"] == "sample":
@@ -159,8 +158,8 @@ class UnconstrainedPair:
         with poutine.block():
             if self.particles.vectorized:
                 with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
-                    return run(values, particles=True)
-            each = [run({n: v[k] for n, v in values.items()}, particles=False) for k in range(num)]
+                    return densities(values, particles=True)
+            each = [densities({n: v[k] for n, v in values.items()}, particles=False) for k in range(num)]
         named, others = (torch.stack(column) for column in zip(*each, strict=True))
         return named, others
 

@@ -22,11 +22,10 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.posterior.aggregate_tables import AggregateReport, kl_decomposition
-from pyro_vaes.diagnostics.sites import Args, Sites, aligned, random_sites
+from pyro_vaes.diagnostics.sites import Args, aligned
 from pyro_vaes.distributions import AggregateGaussian, MixturePosterior
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import guide_and_model_traces
-from pyro_vaes.infer.bounds.standardised import NormalSite, Standardised, find_normal_sites
+from pyro_vaes.infer import NormalSite, Standardised, find_normal_sites
+from pyro_vaes.programs import VALUED, Program, Sites, run_pair, sites
 
 __all__ = ["aggregate_report"]
 
@@ -96,8 +95,8 @@ def aggregate_report(
 def _posteriors(particles: Particles, args: Args, found: tuple[NormalSite, ...]) -> tuple[Standardised, Sites]:
     """The posteriors of one batch at all sites side by side, and the model's sites."""
     with poutine.block():
-        traces = guide_and_model_traces(particles.pair.model, particles.pair.guide, args)
-    guide_sites, model_sites = map(random_sites, traces)
+        traces = run_pair(particles.pair.model, particles.pair.guide, args)
+    guide_sites, model_sites = (sites(trace, VALUED) for trace in traces)
     return _joined([site.standardised(guide_sites, model_sites) for site in found], 1), model_sites
 
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Draws, Particles
-from pyro_vaes.diagnostics.sites import Args, Sites, aligned, holds, was_observed
-from pyro_vaes.guides.latents import find_latents
-from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.diagnostics.sites import Args, aligned, holds
+from pyro_vaes.guides import find_latents
+from pyro_vaes.programs import Program, Sites, is_auxiliary, was_observed
 
 __all__ = ["Calibration", "calibration"]
 
@@ -225,7 +225,7 @@ def _rank(true: Tensor, drawn: Tensor) -> Tensor:
 def _log_q(particles: Particles, args: Args, draws: Draws, truth: Sites) -> Tensor:
     """log q(z* | x), ``(1, B)``, through the auxiliary vector, if the guide computes its sites from one."""
     guide, given = particles.pair.guide, {n: s["value"] for n, s in truth.items()}
-    auxiliary = [n for n, s in draws.guide_sites.items() if s["infer"].get("is_auxiliary")]
+    auxiliary = [n for n, s in draws.guide_sites.items() if is_auxiliary(s)]
     if auxiliary:
         latents = find_latents(particles.pair.model, *args)
         vector = draws.guide_sites[auxiliary[0]]

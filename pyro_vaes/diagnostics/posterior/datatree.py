@@ -20,8 +20,8 @@ from xarray import Dataset, DataTree
 
 from pyro_vaes.diagnostics.likelihood.likelihood import pareto_khat
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned, was_observed
-from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.programs import Program, plates, was_observed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,7 +229,7 @@ class _Collector:
 
     def _plates(self, site: Message) -> list[str]:
         """Names of the plates that hold a site, the data plate first."""
-        frames = sorted((f for f in site["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
+        frames = sorted(plates(site), key=lambda plate: plate.dim)
         first = self.particles.plate.name
         return [first, *(f.name for f in frames if f.name not in (first, "_particles"))]
 

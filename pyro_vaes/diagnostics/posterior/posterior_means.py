@@ -8,10 +8,8 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned, random_sites
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import DataPlate
-from pyro_vaes.programs.reach import num_positional
+from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.programs import DRAWN, DataPlate, Program, is_auxiliary, num_positional, run, sites
 
 __all__ = ["posterior_means"]
 
@@ -63,21 +61,25 @@ def posterior_means(
     return means if particles.limit is None else means[: particles.limit]
 
 
-def _batch_means(particles: Particles, args: Args, sites: Sequence[str] | None, num_samples: int) -> Tensor:
+def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, num_samples: int) -> Tensor:
     """Means of one batch, ``(B, units)``."""
     draws = []
     for _ in range(num_samples):
         with poutine.block():
-            found = random_sites(poutine.trace(particles.pair.guide).get_trace(*args), observed=False)
-        latents = {
-            n: s for n, s in found.items() if s["value"].is_floating_point() and not s["infer"].get("is_auxiliary")
-        }
-        unknown = sorted(set(sites or ()) - latents.keys())
+            drawn = sites(run(particles.pair.guide, args), DRAWN)
+
+        latents = {}
+        for name, site in drawn.items():
+            if site["value"].is_floating_point() and not is_auxiliary(site):
+                latents[name] = site
+        unknown = sorted(set(names or ()) - latents.keys())
         if unknown or not latents:
             raise ValueError(
                 f"There is no continuous latent site {unknown or 'at all'}: those of the guide are {sorted(latents)}."
             )
-        means = [_mean(latents[n], particles.plate) for n in (latents if sites is None else sites)]
+
+        wanted = latents if names is None else names
+        means = [_mean(latents[name], particles.plate) for name in wanted]
         draws.append(torch.cat(means, dim=1).cpu())
     return torch.stack(draws).mean(0)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned, was_observed
-from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.programs import Program, was_observed
 
 __all__ = ["posterior_predictive", "prior_predictive", "reconstruct"]
 

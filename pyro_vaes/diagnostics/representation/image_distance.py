@@ -23,7 +23,7 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor, nn
 
-from pyro_vaes.infer.training.fit import fit
+from pyro_vaes.infer import fit
 from pyro_vaes.nn import ConvEncoder
 
 __all__ = ["classifier_features", "frechet_distance", "inception_distance", "kernel_distance"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.handlers import take_means
 from pyro_vaes.diagnostics.posterior.predictive import reconstruct
-from pyro_vaes.infer.bounds.bound import Program
+from pyro_vaes.programs import Program
 
 __all__ = ["ReconstructionReport", "high_frequency_ratio", "laplacian", "reconstruction_report"]
 

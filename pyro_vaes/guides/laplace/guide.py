@@ -21,7 +21,6 @@ from typing import Literal, cast
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import PrecisionNormal
@@ -31,9 +30,10 @@ from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.laplace.curvature import Curvature
 from pyro_vaes.guides.laplace.newton import factorise, improving, newton_step
 from pyro_vaes.guides.laplace.schedules import decaying
-from pyro_vaes.guides.latents import batch_rows
-from pyro_vaes.guides.plate_shapes import placed
+from pyro_vaes.guides.latents import Latents, batch_rows
+from pyro_vaes.guides.plate_shapes import move_behind_plate
 from pyro_vaes.nn.module import as_posterior
+from pyro_vaes.programs import mark_statements, marks
 
 __all__ = ["AmortizedLaplace"]
 
@@ -121,18 +121,17 @@ class AmortizedLaplace(AmortizedGuide):
         # the program runs before its plate is entered, which it enters itself
         rows = plate.indices if latents.subsample_size is not None else None
         start, q = self._start_and_end(*args, rows=rows, **kwargs)
-        q = cast(PrecisionNormal, placed(q, latents.inner))
+        q = cast(PrecisionNormal, move_behind_plate(q, latents.inner))
         with plate:
             if self.start_weight:
-                self._train_start(start.reshape(q.loc.shape), q)
+                self._train_start(start.reshape(q.loc.shape), q, latents)
             return latents.sample_flat(q, analytic_kl=False)
 
-    def _train_start(self, start: Tensor, q: PrecisionNormal) -> None:
+    def _train_start(self, start: Tensor, q: PrecisionNormal, latents: Latents) -> None:
         """The term of the start, with the value 0; q's side of a bound is subtracted."""
-        assert self._latents is not None
         reached = PrecisionNormal(start, q.chol_precision.detach()).log_prob(q.loc.detach())
-        name = "_".join(["", *(site.name for site in self._latents.sites), "start"])
-        with poutine.infer_config(config_fn=lambda _: {"objective_only": True}):
+        name = "_".join(["", *(site.name for site in latents.sites), "start"])
+        with mark_statements(marks(objective_only=True)):
             pyro.factor(name, self.start_weight * (reached.detach() - reached), has_rsample=True)
 
     def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
@@ -150,19 +149,19 @@ class AmortizedLaplace(AmortizedGuide):
         rows = latents.program_rows(rows, batch_rows(args, kwargs))
         with differentiable(args, kwargs, rows) as given:
             mu = self.mean_at_start(*given.args, rows=given.rows, **given.kwargs)
-            joint = Joint(self._model[0], latents, given.args, given.kwargs, given.rows)
+            joint = Joint(self.model, latents, given.args, given.kwargs, given.rows)
             with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
                 mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
                 return mu, self._refine(mu, joint)
 
     def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
         """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""
-        numel, output = self.latents(*args, **kwargs).numel, self._encoded(args, kwargs, rows)
+        latents, output = self.latents(*args, **kwargs), self._encoded(args, kwargs, rows)
         mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
-        if mean.dim() != 2 or mean.shape[-1] != numel:
+        if mean.dim() != 2 or mean.shape[-1] != latents.numel:
             raise ValueError(
                 f"The network to start from returns means of shape {tuple(mean.shape)}, but the model's latent sites "
-                f"need {numel} numbers per datum: {self.latents().describe()}. Give its last layer that many outputs?"
+                f"need {latents.numel} numbers per datum: {latents.describe()}. Give its last layer that many outputs?"
             )
         return mean
 
@@ -173,7 +172,7 @@ class AmortizedLaplace(AmortizedGuide):
             for t in range(self.steps):
                 local = linearise_at(mu, constant=not self.reuse_precision or t < self.steps - 1)
                 factor = factorise(local.precision)
-                step = self.schedule(t) * self._bounded(newton_step(local, factor))
+                step = self.schedule(t) * self._bounded(newton_step(local, factor), joint.latents)
                 if self.halvings is not None:
                     step = step * improving(lambda z: joint.log_prob(joint.sites(z), len(z)), mu, step, self.halvings)
                 mu = mu + step
@@ -183,14 +182,13 @@ class AmortizedLaplace(AmortizedGuide):
             factor = factorise(linearise_at(mu, score=False).precision)
         return PrecisionNormal(mu, factor)
 
-    def _bounded(self, step: Tensor) -> Tensor:
+    def _bounded(self, step: Tensor, latents: Latents) -> Tensor:
         """Shorten steps that would move a constrained site by more than LONGEST_STEP in its unconstrained space.
 
         There, densities such as the gamma's are flat on one side and exponential on the other: Newton's step from the
         flat side is off by orders of magnitude. Models whose sites are all real are never affected.
         """
-        assert self._latents is not None
-        parts = zip(self._latents.sites, self._latents.split(step), strict=True)
+        parts = zip(latents.sites, latents.split(step), strict=True)
         lengths = [part.norm(dim=-1, keepdim=True) for site, part in parts if not site.is_real]
         if not lengths:
             return step

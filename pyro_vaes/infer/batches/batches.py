@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_vaes.infer.batches.sources import EMPTY, Batch, DatasetSource, Source, TensorSource, as_tensor, on_device
 from pyro_vaes.infer.batches.unusable_data import has_parts, refuse_numbers, said, said_parts
-from pyro_vaes.infer.training.arguments import whole_number
+from pyro_vaes.infer.whole_numbers import whole_number
 
 __all__ = [
     "Batches",

@@ -23,20 +23,31 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import get_args
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
-from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian
 from pyro_vaes.distributions.aggregate import Moment
-from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
+from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.global_batch import all_rows
-from pyro_vaes.infer.bounds.importance import find_data_plate, guide_and_model_traces
-from pyro_vaes.infer.bounds.standardised import NormalSite, Standardised, find_normal_sites
+from pyro_vaes.infer.bounds.standardised import (
+    NormalSite,
+    Standardised,
+    find_normal_sites,
+)
+from pyro_vaes.programs import (
+    OBJECTIVE,
+    Findings,
+    Program,
+    Sites,
+    find_data_plate,
+    find_plate,
+    log_density_sum,
+    run_pair,
+)
 
 __all__ = ["AggregatePosterior_ELBO", "AggregateTerms"]
 
@@ -113,34 +124,44 @@ class AggregatePosterior_ELBO(Bound):
         super().__init__()
         self.moment, self.variance_weight = moment, variance_weight
         self.sites = None if sites is None else tuple(sites)
-        self._seen = Seen[tuple[NormalSite, ...]]()
+        self._normal_sites = Findings[tuple[NormalSite, ...]]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log p(x_n | z_n) + N (K_g + K_i)."""
-        model, guide = with_keywords((model, guide), kwargs)
         sites = self._look(model, guide, args)
-        guide_trace, model_trace = guide_and_model_traces(model, guide, args)
+        guide_trace, model_trace = run_pair(model, guide, args)
         self._refuse_score_function(guide_trace)
-        replaced = {name for s in sites for name in (s.posterior.name, *s.latents)}
-        loss = _log_prob(guide_trace, replaced) - _log_prob(model_trace, replaced)
+
+        replaced = set[str]()
+        for site in sites:
+            replaced |= {site.posterior.name, *site.latents}
+
+        def kept(name: str) -> bool:
+            return name not in replaced
+
+        log_q = log_density_sum(guide_trace, OBJECTIVE, keep=kept)
+        loss = log_q - log_density_sum(model_trace, OBJECTIVE, keep=kept)
         for site in sites:
             terms = self._terms(site, guide_trace, model_trace)
-            loss = loss + _weight(site, guide_trace.nodes, model_trace.nodes) * terms.total
+            weight = _weight(site, guide_trace.nodes, model_trace.nodes)
+            loss = loss + weight * terms.total
+
+        assert isinstance(loss, Tensor)
         return loss
 
     def terms(self, model: Program, guide: Program, *args: object) -> AggregateTerms:
         """Run a pair once, and return K_g of each unit and K_i of the rows of its arguments."""
         sites = self._look(model, guide, args)
-        traces = guide_and_model_traces(model, guide, args)
+        traces = run_pair(model, guide, args)
         terms = [self._terms(site, *traces) for site in sites]
         return AggregateTerms(torch.cat([t.kl for t in terms]), torch.stack([t.penalty for t in terms]).sum())
 
     def _look(self, model: Program, guide: Program, args: Args) -> tuple[NormalSite, ...]:
-        def look() -> tuple[NormalSite, ...]:
+        def find() -> tuple[NormalSite, ...]:
             find_data_plate(model, guide, args)  # refuses what lies outside the data plate
             return find_normal_sites(model, guide, args, self.sites, type(self).__name__)
 
-        return self._seen.of(model, guide, look=look)
+        return self._normal_sites.of((model, guide), args, find)
 
     def _terms(self, site: NormalSite, guide_trace: Trace, model_trace: Trace) -> AggregateTerms:
         device = guide_trace.nodes[site.posterior.name]["value"].device
@@ -161,29 +182,27 @@ class AggregatePosterior_ELBO(Bound):
         return AggregateTerms(aggregate.kl_units(), 2 * self.variance_weight * divergence.mean())
 
 
-def _log_prob(trace: Trace, without: set[str]) -> Tensor:
-    """The log-density of a trace's other sites, with their scales and masks."""
-    terms = [
-        scale_and_mask(s["fn"].log_prob(s["value"]), s["scale"], s["mask"]).sum()
-        for n, s in trace.nodes.items()
-        if s["type"] == "sample" and n not in without
-    ]
-    return torch.stack(terms).sum() if terms else torch.zeros(())
-
-
-def _weight(site: NormalSite, guide_sites: dict[str, Message], model_sites: dict[str, Message]) -> float | Tensor:
+def _weight(site: NormalSite, guide_sites: Sites, model_sites: Sites) -> float | Tensor:
     """The number of data for which a batch's terms stand, times a KL weight."""
-    messages = [guide_sites[site.posterior.name], *(model_sites[n] for n in site.latents)]
-    scales = [m["scale"] for m in messages]
-    numbers = [s for s in scales if not isinstance(s, Tensor)]  # those on a device are not waited for
-    if any(isinstance(s, Tensor) and s.numel() > 1 for s in scales) or max(numbers, default=1) > min(
-        numbers, default=1
-    ) * (1 + 1e-6):
-        said = [f"of shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"{s:g}" for s in scales]
+    posterior = guide_sites[site.posterior.name]
+    messages = [posterior, *(model_sites[name] for name in site.latents)]
+    scales: list[float | Tensor] = [m["scale"] for m in messages]
+
+    # numbers on a device are not waited for
+    numbers = [s for s in scales if not isinstance(s, Tensor)]
+    by_row = any(isinstance(s, Tensor) and s.numel() > 1 for s in scales)
+    unequal = max(numbers, default=1) > min(numbers, default=1) * (1 + 1e-6)
+    if by_row or unequal:
+        given = []
+        for scale in scales:
+            if isinstance(scale, Tensor):
+                given.append(f"of shape {tuple(scale.shape)}")
+            else:
+                given.append(f"{scale:g}")
         raise ValueError(
-            f"The site {site.posterior.name!r} has scales {said} in the guide and in the model, but what all rows pay "
-            "together has one weight. Give both programs the same number, with scale_latents(beta) around the step or "
-            "on both. Use Trace_ELBO?"
+            f"The site {site.posterior.name!r} has scales {given} in the guide and in the "
+            "model, but what all rows pay together has one weight. Give both programs the same "
+            "number, with scale_latents(beta) around the step or on both. Use Trace_ELBO?"
         )
-    frame = next(f for f in messages[0]["cond_indep_stack"] if f.name == site.posterior.plate)
-    return cast(float | Tensor, frame.size * scales[0])
+
+    return find_plate(posterior, site.posterior.plate).size * scales[0]

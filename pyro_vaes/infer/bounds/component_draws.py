@@ -1,8 +1,10 @@
 """Draws from every component of the guide's mixture, put through both programs in one pass.
 
-The guide is any program that samples its latents from a :class:`~pyro_vaes.distributions.RecursiveMixture` at one site.
-That site gets the value z_m ~ q_m for each component m instead of a draw of the mixture, so whatever else the guide
-computes from it (maps onto constrained supports) is computed by the guide itself, and the model is replayed against it.
+The guide is any program that samples its latents from a
+:class:`~pyro_vaes.distributions.RecursiveMixture` at one site. That site gets the value
+z_m ~ q_m for each component m instead of a draw of the mixture, so whatever else the guide
+computes from it (maps onto constrained supports) is computed by the guide itself, and the
+model is replayed against it.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,6 @@ from dataclasses import dataclass
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -19,27 +20,35 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vaes.distributions import RecursiveMixture
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import DataPlate, per_datum_terms
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import (
+    DataPlate,
+    PairTraces,
+    Program,
+    per_datum_terms,
+    run,
+    sites,
+)
 
-__all__ = ["Strata", "find_mixture", "run_strata"]
+__all__ = ["ComponentDraws", "draw_from_components", "find_mixture"]
 
 Args = tuple[object, ...]
 
 
 @dataclass(frozen=True)
-class Strata:
+class ComponentDraws:
     """The densities of both programs at draws from C of the mixture's components, for B data.
 
     Attributes:
         mixture: Q, batch shape with B elements.
         indices: Which components were drawn from, C of them.
-        draws: The draws, with gradients for the components' parameters, ``(C, *batch_shape, *event_shape)``.
-        points: The values that the programs saw: the draws, or leaves of their own with the same numbers.
+        draws: The draws, with gradients for the components' parameters, with shape
+            ``(C, *batch_shape, *event_shape)``.
+        points: The values that the programs met: the draws, or leaves of their own with the
+            same numbers.
         model_terms: log p of the model's sites, scaled and masked, each ``(C, B)``.
         guide_terms: log q of the guide's sites but the mixture, likewise.
-        weight: Scale and mask of the mixture's site, ``(B,)``: the weight of every log q of the mixture.
+        weight: Scale and mask of the mixture's site, ``(B,)``: the weight of every log q of
+            the mixture.
     """
 
     mixture: RecursiveMixture
@@ -53,79 +62,135 @@ class Strata:
     @property
     def log_joint(self) -> Tensor:
         """log p(x, z_m) in the space where the mixture lives, scaled and masked, ``(C, B)``."""
-        first, *rest = self.model_terms
-        return sum(rest, start=first) - sum(self.guide_terms, start=torch.zeros_like(first))
+        first, *others = self.model_terms
+        log_p = sum(others, start=first)
+        return log_p - sum(self.guide_terms, start=torch.zeros_like(first))
 
     def per_datum(self, values: Tensor) -> Tensor:
         """Values ``(..., *batch_shape)`` with the shape ``(..., B)``."""
-        return values.reshape((*values.shape[: values.dim() - len(self.mixture.batch_shape)], -1))
+        leading = values.shape[: values.dim() - len(self.mixture.batch_shape)]
+        return values.reshape((*leading, -1))
 
     def log_alpha(self) -> Tensor:
         """log alpha_m of all components, ``(M + 1, B)``."""
         return self.per_datum(self.mixture.log_alpha.movedim(-1, 0))
 
-    def bound(self, log_alpha: Tensor, log_q: Tensor) -> Tensor:
-        """sum_n sum_m alpha_m [log p(x_n, z_m) - log Q(z_m)] for weights and densities ``(C, B)``.
+    def log_mixture(self) -> Tensor:
+        """log Q at the points that the programs met, ``(C, B)``."""
+        return self.per_datum(self.mixture.log_prob(self.points))
 
-        Site by site, in the order in which :class:`~pyro.infer.Trace_ELBO` sums, so that a single component gives
-        its numbers to the last bit.
+    def bound(self, log_alpha: Tensor, log_q: Tensor) -> Tensor:
+        """sum_n sum_m alpha_m [log p(x_n, z_m) - log Q(z_m)].
+
+        Site by site, in the order in which :class:`~pyro.infer.Trace_ELBO` sums, so that a
+        single component gives its numbers to the last bit.
+
+        Arguments:
+            log_alpha: Logarithms of the weights, ``(C, B)``.
+            log_q: log Q at the draws, ``(C, B)``.
         """
         alpha = log_alpha.exp()
-        model = sum(((alpha * term).sum() for term in self.model_terms), start=torch.zeros_like(alpha[0, 0]))
-        guide = sum(((alpha * term).sum() for term in self.guide_terms), start=(alpha * self.weight * log_q).sum())
-        return model - guide
+
+        log_p = torch.zeros_like(alpha[0, 0])
+        for term in self.model_terms:
+            log_p = log_p + (alpha * term).sum()
+
+        total_q = (alpha * self.weight * log_q).sum()
+        for term in self.guide_terms:
+            total_q = total_q + (alpha * term).sum()
+
+        return log_p - total_q
 
 
-class _Stratify(Messenger):
-    """Give the guide's mixture site draws from the components as its value; remember what was given."""
+class _DrawComponents(Messenger):
+    """Give the guide's mixture site draws from the components as its value.
 
-    def __init__(self, plate: DataPlate, indices: Sequence[int] | None, num_particles: int, detached: bool) -> None:
+    Arguments:
+        plate: The data plate.
+        indices: Which components to draw from; None for all.
+        num_particles: Draws from each component.
+        detached: Whether the programs meet leaves of their own instead of the draws.
+
+    Attributes:
+        name, mixture, chosen, draws, points: What was met and given in the latest run.
+    """
+
+    def __init__(
+        self,
+        plate: DataPlate,
+        indices: Sequence[int] | None,
+        num_particles: int,
+        detached: bool,
+    ) -> None:
         super().__init__()
-        self.plate, self.indices, self.num_particles, self.detached = plate, indices, num_particles, detached
+        self.plate, self.indices = plate, indices
+        self.num_particles, self.detached = num_particles, detached
         self.name: str | None = None
 
     def _pyro_sample(self, msg: Message) -> None:
         fn = msg["fn"]
         if not isinstance(fn, RecursiveMixture) or msg["value"] is not None:
             return
+
         self.name, self.mixture = msg["name"], fn
-        self.chosen = tuple(range(fn.num_components)) if self.indices is None else tuple(self.indices)
-        logits = fn.logits[: len(self.chosen) - 1]  # of no matter: every component is drawn from
-        drawn = RecursiveMixture([fn.components[i] for i in self.chosen], logits, validate_args=False)
-        draws = drawn.stratified_rsample(torch.Size([self.num_particles])).flatten(0, 1)  # (C, *batch, *event)
-        self.draws = self.points = draws
+        every = range(fn.num_components)
+        self.chosen = tuple(every if self.indices is None else self.indices)
+
+        # the weights have no effect here: we draw from every component of this mixture
+        some = [fn.components[i] for i in self.chosen]
+        logits = fn.logits[: len(self.chosen) - 1]
+        mixture = RecursiveMixture(some, logits, validate_args=False)
+        draws = mixture.stratified_rsample(torch.Size([self.num_particles]))
+        self.draws = draws.flatten(0, 1)  # (C, *batch, *event)
+
+        self.points = self.draws
         if self.detached:
-            self.points = draws.detach().requires_grad_(torch.is_grad_enabled())
-        inner = (1,) * (self.plate.depth - len(fn.batch_shape))  # the model's plates between strata and data
-        msg["value"] = self.points.reshape(draws.shape[:1] + inner + draws.shape[1:])
+            leaf = self.draws.detach()
+            self.points = leaf.requires_grad_(torch.is_grad_enabled())
+
+        # the model's plates lie between components and data
+        inner = (1,) * (self.plate.depth - len(fn.batch_shape))
+        shape = self.draws.shape
+        msg["value"] = self.points.reshape(shape[:1] + inner + shape[1:])
 
 
-def find_mixture(guide: Program, args: Args, bound: str) -> RecursiveMixture:
-    """Run the guide once, aside, and find its one mixture.
+def find_mixture(traces: PairTraces, bound: str) -> RecursiveMixture:
+    """The one mixture that the guide samples from in these runs.
+
+    Arguments:
+        traces: A run of the pair.
+        bound: Name of the bound that needs it, for the error message.
 
     Raises:
-        ValueError: The guide samples from no mixture, from several, or from one that holds more than the data plate.
+        ValueError: The guide samples from no mixture, from several, or from one that holds
+            more than the data plate.
     """
-    with poutine.block(), torch.no_grad(), preserve_rng():
-        sites = poutine.trace(guide).get_trace(*args).nodes.items()
-    mixtures = {n: s["fn"] for n, s in sites if s["type"] == "sample" and isinstance(s["fn"], RecursiveMixture)}
+    mixtures, others = {}, {}
+    for name, site in sites(traces.guide).items():
+        if isinstance(site["fn"], RecursiveMixture):
+            mixtures[name] = site["fn"]
+        else:
+            others[name] = type(site["fn"]).__name__
+
     if len(mixtures) != 1:
-        found = {n: type(s["fn"]).__name__ for n, s in sites if s["type"] == "sample" and n not in mixtures}
+        found = f"several: {sorted(mixtures)}" if mixtures else f"none among its sites: {others}"
         raise ValueError(
-            f"{bound} needs a guide that samples its latents from one RecursiveMixture, as AmortizedMixture does, but "
-            f"this one has {f'several: {sorted(mixtures)}' if mixtures else f'none among its sites: {found}'}. "
-            "Use Trace_ELBO, or a mixture guide."
+            f"{bound} needs a guide that samples its latents from one RecursiveMixture, as "
+            f"AmortizedMixture does, but this one has {found}. Use Trace_ELBO, or a mixture "
+            "guide."
         )
+
     name, mixture = next(iter(mixtures.items()))
     if sum(size > 1 for size in mixture.batch_shape) > 1:
         raise ValueError(
-            f"{bound} needs the mixture at {name!r} in the data plate alone, but its batch shape is "
-            f"{tuple(mixture.batch_shape)}. Make the other plates event dimensions of the components with .to_event?"
+            f"{bound} needs the mixture at {name!r} in the data plate alone, but its batch "
+            f"shape is {tuple(mixture.batch_shape)}. Make the other plates event dimensions "
+            "of the components with .to_event?"
         )
     return mixture
 
 
-def run_strata(
+def draw_from_components(
     model: Program,
     guide: Program,
     args: Args,
@@ -135,52 +200,84 @@ def run_strata(
     num_particles: int = 1,
     detached: bool = False,
     vectorize: bool = True,
-) -> Strata:
+) -> ComponentDraws:
     """Draw from the components of the guide's mixture and run both programs at the draws.
 
     Arguments:
-        model: The model; it must broadcast over a leading dimension of components, unless ``vectorize`` is off.
+        model: The model; it must broadcast over a leading dimension of components, unless
+            ``vectorize`` is off.
         guide: The guide.
         args: Their arguments.
         plate: The data plate.
         indices: The components to draw from; all by default.
         num_particles: Draws from each component.
-        detached: Whether the programs get the draws as a leaf, so that gradients can be routed.
-        vectorize: Whether the model is run on all components at once, or on one after the other.
+        detached: Whether the programs get the draws as a leaf, so that gradients can be
+            routed.
+        vectorize: Whether the model is run on all components at once, or on one after the
+            other.
     """
-    with _Stratify(plate, indices, num_particles, detached) as strata:
-        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args))
-    assert strata.name is not None
-    site = guide_trace.nodes[strata.name]
-    weight = scale_and_mask(torch.ones_like(strata.mixture.log_alpha[..., 0]), site["scale"], site["mask"])
-    size = len(strata.draws)
+    with _DrawComponents(plate, indices, num_particles, detached) as drawn:
+        guide_trace = prune_subsample_sites(run(guide, args))
+    assert drawn.name is not None
+
+    site = guide_trace.nodes[drawn.name]
+    ones = torch.ones_like(drawn.mixture.log_alpha[..., 0])
+    weight = scale_and_mask(ones, site["scale"], site["mask"])
+
     if vectorize:
-
-        def stratified(*args: object) -> object:
-            with pyro.plate("_strata", size, dim=-plate.depth - 1):
-                return model(*args)
-
-        model_terms = _model_terms(stratified, guide_trace, args, plate, particles=True)
+        model_terms = _terms_at_all_draws(model, guide_trace, args, plate, len(drawn.draws))
     else:
-        each = [_model_terms(model, _slice(guide_trace, c, plate), args, plate, particles=False) for c in range(size)]
-        model_terms = [torch.stack(terms) for terms in zip(*each, strict=True)]
-    guide_trace.remove_node(strata.name)
+        model_terms = _terms_one_by_one(model, guide_trace, args, plate, len(drawn.draws))
+
+    guide_trace.remove_node(drawn.name)
     guide_terms = per_datum_terms(guide_trace, plate.dim, particles=True, scaled=True)
-    chosen = tuple(i for i in strata.chosen for _ in range(num_particles))
-    return Strata(strata.mixture, chosen, strata.draws, strata.points, model_terms, guide_terms, weight.reshape(-1))
+
+    return ComponentDraws(
+        mixture=drawn.mixture,
+        indices=tuple(i for i in drawn.chosen for _ in range(num_particles)),
+        draws=drawn.draws,
+        points=drawn.points,
+        model_terms=model_terms,
+        guide_terms=guide_terms,
+        weight=weight.reshape(-1),
+    )
 
 
-def _model_terms(model: Program, trace: Trace, args: Args, plate: DataPlate, *, particles: bool) -> list[Tensor]:
-    model_trace = prune_subsample_sites(poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args))
+def _terms_at_all_draws(model: Program, guide_trace: Trace, args: Args, plate: DataPlate, size: int) -> list[Tensor]:
+    """The model's terms ``(C, B)``, from one run that broadcasts over the draws."""
+
+    def at_all_draws(*args: object) -> object:
+        with pyro.plate("_components", size, dim=-plate.depth - 1):
+            return model(*args)
+
+    return _model_terms(at_all_draws, guide_trace, args, plate, particles=True)
+
+
+def _terms_one_by_one(model: Program, guide_trace: Trace, args: Args, plate: DataPlate, size: int) -> list[Tensor]:
+    """The same from one run for each draw."""
+    each = []
+    for index in range(size):
+        at_one = _at_draw(guide_trace, index, plate)
+        each.append(_model_terms(model, at_one, args, plate, particles=False))
+    return [torch.stack(terms) for terms in zip(*each, strict=True)]
+
+
+def _model_terms(model: Program, guide_trace: Trace, args: Args, plate: DataPlate, *, particles: bool) -> list[Tensor]:
+    model_trace = prune_subsample_sites(run(model, args, against=guide_trace))
     return per_datum_terms(model_trace, plate.dim, particles=particles, scaled=True)
 
 
-def _slice(trace: Trace, index: int, plate: DataPlate) -> Trace:
-    """The guide's trace at one of its draws; what does not depend on the mixture is the same for all."""
+def _at_draw(trace: Trace, index: int, plate: DataPlate) -> Trace:
+    """The guide's trace at one of its draws.
+
+    What does not depend on the mixture is the same for all draws.
+    """
     one = Trace()
     for name, site in trace.nodes.items():
-        if site["type"] == "sample":
-            value = site["value"]
-            by_draw = value.dim() - len(site["fn"].event_shape) > plate.depth
-            one.add_node(name, **{**site, "value": value[index] if by_draw else value})
+        if site["type"] != "sample":
+            continue
+        value = site["value"]
+        if value.dim() - len(site["fn"].event_shape) > plate.depth:
+            value = value[index]
+        one.add_node(name, **{**site, "value": value})
     return one

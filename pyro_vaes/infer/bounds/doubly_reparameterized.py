@@ -18,22 +18,25 @@ References:
 import math
 
 import torch
-from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Program, with_keywords
-from pyro_vaes.infer.bounds.importance import (
+from pyro_vaes.infer.bounds.importance_weighted import ImportanceWeighted_ELBO
+from pyro_vaes.infer.bounds.path_derivative import gated_trace
+from pyro_vaes.programs import (
+    DRAWN,
     DataPlate,
-    ImportanceWeighted_ELBO,
+    Program,
+    Sites,
+    is_latent,
     objective_terms,
     over_particles,
     per_datum_log_prob,
+    run,
+    sites,
 )
-from pyro_vaes.infer.bounds.path_derivative import gated_trace
-from pyro_vaes.infer.handlers import is_latent
 
 __all__ = ["DReG_ELBO"]
 
@@ -61,24 +64,32 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         torch.Size([])
     """
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    plain_draws = False
+
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, with the doubly reparameterised gradient for the guide."""
-        model, guide = with_keywords((model, guide), kwargs)
         plate, num = self._plate(model, guide, args), self.num_particles
-        guide_trace, gates = gated_trace(over_particles(guide, num, plate), args, type(self).__name__)
+        many_models, many_guides = (over_particles(p, num, plate) for p in (model, guide))
+
+        guide_trace, gates = gated_trace(many_guides, args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)
         self._refuse_score_function(drawn)
         handed_over = _handed_over(guide_trace)
-        replayed = poutine.replay(over_particles(model, num, plate), trace=handed_over)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args))
+        model_trace = prune_subsample_sites(run(many_models, args, against=handed_over))
 
         log_q = per_datum_log_prob(drawn, plate.dim, particles=True)  # (K, B)
-        log_w = per_datum_log_prob(model_trace, plate.dim, particles=True) - log_q.detach()
+        log_p = per_datum_log_prob(model_trace, plate.dim, particles=True)
+        log_w = log_p - log_q.detach()
         v = log_w.detach().softmax(0)
+
         whole = _whole_gradients(model_trace, guide_trace, handed_over, v, plate)
-        _multiply_gradients(handed_over, v, plate)  # by v_k what log p sends back to z_k, which has one v_k already
-        bound = (log_w.logsumexp(0) - math.log(num) + objective_terms(model_trace, drawn, plate.dim)).sum()
-        return -plate.scale(model_trace) * (bound + whole - gates.path(log_q, v.square()))
+        # by v_k what log p sends back to z_k, which has one v_k already
+        _multiply_gradients(handed_over, v, plate)
+
+        bound = log_w.logsumexp(0) - math.log(num)
+        bound = (bound + objective_terms(model_trace, drawn, plate.dim)).sum()
+        path = gates.path(log_q, v.square())
+        return -plate.scale(model_trace) * (bound + whole - path)
 
 
 def _handed_over(guide_trace: Trace) -> Trace:
@@ -91,8 +102,10 @@ def _handed_over(guide_trace: Trace) -> Trace:
     return trace
 
 
-def _draws(trace: Trace) -> dict[str, Message]:
-    return {n: s for n, s in trace.nodes.items() if is_latent(s) and s["value"].requires_grad}
+def _draws(trace: Trace) -> Sites:
+    """The draws that carry a gradient."""
+    drawn = sites(trace, DRAWN)
+    return {n: s for n, s in drawn.items() if s["value"].requires_grad}
 
 
 def _aligned(factor: Tensor, site: Message, plate: DataPlate) -> Tensor:
@@ -114,13 +127,15 @@ def _whole_gradients(
 ) -> Tensor:
     """A number equal to 0 whose gradient is the share that a factor takes from the model's terms of the objective."""
     terms = objective_terms(model_trace, Trace(), plate.dim)
-    sites = _draws(handed_over)
+    draws = _draws(handed_over)
     zero = factor.new_zeros(())
-    if not isinstance(terms, Tensor) or not terms.requires_grad or not sites:
+    if not isinstance(terms, Tensor) or not terms.requires_grad or not draws:
         return zero
-    values = [s["value"] for s in sites.values()]
-    found = torch.autograd.grad(terms.sum(), values, retain_graph=True, allow_unused=True)
-    for (name, site), gradient in zip(sites.items(), found, strict=True):
+
+    values = [site["value"] for site in draws.values()]
+    gradients = torch.autograd.grad(terms.sum(), values, retain_graph=True, allow_unused=True)
+    for (name, site), gradient in zip(draws.items(), gradients, strict=True):
         if gradient is not None:
-            zero = zero + ((1 - _aligned(factor, site, plate)) * gradient * guide_trace.nodes[name]["value"]).sum()
+            missing = (1 - _aligned(factor, site, plate)) * gradient
+            zero = zero + (missing * guide_trace.nodes[name]["value"]).sum()
     return zero - zero.detach()

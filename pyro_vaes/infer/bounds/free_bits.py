@@ -13,12 +13,22 @@ References:
 import torch
 from pyro.distributions import Independent
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound, Program, with_keywords
-from pyro_vaes.infer.bounds.importance import guide_and_model_traces
-from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
+from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.programs import (
+    DENSITIES,
+    DRAWN,
+    Program,
+    Role,
+    is_latent,
+    log_density,
+    log_density_sum,
+    run_pair,
+    sites,
+)
 
 __all__ = ["FreeBits_ELBO"]
 
@@ -41,43 +51,59 @@ class FreeBits_ELBO(Bound):
         super().__init__()
         self.nats, self.per_unit = nats, per_unit
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The negative bound, summed over the batch."""
-        model, guide = with_keywords((model, guide), kwargs)
-        guide_trace, model_trace = guide_and_model_traces(model, guide, args)
+        guide_trace, model_trace = run_pair(model, guide, args)
         self._refuse_score_function(guide_trace)
         self._refuse_missing(guide_trace, model_trace)
         if self.nats == 0:  # no floor: a KL is never negative, only its estimate is
             return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
-        guide_sites = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample"}
-        model_sites = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
-        loss: Tensor | float = objective_sum(guide_trace)
-        groups: list[tuple[Tensor, Tensor]] = []  # weights (..., ) and terms (..., ) or (..., units)
-        for name, site in model_sites.items():
-            if is_latent(site):
-                term = self._log_ratio(guide_sites[name], site)
-                weight = term.new_ones(term.shape[: term.dim() - int(self.per_unit)])
-                groups.append((scale_and_mask(weight, site["scale"], site["mask"]), term))
-            else:
-                log_prob = site["fn"].log_prob(site["value"])
-                loss = loss - scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
-        alone = [s for n, s in guide_sites.items() if n not in model_sites and not s["infer"].get("_deterministic")]
-        joint = [s["fn"].log_prob(s["value"]) for s in alone if not is_objective_only(s)]
-        if joint:  # one density for all sites sits in an auxiliary site of the guide
-            groups = [(groups[0][0], sum([*(term for _, term in groups), *joint], start=torch.zeros(())))]
-        for weight, term in groups:
+
+        loss: Tensor | float = log_density_sum(guide_trace, Role.OBJECTIVE_ONLY)
+        for site in sites(model_trace).values():
+            if not is_latent(site):
+                loss = loss - log_density(site).sum()
+
+        for weight, term in self._groups(guide_trace, model_trace):
             loss = loss + self._floored(weight, term)
+
         assert isinstance(loss, Tensor)
         return loss
+
+    def _groups(self, guide_trace: Trace, model_trace: Trace) -> list[tuple[Tensor, Tensor]]:
+        """Weights ``(...)`` and KL estimates ``(...)`` or ``(..., units)`` of each group."""
+        guide_sites = sites(guide_trace, DENSITIES)
+
+        groups = []
+        for name, site in sites(model_trace, DRAWN).items():
+            term = self._log_ratio(guide_sites[name], site)
+            weight = term.new_ones(term.shape[: term.dim() - int(self.per_unit)])
+            groups.append((scale_and_mask(weight, site["scale"], site["mask"]), term))
+
+        # one density for all sites may sit in an auxiliary site of the guide
+        joint = []
+        for name, site in guide_sites.items():
+            if name not in model_trace:
+                joint.append(site["fn"].log_prob(site["value"]))
+        if joint:
+            terms = [term for _, term in groups] + joint
+            groups = [(groups[0][0], sum(terms, start=torch.zeros(())))]
+
+        return groups
 
     def _floored(self, weight: Tensor, term: Tensor) -> Tensor:
         """sum_n w_n max(lambda, weighted mean of the terms): subsampling and KL weights scale the floor as well."""
         if self.per_unit:
             weight = weight.unsqueeze(-1)
+
+        # masked terms may be NaN
+        kept = torch.where(weight == 0, torch.zeros_like(term), term)
         data_dims = tuple(range(term.dim() - int(self.per_unit)))
-        weighted = weight * torch.where(weight == 0, torch.zeros_like(term), term)  # masked terms may be NaN
-        total = weight.sum(data_dims) if data_dims else weight
-        mean = (weighted.sum(data_dims) if data_dims else weighted) / total.clamp(min=torch.finfo(term.dtype).tiny)
+        total, weighted = weight, weight * kept
+        if data_dims:
+            total, weighted = total.sum(data_dims), weighted.sum(data_dims)
+
+        mean = weighted / total.clamp(min=torch.finfo(term.dtype).tiny)
         return (total * mean.clamp(min=self.nats)).sum()
 
     def _log_ratio(self, guide_site: Message, model_site: Message) -> Tensor:

@@ -1,72 +1,88 @@
-"""Pyro's bounds without host synchronisation and without bookkeeping that a training step does not need.
+"""Pyro's bounds without host synchronisation.
 
-Pyro's ELBOs read every site's log-density into Python (``.item()``) and look for NaN, which on a GPU waits for the
-device several times in each step. The training loop keeps the loss on the device and has a NaN policy of its own.
+Pyro's ELBOs read every site's log-density into Python (``.item()``) and look for NaN, which
+on a GPU waits for the device several times in each step. The training loop keeps the loss
+on the device and has a NaN policy of its own.
 """
 
 import contextlib
-from collections.abc import Iterator
-from types import ModuleType
+import threading
+from collections.abc import Callable, Iterator
 
-import pyro
 from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.replay_messenger import ReplayMessenger
-from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vaes.infer.handlers import ModuleParameters
+__all__ = ["without_host_sync"]
 
-__all__ = ["known_modules", "quiet_elbo"]
-
-_MODULES: tuple[ModuleType, ...] = (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo)
+_MODULES = (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo)
 
 
-def _detached(value: Tensor | float) -> Tensor | float:
-    return value.detach() if isinstance(value, Tensor) else value
+class _Depth(threading.local):
+    """How deep this thread is inside :func:`without_host_sync`."""
+
+    value = 0
 
 
-def _nothing(*_: object, **__: object) -> None:
-    return None
-
-
-@contextlib.contextmanager
-def quiet_elbo() -> Iterator[None]:
-    """Inside, Pyro's ELBOs return tensors instead of numbers and do not look for NaN."""
-    replaced = {"torch_item": _detached, "warn_if_nan": _nothing}
-    saved = [(m, name, getattr(m, name)) for m in _MODULES for name in replaced if hasattr(m, name)]
-    for module, name, _ in saved:
-        setattr(module, name, replaced[name])
-    try:
-        yield
-    finally:
-        for module, name, value in saved:
-            setattr(module, name, value)
-
-
-def _may_change_parameters(messenger: Messenger) -> bool:
-    if isinstance(messenger, ReplayMessenger):
-        return messenger.params is not None
-    return hasattr(messenger, "_pyro_param") and not isinstance(messenger, ModuleParameters)
+_depth = _Depth()
+_lock = threading.Lock()
+_threads_inside = 0
+_pyros: list[tuple[object, str, Callable[..., object]]] = []
 
 
 @contextlib.contextmanager
-def known_modules() -> Iterator[None]:
-    """Inside, ``pyro.module`` returns the module at once, unless a handler (``poutine.lift``) may want its parameters.
+def without_host_sync() -> Iterator[None]:
+    """Inside, Pyro's ELBOs return tensors instead of numbers and do not look for NaN.
 
-    The training loop has found the parameters beforehand; naming each of them again in every step is 2 to 4 % of the
-    time of a step of a small network on a CPU. Not for bounds that look for param sites (those without
-    ``differentiable_loss``).
+    For this thread alone: others meet Pyro's own functions.
     """
-    statement = pyro.module
-
-    def module(name: str, nn_module: nn.Module, update_module_params: bool = False) -> nn.Module:
-        if any(_may_change_parameters(m) for m in _PYRO_STACK):
-            return statement(name, nn_module, update_module_params)
-        return nn_module
-
-    pyro.module = module
+    _enter()
     try:
         yield
     finally:
-        pyro.module = statement
+        _leave()
+
+
+def _enter() -> None:
+    global _threads_inside
+    _depth.value += 1
+    if _depth.value > 1:
+        return
+
+    with _lock:
+        _threads_inside += 1
+        if _threads_inside == 1:
+            for module in _MODULES:
+                for name, replacement in (("torch_item", _item), ("warn_if_nan", _warn)):
+                    if hasattr(module, name):
+                        original = getattr(module, name)
+                        _pyros.append((module, name, original))
+                        setattr(module, name, replacement(original))
+
+
+def _leave() -> None:
+    global _threads_inside
+    _depth.value -= 1
+    if _depth.value:
+        return
+
+    with _lock:
+        _threads_inside -= 1
+        if not _threads_inside:
+            while _pyros:
+                setattr(*_pyros.pop())
+
+
+def _item(original: Callable[..., object]) -> Callable[..., object]:
+    def torch_item(value: object) -> object:
+        if _depth.value and isinstance(value, Tensor):
+            return value.detach()
+        return original(value)
+
+    return torch_item
+
+
+def _warn(original: Callable[..., object]) -> Callable[..., object]:
+    def warn_if_nan(value: object, *args: object, **kwargs: object) -> object:
+        return None if _depth.value else original(value, *args, **kwargs)
+
+    return warn_if_nan

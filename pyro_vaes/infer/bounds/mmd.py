@@ -20,9 +20,20 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
-from pyro_vaes.infer.bounds.importance import DataPlate, find_data_plate, guide_and_model_traces
-from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
+from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.programs import (
+    DENSITIES,
+    DataPlate,
+    Findings,
+    Program,
+    Role,
+    find_data_plate,
+    is_latent,
+    log_density,
+    log_density_sum,
+    run_pair,
+    sites,
+)
 
 __all__ = ["MMD_ELBO", "gaussian_kernel", "maximum_mean_discrepancy"]
 
@@ -101,25 +112,26 @@ class MMD_ELBO(Bound):
             )
         super().__init__()
         self.weight, self.kl_weight, self.kernel = weight, kl_weight, kernel
-        self._seen = Seen[DataPlate]()
+        self._plates = Findings[DataPlate]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L, summed over the data."""
-        model, guide = with_keywords((model, guide), kwargs)
-        plate = self._seen.of(model, guide, look=lambda: find_data_plate(model, guide, args))
-        guide_trace, model_trace = guide_and_model_traces(model, guide, args)
+        plate = self._plates.of((model, guide), args, lambda: find_data_plate(model, guide, args))
+        guide_trace, model_trace = run_pair(model, guide, args)
         self._refuse_score_function(guide_trace)
         self._refuse_missing(guide_trace, model_trace)
-        loss = torch.zeros(()) + objective_sum(guide_trace)
-        for site in model_trace.nodes.values():
-            if site["type"] != "sample":
-                continue
+
+        loss = torch.zeros(()) + log_density_sum(guide_trace, Role.OBJECTIVE_ONLY)
+        for site in sites(model_trace).values():
             if is_latent(site):
                 loss = loss + self.weight * self._discrepancy(site, plate)
-            if not is_latent(site) or self.kl_weight:
-                loss = loss - (self.kl_weight if is_latent(site) else 1.0) * _log_prob(site)
+            else:
+                loss = loss - log_density(site).sum()
+            if is_latent(site) and self.kl_weight:
+                loss = loss - self.kl_weight * log_density(site).sum()
+
         if self.kl_weight:
-            loss = loss + self.kl_weight * guide_trace.log_prob_sum(lambda _, site: not is_objective_only(site))
+            loss = loss + self.kl_weight * log_density_sum(guide_trace, DENSITIES)
         return loss
 
     def _discrepancy(self, site: Message, plate: DataPlate) -> Tensor:
@@ -137,10 +149,6 @@ class MMD_ELBO(Bound):
         draws, prior_draws = (_rows(v, plate.dim - event_dim) for v in (value, prior.expand_as(value)))
         mmd = maximum_mean_discrepancy(draws, prior_draws, kernel=self.kernel, weight=row_weight)
         return row_weight.sum() * mmd
-
-
-def _log_prob(site: Message) -> Tensor:
-    return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"]).sum()
 
 
 def _rows(tensor: Tensor, dim: int) -> Tensor:

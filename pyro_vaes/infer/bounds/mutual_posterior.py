@@ -25,19 +25,33 @@ References:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords, without_keywords
+from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.bounds.global_batch import is_shared
 from pyro_vaes.infer.bounds.posterior_pairs import Pairs, pairs_of
-from pyro_vaes.infer.bounds.posteriors import PosteriorRecorder, PosteriorSite, find_posteriors
+from pyro_vaes.infer.bounds.posteriors import (
+    PosteriorSite,
+    find_posteriors,
+    record_posteriors,
+)
 from pyro_vaes.ops import off_diagonal
+from pyro_vaes.programs import (
+    Findings,
+    Plate,
+    Program,
+    SiteRecorder,
+    Sites,
+    bind_keywords,
+    find_plate,
+    unbind_keywords,
+)
 
 __all__ = ["MutualPosterior_ELBO", "PosteriorPairs"]
 
@@ -131,7 +145,7 @@ class MutualPosterior_ELBO(Bound):
                 f"base must be a bound with a differentiable loss, to which the terms are added, but "
                 f"{type(base).__name__} has none; Trace_ELBO() or ImportanceWeighted_ELBO(k)?"
             )
-        if getattr(base, "schedule", None) == "sequential":
+        if not facts_of(base).one_loss:
             raise ValueError(
                 "base takes several optimiser steps for each batch (schedule='sequential'), and the terms belong to "
                 "one loss. Use schedule='simultaneous'."
@@ -149,65 +163,79 @@ class MutualPosterior_ELBO(Bound):
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.eta, self.gamma, self.diverse = base, eta, gamma, diverse
         self.sites, self.num_samples = None if sites is None else tuple(sites), num_samples
-        self._seen = Seen[tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]]()
+        self._recorded = Findings[_Recorded]()
+        self._sites = Findings[tuple[PosteriorSite, ...]]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The base's loss plus n (eta L_diverse + gamma L_smooth)."""
-        model, guide = with_keywords((model, guide), kwargs)
         loss, terms = self._run(self.base.differentiable_loss, model, guide, args)
         return loss if terms is None else loss + terms.to(loss.dtype)
 
-    def loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        model, guide = with_keywords((model, guide), kwargs)
-        with torch.no_grad():
-            loss, terms = self._run(self.base.loss, model, guide, args)
+    def negative_value(self, model: Program, guide: Program, *args: object) -> float:
+        loss, terms = self._run(self.base.loss, model, guide, args)
         return loss if terms is None else loss + terms.item()
 
     def _run(self, bound: Callable[..., T], model: Program, guide: Program, args: Args) -> tuple[T, Tensor | None]:
-        """A function of the base's, and the terms for the posteriors that it has met; None where there are none."""
+        """A function of the base's, and the terms for the posteriors that it has met.
+
+        The terms are None where there are none.
+        """
         if not (self.eta > 0 or self.gamma > 0):
             return bound(model, guide, *args), None
-        recorded, recorder, sites = self._look(guide, args)
+
+        recorded, recorder = self._record(guide)
+        sites = self._sites.of((model, guide), args, lambda: find_posteriors(model, guide, args, self.sites))
         loss = bound(model, recorded, *args)
+
         found = recorder.take_all()
-        num_rows, num_data = _counts(found, sites[0])
-        if num_rows < 2 and not is_shared():
+        plate = _data_plate(found, sites[0])
+        if plate.size < 2 and not is_shared():
             return loss, None
+
         terms = []
-        with torch.autocast(found[sites[0].name]["value"].device.type, enabled=False):
+        device = found[sites[0].name]["value"].device
+        with torch.autocast(device.type, enabled=False):
             pairs = self._pairs(found, sites)
             if self.eta > 0:
                 terms.append(self.eta * pairs.diversity(self.diverse))
             if self.gamma > 0:
                 terms.append(self.gamma * pairs.smoothness())
-        return loss, num_data * torch.stack(terms).sum()
+        return loss, plate.num_data * torch.stack(terms).sum()
 
     def pairs(self, guide: Program, *args: object) -> PosteriorPairs:
         """Run the guide once and compare the posteriors of all pairs of rows of its arguments."""
-        recorded, recorder, sites = self._look(guide, args)
+        sites = self._sites.of((guide,), args, lambda: find_posteriors(_no_model, guide, args, self.sites))
+        recorded, recorder = self._record(guide)
         recorded(*args)
         found = recorder.take_all()
-        if _counts(found, sites[0])[0] < 2:
+        if _data_plate(found, sites[0]).size < 2:
             raise ValueError("One row has no pair: give the guide at least two rows.")
         return self._pairs(found, sites)
 
-    def _look(self, guide: Program, args: Args) -> tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]:
-        """The guide within a recorder, and its sites; found once for each guide, so that ``base`` sees one program."""
+    def _record(self, guide: Program) -> tuple[Program, SiteRecorder]:
+        """The guide within a recorder; found once, so that ``base`` meets one program."""
+        program, keywords = unbind_keywords(guide)
 
-        program, keywords = without_keywords(guide)
+        def record() -> _Recorded:
+            recorder = record_posteriors()
+            return _Recorded(recorder(program), recorder)
 
-        def look() -> tuple[Program, PosteriorRecorder, tuple[PosteriorSite, ...]]:
-            recorder = PosteriorRecorder()
-            return recorder(program), recorder, find_posteriors(guide, args, self.sites)
+        recorded = self._recorded.of((program,), (), record)
+        return bind_keywords(recorded.guide, keywords), recorded.recorder
 
-        recorded, recorder, sites = self._seen.of(guide, look=look)
-        return with_keywords([recorded], keywords)[0], recorder, sites
-
-    def _pairs(self, found: dict[str, Message], sites: Sequence[PosteriorSite]) -> PosteriorPairs:
-        return PosteriorPairs(tuple(pairs_of(s.rows(found[s.name]), self.num_samples, s.name) for s in sites))
+    def _pairs(self, found: Sites, sites: Sequence[PosteriorSite]) -> PosteriorPairs:
+        parts = [pairs_of(s.rows(found[s.name]), self.num_samples, s.name) for s in sites]
+        return PosteriorPairs(tuple(parts))
 
 
-def _counts(found: dict[str, Message], site: PosteriorSite) -> tuple[int, int]:
-    """The rows of a batch, and the data that they stand for."""
-    frame = next(f for f in found[site.name]["cond_indep_stack"] if f.name == site.plate)
-    return frame.size, frame.size if frame.full_size is None else frame.full_size
+class _Recorded(NamedTuple):
+    guide: Program
+    recorder: SiteRecorder
+
+
+def _no_model(*_: object) -> None:
+    """A model without sites."""
+
+
+def _data_plate(found: Sites, site: PosteriorSite) -> Plate:
+    return find_plate(found[site.name], site.plate)

@@ -1,13 +1,12 @@
-"""What a model says of its observation in the run that a bound makes of it, read off without another run."""
+"""What a model says of its observation in the run that a bound makes of it."""
 
 from dataclasses import dataclass
-from typing import cast
 
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_vaes.programs.recorder import SiteRecorder
+from pyro_vaes.programs import Role, SiteRecorder, find_plate, plates
 
 __all__ = ["Observation", "ObservationRecorder"]
 
@@ -17,7 +16,7 @@ class Observation:
     """An observed site of one run of a model.
 
     Attributes:
-        name: The site.
+        name: Name of the site.
         message: Its message.
     """
 
@@ -26,60 +25,69 @@ class Observation:
 
     @property
     def fn(self) -> Distribution:
-        return cast(Distribution, self.message["fn"])
+        fn = self.message["fn"]
+        assert isinstance(fn, Distribution)
+        return fn
 
     @property
     def value(self) -> Tensor:
-        return cast(Tensor, self.message["value"])
+        value = self.message["value"]
+        assert isinstance(value, Tensor)
+        return value
 
     @property
     def mean(self) -> Tensor:
         """The mean of the observation given the run's latents, ``(*batch, *event)``.
 
         Raises:
-            ValueError: The distribution has none in closed form, or the run enumerates a latent.
+            ValueError: The distribution has none in closed form, or the run enumerates a
+                latent.
         """
-        fn, declared = self.fn, {f.dim for f in self.message["cond_indep_stack"]}
-        spare = [d for d in range(-len(fn.batch_shape), 0) if d not in declared and fn.batch_shape[d] > 1]
-        if spare:
-            raise ValueError(
-                f"The observation {self.name!r} has batch shape {tuple(fn.batch_shape)}, of which no plate declares "
-                f"dimension {spare[0]}: an enumerated latent has no one draw whose mean could be taken. Use Trace_ELBO?"
-            )
+        fn = self.fn
+        declared = {plate.dim for plate in plates(self.message)}
+        for dim in range(-len(fn.batch_shape), 0):
+            if dim not in declared and fn.batch_shape[dim] > 1:
+                raise ValueError(
+                    f"The observation {self.name!r} has batch shape {tuple(fn.batch_shape)}, "
+                    f"of which no plate declares dimension {dim}: an enumerated latent has no "
+                    "one draw whose mean could be taken. Use Trace_ELBO?"
+                )
         try:
-            return cast(Tensor, fn.mean)
+            return fn.mean
         except NotImplementedError:
             raise ValueError(
-                f"The distribution of the observation {self.name!r} has no mean in closed form, which the "
-                "reconstruction is. Use Trace_ELBO, or a likelihood that has one."
+                f"The distribution of the observation {self.name!r} has no mean in closed "
+                "form, which the reconstruction is. Use Trace_ELBO, or a likelihood that has "
+                "one."
             ) from None
 
     def num_data(self, plate: str) -> int:
         """The number of data for which the rows of this plate stand."""
-        frame = next(f for f in self.message["cond_indep_stack"] if f.name == plate)
-        return cast(int, frame.size if frame.full_size is None else frame.full_size)
+        return find_plate(self.message, plate).num_data
 
 
 class ObservationRecorder(SiteRecorder):
-    """Around a model: keeps the observed sites of its latest run, those whose events have a shape."""
+    """Around a model: keeps the observed sites of its latest run."""
 
-    def wants(self, msg: Message) -> bool:
-        return bool(msg["is_observed"] and msg["fn"].event_shape and not msg["infer"].get("_deterministic"))
+    def __init__(self) -> None:
+        super().__init__(frozenset({Role.OBSERVED}))
 
     def take(self, name: str | None = None) -> Observation:
-        """The one observation, or that at the given site; afterwards nothing holds on to the run's graph.
+        """The one observation whose events have a shape, or that at the given site.
+
+        Afterwards nothing holds on to the run's graph.
 
         Raises:
             ValueError: There is no such site, or there are several and no name is given.
         """
-        found = self.take_all()
+        found = {n: s for n, s in self.take_all().items() if s["fn"].event_shape}
         if name is None and len(found) == 1:
             name = next(iter(found))
-        if name not in found:
+        if name is None or name not in found:
+            what = "is one of several" if name is None else f"{name!r} is none"
             raise ValueError(
-                f"The observation {'is one of several' if name is None else repr(name) + ' is none'} of the model's "
-                f"observed sites with an event shape, {sorted(found)}. Name one of them, site='x'? A datum's own "
-                "dimensions are event dimensions: .to_event(1)."
+                f"The observation {what} of the model's observed sites with an event shape, "
+                f"{sorted(found)}. Name one of them, site='x'? A datum's own dimensions are "
+                "event dimensions: .to_event(1)."
             )
-        assert name is not None
         return Observation(name, found[name])

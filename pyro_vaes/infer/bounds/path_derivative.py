@@ -17,14 +17,12 @@ References:
 from typing import Self
 
 import torch
-from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.handlers import is_latent, is_objective_only
+from pyro_vaes.programs import DENSITIES, Program, is_latent, run, sites
 
 __all__ = ["Gates", "gated_trace"]
 
@@ -78,13 +76,13 @@ def gated_trace(guide: Program, args: tuple[object, ...], bound: str) -> tuple[T
             respect to the parameters is no score function that could be left out.
     """
     with Gates() as gates:
-        trace = poutine.trace(guide).get_trace(*args)
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site["infer"].get("_deterministic") or is_objective_only(site):
-            continue
+        trace = run(guide, args)
+
+    for name, site in sites(trace, DENSITIES).items():
         if site["is_observed"]:
             raise ValueError(
-                f"{bound} leaves out the score function of the guide's draws, but the guide's site {name!r} is not "
-                "drawn: it has an obs=, or is a pyro.factor. Use Trace_ELBO, or move that statement to the model."
+                f"{bound} leaves out the score function of the guide's draws, but the "
+                f"guide's site {name!r} is not drawn: it has an obs=, or is a pyro.factor. "
+                "Use Trace_ELBO, or move that statement to the model."
             )
     return trace, gates

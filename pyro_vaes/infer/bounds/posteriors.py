@@ -1,8 +1,7 @@
 """The posteriors q(z | x_1), .., q(z | x_n) that a guide uses for the rows of a batch, read off while it runs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from pyro import poutine
@@ -12,14 +11,29 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_vaes.distributions.map_parameters import elements, has_map, mapped
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.checks.mean_field import dependencies
-from pyro_vaes.infer.checks.tables import random_sites
-from pyro_vaes.infer.handlers import is_latent
-from pyro_vaes.programs.pair import preserve_rng
-from pyro_vaes.programs.recorder import SiteRecorder
+from pyro_vaes.programs import (
+    DRAWN,
+    OBJECTIVE,
+    Program,
+    SiteRecorder,
+    Sites,
+    dependencies,
+    dry_run,
+    find_plate,
+    is_auxiliary,
+    may_be_point,
+    plates,
+    preserve_rng,
+    run,
+    sites,
+)
 
-__all__ = ["PosteriorRecorder", "PosteriorSite", "find_posteriors", "sites_given_others"]
+__all__ = [
+    "PosteriorSite",
+    "find_posteriors",
+    "record_posteriors",
+    "sites_given_others",
+]
 
 Args = tuple[object, ...]
 
@@ -49,9 +63,10 @@ class PosteriorSite:
                 f"The guide's site {self.name!r} is masked, and which pairs of posteriors a mask leaves is not "
                 "defined. Leave the masked rows out of the batch, or compare other sites: sites=[...]. Use Trace_ELBO?"
             )
-        if _may_be_point(message):  # labels came after the first look
-            raise ValueError(_point(self.name, "Compare other sites: sites=[...]. Use Trace_ELBO?"))
-        dims = {f.name: f.dim for f in message["cond_indep_stack"] if f.vectorized and f.name in self.plates}
+        if may_be_point(message):  # labels came after the first look
+            raise ValueError(_is_point(self.name, "Compare other sites: sites=[...]. Use Trace_ELBO?"))
+        around = plates(message)
+        dims = {plate.name: plate.dim for plate in around if plate.name in self.plates}
         data_dim, kept = dims[self.plate], set(dims.values())
 
         def front(parameter: Tensor, event_dim: int) -> Tensor:
@@ -67,7 +82,7 @@ class PosteriorSite:
             return mapped(fn, front)
         except (AttributeError, NotImplementedError, TypeError):
             if len(fn.batch_shape) == 1 and kept == {-1}:
-                return cast(Distribution, fn)
+                return fn
         raise ValueError(
             f"The posteriors at the guide's site {self.name!r} ({type(fn).__name__}, batch shape "
             f"{tuple(fn.batch_shape)}) cannot be brought into one row for each datum. Use one data plate and one "
@@ -103,130 +118,150 @@ def _is_plain(fn: Distribution, data_dim: int) -> bool:
     return same and _is_plain(fn.base_dist, data_dim)
 
 
-class PosteriorRecorder(SiteRecorder):
+def record_posteriors() -> SiteRecorder:
     """Around a guide: keeps the distributions of its latest run, particles and all."""
-
-    def wants(self, msg: Message) -> bool:
-        return is_latent(msg)
+    return SiteRecorder(DRAWN)
 
 
-@dataclass
-class _Look:
-    """One dry run of a guide: its sites, and which of them are drawn given which others."""
-
-    guide: Program
-    args: Args
-    sites: dict[str, Message] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        with torch.no_grad(), poutine.block(), preserve_rng(0):
-            trace = poutine.trace(self.guide).get_trace(*self.args)
-        self.sites = {n: s for n, s in random_sites(trace).items() if not s["infer"].get("_deterministic")}
-
-    def given_others(self) -> set[str]:
-        """Sites whose distributions change with the values of others."""
-        values = {n: s["value"] for n, s in self.sites.items() if not s["is_observed"]}
-        if len(values) < 2:
-            return set()
-        with preserve_rng(0):
-            found = {n for n, others in dependencies(self.guide, values, self.args).items() if others}
-        for name, value in values.items():
-            if not value.is_floating_point():
-                found |= self._moved_by(name, values)
-        return found
-
-    def _moved_by(self, name: str, values: dict[str, Tensor]) -> set[str]:
-        """Sites whose densities at the same values differ between two values of a discrete one."""
-        fn, densities = self.sites[name]["fn"], []
-        ends = (
-            fn.enumerate_support(expand=True)[[0, -1]] if fn.has_enumerate_support else [values[name], 0 * values[name]]
-        )
-        for value in ends:
-            with torch.no_grad(), poutine.block(), preserve_rng(0):
-                program = poutine.condition(self.guide, data={**values, name: value})
-                trace = poutine.trace(program).get_trace(*self.args)
-                densities.append({n: trace.nodes[n]["fn"].log_prob(v) for n, v in values.items() if n != name})
-        return {n for n, one in densities[0].items() if not torch.allclose(one, densities[1][n], equal_nan=True)}
-
-
-def sites_given_others(program: Program, args: Args) -> set[str]:
-    """The sites of a program, run aside, whose distributions change with the values of its other latent sites."""
-    return _Look(program, args).given_others()
-
-
-def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> tuple[PosteriorSite, ...]:
-    """Run a guide once, aside, and find the sites whose distributions are posteriors given the data alone.
-
-    A latent site that is a function of an auxiliary one (a :class:`~pyro.distributions.Delta`) is represented by that.
+def sites_given_others(program: Program, args: Args, own_sites: Sites) -> set[str]:
+    """The sites of a program whose distributions change with the values of others.
 
     Arguments:
-        guide: The guide.
+        program: The program, which is run aside.
         args: Its arguments.
-        sites: The sites wanted; all by default.
+        own_sites: Its sites in a run.
+    """
+    values = {n: s["value"] for n, s in own_sites.items() if not s["is_observed"]}
+    if len(values) < 2:
+        return set()
+
+    with preserve_rng(0):
+        gradients = dependencies(program, values, args)
+    found = {name for name, others in gradients.items() if others}
+
+    # a discrete value has no gradient: two values of it are compared
+    for name, value in values.items():
+        if not value.is_floating_point():
+            found |= _moved_by(program, args, own_sites[name], values)
+    return found
+
+
+def _moved_by(program: Program, args: Args, site: Message, values: dict[str, Tensor]) -> set[str]:
+    """Sites whose densities at the same values differ between two values of a discrete one."""
+    fn, name = site["fn"], site["name"]
+    ends = (values[name], 0 * values[name])
+    if fn.has_enumerate_support:
+        support = fn.enumerate_support(expand=True)
+        ends = (support[0], support[-1])
+
+    densities = []
+    for value in ends:
+        with torch.no_grad(), poutine.block(), preserve_rng(0):
+            trace = run(program, args, given={**values, name: value})
+            others = [n for n in values if n != name]
+            densities.append({n: trace.nodes[n]["fn"].log_prob(values[n]) for n in others})
+
+    first, second = densities
+    return {n for n in first if not torch.allclose(first[n], second[n], equal_nan=True)}
+
+
+def find_posteriors(
+    model: Program, guide: Program, args: Args, names: Sequence[str] | None
+) -> tuple[PosteriorSite, ...]:
+    """Run a pair once, aside, and find the guide's sites that are posteriors given the data.
+
+    A latent site that is a function of an auxiliary one (a
+    :class:`~pyro.distributions.Delta`) is represented by that.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        args: Their arguments.
+        names: The sites wanted; all by default.
 
     Raises:
-        ValueError: A wanted site is unknown, lies outside every plate, is drawn given other latent sites, is a point,
-            or is one for some data (marked ``infer={"may_be_point": True}``); or the sites share no plate.
+        ValueError: A wanted site is unknown, lies outside every plate, is drawn given other
+            latent sites, is a point, or is one for some data (marked
+            ``infer={"may_be_point": True}``); or the sites share no plate.
     """
-    look = _Look(guide, args)
-    latent = {n: s for n, s in look.sites.items() if not s["is_observed"]}
-    auxiliary = [n for n, s in latent.items() if s["infer"].get("is_auxiliary")]
-    candidates = {n: s for n, s in latent.items() if not (auxiliary and isinstance(s["fn"], Delta))}
-    unknown = [] if sites is None else sorted(set(sites) - candidates.keys())
+    own_sites = sites(dry_run(model, guide, args).guide, OBJECTIVE)
+    return posteriors_among(own_sites, guide, args, names)
+
+
+def posteriors_among(
+    own_sites: Sites, guide: Program, args: Args, names: Sequence[str] | None
+) -> tuple[PosteriorSite, ...]:
+    """The same for the guide's sites in a run."""
+    latent = {n: s for n, s in own_sites.items() if not s["is_observed"]}
+    functions = any(is_auxiliary(s) for s in latent.values())
+    candidates = {}
+    for name, site in latent.items():
+        if not (functions and isinstance(site["fn"], Delta)):
+            candidates[name] = site
+
+    unknown = [] if names is None else sorted(set(names) - candidates.keys())
     if unknown or not candidates:
         raise ValueError(
-            f"The posteriors of the sites {unknown or 'of this guide'} cannot be compared: the guide's sites with a "
-            f"distribution of their own are {sorted(candidates)}. Use one of these in sites=[...], or Trace_ELBO?"
+            f"The posteriors of the sites {unknown or 'of this guide'} cannot be compared: the "
+            "guide's sites with a distribution of their own are "
+            f"{sorted(candidates)}. Use one of these in sites=[...], or Trace_ELBO?"
         )
-    wanted = {n: s for n, s in candidates.items() if sites is None or n in sites}
-    problems = list(_problems(wanted, look.given_others(), candidates))
-    if problems:
-        raise ValueError(problems[0])
-    frames = {n: [f for f in s["cond_indep_stack"] if f.vectorized] for n, s in wanted.items()}
-    names = [{f.name for f in stack} for stack in frames.values()]
-    shared = [f.name for f in next(iter(frames.values())) if all(f.name in n for n in names)]
+
+    wanted = {n: s for n, s in candidates.items() if names is None or n in names}
+    conditional = sites_given_others(guide, args, own_sites)
+    for problem in _problems(wanted, conditional, candidates):
+        raise ValueError(problem)
+
+    first, *others = wanted.values()
+    shared = [p.name for p in plates(first)]
+    for site in others:
+        around = {plate.name for plate in plates(site)}
+        shared = [name for name in shared if name in around]
     if not shared:
         raise ValueError(f"The sites {sorted(wanted)} share no plate; put them all into one data plate.")
-    plate = shared[0]  # frames come in the order in which the plates were entered
-    dims = {n: next(f.dim for f in stack if f.name == plate) for n, stack in frames.items()}
+
+    data_plate = shared[0]  # the outermost
+    found = []
     with torch.no_grad(), preserve_rng():
-        return tuple(
-            PosteriorSite(n, plate, tuple(f.name for f in frames[n]), _is_plain(s["fn"], dims[n]))
-            for n, s in wanted.items()
-        )
+        for name, site in wanted.items():
+            names_around = tuple(plate.name for plate in plates(site))
+            plain = _is_plain(site["fn"], find_plate(site, data_plate).dim)
+            found.append(PosteriorSite(name, data_plate, names_around, plain))
+    return tuple(found)
 
 
-def _problems(wanted: dict[str, Message], conditional: set[str], candidates: dict[str, Message]) -> Iterator[str]:
-    points = {n for n, s in candidates.items() if _may_be_point(s)}
+def _problems(wanted: Sites, conditional: set[str], candidates: Sites) -> Iterator[str]:
+    points = {n for n, s in candidates.items() if may_be_point(s)}
     others = sorted(candidates.keys() - conditional - points)
+
     for name, site in wanted.items():
         if name in points:
-            yield _point(name, f"Compare the others, sites={others}?" if others else "Leave them out: Use Trace_ELBO.")
+            cure = "Leave them out: Use Trace_ELBO."
+            if others:
+                cure = f"Compare the others, sites={others}?"
+            yield _is_point(name, cure)
         if name in conditional:
             yield (
-                f"The guide draws {name!r} given other latent sites, so it has no posterior of its own given the datum "
-                f"that could be compared with another's. Name those that have one, sites={others}? Or leave the terms "
-                "out: Use Trace_ELBO."
+                f"The guide draws {name!r} given other latent sites, so it has no posterior of "
+                "its own given the datum that could be compared with another's. Name those that "
+                f"have one, sites={others}? Or leave the terms out: Use Trace_ELBO."
             )
-        if not any(f.vectorized for f in site["cond_indep_stack"]):
+        if not plates(site):
             yield (
-                f"The guide's site {name!r} lies outside every plate: it has one posterior for all data. Put it into "
-                "`with pyro.plate('data', len(x)):`, or compare other sites: sites=[...]."
+                f"The guide's site {name!r} lies outside every plate: it has one posterior for "
+                "all data. Put it into `with pyro.plate('data', len(x)):`, or compare other "
+                "sites: sites=[...]."
             )
         if isinstance(site["fn"], Delta):
             yield (
-                f"The guide's site {name!r} is a point (Delta), whose KL divergence from another is infinite. Compare "
-                "other sites, sites=[...], or use a guide with a spread: AmortizedNormal?"
+                f"The guide's site {name!r} is a point (Delta), whose KL divergence from "
+                "another is infinite. Compare other sites, sites=[...], or use a guide with a "
+                "spread: AmortizedNormal?"
             )
 
 
-def _may_be_point(site: Message) -> bool:
-    """Whether a guide says of a site that it is a point for some data."""
-    return bool(site["infer"].get("may_be_point"))
-
-
-def _point(name: str, cure: str) -> str:
+def _is_point(name: str, cure: str) -> str:
     return (
-        f"The guide's site {name!r} is a point where it is known (labels), whose KL divergence from another is "
-        f"infinite. {cure}"
+        f"The guide's site {name!r} is a point where it is known (labels), whose KL divergence "
+        f"from another is infinite. {cure}"
     )

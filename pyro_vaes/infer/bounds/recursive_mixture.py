@@ -16,9 +16,9 @@ References:
     | https://arxiv.org/abs/1611.05559
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from pyro import poutine
@@ -26,12 +26,17 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vaes.distributions import log_weights
-from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
-from pyro_vaes.infer.bounds.component_draws import Strata, find_mixture, run_strata
-from pyro_vaes.infer.bounds.importance import DataPlate, find_data_plate
+from pyro_vaes.infer.bounds.bound import Bound, Loss
+from pyro_vaes.infer.bounds.component_draws import (
+    ComponentDraws,
+    draw_from_components,
+    find_mixture,
+)
+from pyro_vaes.programs import DataPlate, Findings, Program, bind_keywords, data_plate, dry_run
 
 __all__ = ["RecursiveMixture_ELBO"]
 
+Args = tuple[object, ...]
 Schedule = Literal["simultaneous", "sequential"]
 
 
@@ -75,6 +80,13 @@ class RecursiveMixture_ELBO(Bound):
         True
     """
 
+    plain_draws = False
+
+    @property
+    def one_loss(self) -> bool:
+        """Whether all blocks move at once."""
+        return self.schedule == "simultaneous"
+
     def __init__(
         self,
         cap: float = 500.0,
@@ -96,142 +108,224 @@ class RecursiveMixture_ELBO(Bound):
         super().__init__()
         self.cap, self.num_kl_samples, self.schedule = cap, num_kl_samples, schedule
         self.entropy, self.optim, self.vectorize_components = entropy, optim, vectorize_components
-        self._seen = Seen[tuple[DataPlate, int]]()
+        self._looks = Findings[_Look]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q_M), with the gradients of all blocks' objectives."""
-        model, guide = with_keywords((model, guide), kwargs)
-        strata = self._run(model, guide, args)
-        value = -strata.bound(strata.log_alpha(), strata.per_datum(strata.mixture.log_prob(strata.points)))
+        draws = self._draw(model, guide, args)
+        value = -draws.bound(draws.log_alpha(), draws.log_mixture())
         if not torch.is_grad_enabled():
             return value
-        log_joint = strata.log_joint
-        objectives = [
-            self._components(strata, log_joint)[1],
-            *(_weight(strata, log_joint, m) for m in range(1, strata.mixture.num_components)),
-            _model(strata, log_joint),
-        ]
+
+        log_joint = draws.log_joint
+        objectives = [self._components(draws, log_joint).surrogate]
+        for m in range(1, draws.mixture.num_components):
+            objectives.append(_weight_objective(draws, log_joint, m))
+        objectives.append(_model_objective(draws, log_joint))
         return _carry(value, -torch.stack(objectives).sum())
 
-    def sub_losses(self, model: Program, guide: Program, *args: object) -> list[Callable[[], Tensor]]:
-        """Each block's loss, to be called once the parameters of the one before have moved; the model's is last."""
-        if self.schedule == "simultaneous":
+    def sub_losses(self, model: Program, guide: Program, *args: object) -> list[Loss]:
+        """Each block's loss, to be called once the parameters of the one before have moved.
+
+        The model's is the last one.
+        """
+        if self.one_loss:
             return super().sub_losses(model, guide, *args)
-        _, num_components = self._look(model, guide, args)
-        run = partial(self._run, model, guide, args)
+
+        draw = partial(self._draw, model, guide, args)
 
         def component(m: int) -> Tensor:
-            strata = run(indices=(m,))
-            value, objective = self._components(strata, strata.log_joint)
-            return _carry(-value, -objective)
+            draws = draw(indices=(m,))
+            objective = self._components(draws, draws.log_joint)
+            return _carry(-objective.value, -objective.surrogate)
 
         def weight(m: int) -> Tensor:
-            strata = run(indices=range(m + 1))
-            return -_weight(strata, strata.log_joint, m)
+            draws = draw(indices=range(m + 1))
+            return -_weight_objective(draws, draws.log_joint, m)
 
         def whole() -> Tensor:
-            strata = run()
-            value = -strata.bound(strata.log_alpha(), strata.per_datum(strata.mixture.log_prob(strata.points)))
-            return _carry(value, -_model(strata, strata.log_joint))
+            draws = draw()
+            value = -draws.bound(draws.log_alpha(), draws.log_mixture())
+            return _carry(value, -_model_objective(draws, draws.log_joint))
 
-        later = [partial(f, m) for m in range(1, num_components) for f in (component, weight)]
-        return [partial(component, 0), *later, whole]
+        losses: list[Loss] = [partial(component, 0)]
+        for m in range(1, self._look(model, guide, args).num_components):
+            losses += [partial(component, m), partial(weight, m)]
+        return [*losses, whole]
 
     def loss_and_grads(self, model: Program, guide: Program, *args: object, **kwargs: object) -> float:
-        """The loss; gradients of all blocks, or under the sequential schedule all sub-steps by ``optim``."""
-        model, guide = with_keywords((model, guide), kwargs)
-        if self.schedule == "simultaneous":
-            return super().loss_and_grads(model, guide, *args)
+        """The loss as a number, with the gradients of all blocks.
+
+        Under the sequential schedule all sub-steps are taken by ``optim`` instead.
+        """
+        if self.one_loss:
+            return super().loss_and_grads(model, guide, *args, **kwargs)
         if self.optim is None:
             raise ValueError(
-                "The sequential schedule takes several optimiser steps in one step of SVI. Pass it the same optimiser: "
-                "RecursiveMixture_ELBO(schedule='sequential', optim=optim)? Or train with fit, which needs none."
+                "The sequential schedule takes several optimiser steps in one step of SVI. "
+                "Pass it the same optimiser: RecursiveMixture_ELBO(schedule='sequential', "
+                "optim=optim)? Or train with fit, which needs none."
             )
+
+        model, guide = bind_keywords(model, kwargs), bind_keywords(guide, kwargs)
         loss = torch.zeros(())
         for sub_loss in self.sub_losses(model, guide, *args):
-            # SVI must not capture the parameters: it would step all of them once more, moved or not
-            with poutine.block(hide_types=["param"]), poutine.trace(param_only=True) as capture:
-                loss = sub_loss()
-            leaves = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
-            for leaf in leaves:
-                leaf.grad = None
-            loss.backward()
-            self.optim({leaf for leaf in leaves if leaf.grad is not None})
-            for leaf in leaves:
-                leaf.grad = None
+            loss = _sub_step(sub_loss, self.optim)
         return loss.item()
 
-    def _look(self, model: Program, guide: Program, args: tuple[object, ...]) -> tuple[DataPlate, int]:
+    def _look(self, model: Program, guide: Program, args: Args) -> "_Look":
         """The data plate and the number of components."""
 
-        def look() -> tuple[DataPlate, int]:
-            num_components = find_mixture(guide, args, type(self).__name__).num_components
-            return find_data_plate(model, guide, args), num_components
+        def find() -> _Look:
+            traces = dry_run(model, guide, args)
+            mixture = find_mixture(traces, type(self).__name__)
+            return _Look(data_plate(traces), mixture.num_components)
 
-        return self._seen.of(model, guide, look=look)
+        return self._looks.of((model, guide), args, find)
 
-    def _run(
-        self, model: Program, guide: Program, args: tuple[object, ...], indices: range | tuple[int, ...] | None = None
-    ) -> Strata:
-        plate, _ = self._look(model, guide, args)
-        return run_strata(
-            model, guide, args, plate, indices=indices, detached=True, vectorize=self.vectorize_components
+    def _draw(
+        self,
+        model: Program,
+        guide: Program,
+        args: Args,
+        indices: Sequence[int] | None = None,
+    ) -> ComponentDraws:
+        """Draws of these components as leaves of their own; of all by default."""
+        return draw_from_components(
+            model,
+            guide,
+            args,
+            self._look(model, guide, args).plate,
+            indices=indices,
+            detached=True,
+            vectorize=self.vectorize_components,
         )
 
-    def _components(self, strata: Strata, log_joint: Tensor) -> tuple[Tensor, Tensor]:
-        """The components' objectives, summed: the value, and a tensor with the gradient for their parameters alone.
+    def _components(self, draws: ComponentDraws, log_joint: Tensor) -> "_Objective":
+        """The objectives of the components that were drawn from, summed.
 
-        Everything but q_m's own density is a function of the draw z_m alone. Its gradient in z_m is taken at a leaf,
-        which holds the model, the earlier components and the weights fixed, and enters as <gradient, z_m>.
+        Everything but q_m's own density is a function of the draw z_m alone. Its gradient in
+        z_m is taken at a leaf, which holds the model, the earlier components and the weights
+        fixed, and enters as <gradient, z_m>.
         """
-        rest, leaves, own = [log_joint.sum()], [strata.points], []
-        draws = [strata.draws]
-        values = [log_joint.detach().sum()]
-        for row, m in enumerate(strata.indices):
-            z, leaf = strata.draws[row : row + 1], strata.points[row : row + 1]  # (1, *B, *E)
-            q, regularised = strata.mixture.components[m], m > 0 and (self.cap > 0 or self.entropy is not None)
-            if regularised and self.num_kl_samples > 1:
-                more = q.rsample(torch.Size([self.num_kl_samples - 1]))
-                draws.append(more)
-                leaves.append(more.detach().requires_grad_())
-                z, leaf = torch.cat([z, more]), torch.cat([leaf, leaves[-1]])
-            log_q = strata.weight * strata.per_datum(q.log_prob(z))  # (K, B)
-            if not regularised:
-                own.append(-log_q[0].sum())
-                values.append(own[-1].detach())
-                continue
-            below = strata.weight * strata.per_datum(strata.mixture.level(m - 1).log_prob(leaf)).mean(0)  # (B,)
-            if self.entropy is not None:
-                rest.append(-below.sum())
-                own.append(-self.entropy * log_q.mean(0).sum())
-                values.append((rest[-1] + own[-1]).detach())
-                continue
-            divergence = (log_q.mean(0) - below).detach()
-            cap = self.cap * strata.weight
-            within = (divergence < cap).to(log_q.dtype)
-            rest.append(-(within * below).sum())
-            own.append((within * log_q.mean(0) - log_q[0]).sum())
-            values.append(torch.minimum(divergence, cap).sum() - log_q[0].detach().sum())
-        gradients = torch.autograd.grad(torch.stack(rest).sum(), leaves, retain_graph=True)
-        through_draws = [(g * z).sum() for g, z in zip(gradients, draws, strict=True)]
-        return torch.stack(values).sum(), torch.stack([*through_draws, *own]).sum()
+        parts = [self._component(draws, row) for row in range(len(draws.indices))]
+
+        at_leaves = log_joint.sum()
+        leaves, points = [draws.points], [draws.draws]
+        for part in parts:
+            at_leaves = at_leaves + part.at_leaves
+            leaves += part.leaves
+            points += part.draws
+        gradients = torch.autograd.grad(at_leaves, leaves, retain_graph=True)
+
+        own = [part.own for part in parts]
+        for gradient, point in zip(gradients, points, strict=True):
+            own.append((gradient * point).sum())
+
+        values = [log_joint.detach().sum(), *(part.value for part in parts)]
+        return _Objective(torch.stack(values).sum(), torch.stack(own).sum())
+
+    def _component(self, draws: ComponentDraws, row: int) -> "_Component":
+        """What the objective of one component has beside E log p(x, z_m)."""
+        m = draws.indices[row]
+        q = draws.mixture.components[m]
+        z, leaf = draws.draws[row : row + 1], draws.points[row : row + 1]  # (1, *B, *E)
+
+        if m == 0 or (self.cap == 0 and self.entropy is None):
+            entropy = -(draws.weight * draws.per_datum(q.log_prob(z)))[0].sum()
+            return _Component(own=entropy, value=entropy.detach())
+
+        more, more_leaves = [], []
+        if self.num_kl_samples > 1:
+            more = [q.rsample(torch.Size([self.num_kl_samples - 1]))]
+            more_leaves = [more[0].detach().requires_grad_()]
+        z, leaf = torch.cat([z, *more]), torch.cat([leaf, *more_leaves])
+
+        log_q = draws.weight * draws.per_datum(q.log_prob(z))  # (K, B)
+        below = draws.mixture.level(m - 1).log_prob(leaf)  # log Q_{m-1}
+        below = draws.weight * draws.per_datum(below).mean(0)  # (B,)
+
+        if self.entropy is not None:
+            own, at_leaves = -self.entropy * log_q.mean(0).sum(), -below.sum()
+            value = (at_leaves + own).detach()
+            return _Component(own, value, at_leaves, more_leaves, more)
+
+        # min(C, KL(q_m || Q_{m-1})), datum by datum, beside the entropy of the draw
+        divergence = (log_q.mean(0) - below).detach()
+        cap = self.cap * draws.weight
+        within = (divergence < cap).to(log_q.dtype)
+        own = (within * log_q.mean(0) - log_q[0]).sum()
+        value = torch.minimum(divergence, cap).sum() - log_q[0].detach().sum()
+        return _Component(own, value, -(within * below).sum(), more_leaves, more)
 
 
-def _weight(strata: Strata, log_joint: Tensor, m: int) -> Tensor:
+class _Look(NamedTuple):
+    plate: DataPlate
+    num_components: int
+
+
+class _Objective(NamedTuple):
+    """An objective's value, and a tensor with its gradient."""
+
+    value: Tensor
+    surrogate: Tensor
+
+
+class _Component(NamedTuple):
+    """A component's objective without E log p(x, z_m).
+
+    Attributes:
+        own: What depends on the parameters of q_m directly.
+        value: The whole number, without a gradient.
+        at_leaves: What depends on the draws alone, at leaves of the same numbers.
+        leaves: Leaves of draws that this component has beside the shared ones.
+        draws: These draws, with gradients.
+    """
+
+    own: Tensor
+    value: Tensor
+    at_leaves: Tensor | float = 0.0
+    leaves: Sequence[Tensor] = ()
+    draws: Sequence[Tensor] = ()
+
+
+def _sub_step(sub_loss: Loss, optim: PyroOptim) -> Tensor:
+    """Compute one loss and let the optimiser step the parameters that it reaches."""
+    # SVI must not capture the parameters: it would step all of them once more, moved or not
+    with poutine.block(hide_types=["param"]), poutine.trace(param_only=True) as capture:
+        loss = sub_loss()
+    leaves = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
+
+    for leaf in leaves:
+        leaf.grad = None
+    loss.backward()
+    optim({leaf for leaf in leaves if leaf.grad is not None})
+    for leaf in leaves:
+        leaf.grad = None
+
+    return loss
+
+
+def _weight_objective(draws: ComponentDraws, log_joint: Tensor, m: int) -> Tensor:
     """The bound of Q_m as a function of the m-th weight alone."""
     with torch.no_grad():
-        densities = strata.mixture.component_log_prob(strata.points).movedim(-1, 0)  # (M + 1, C, *B)
-        densities = strata.per_datum(densities)[: m + 1, : m + 1]
-    earlier = [a.detach() for a in strata.mixture.logits[: m - 1]]
-    logits = strata.per_datum(torch.stack([*earlier, strata.mixture.logits[m - 1]]))  # (m, B)
-    log_alpha = log_weights(logits.mT).mT  # (m + 1, B)
+        densities = draws.mixture.component_log_prob(draws.points)
+        densities = draws.per_datum(densities.movedim(-1, 0))  # (M + 1, C, B)
+        densities = densities[: m + 1, : m + 1]
+
+    logits = [a.detach() for a in draws.mixture.logits[: m - 1]]
+    logits.append(draws.mixture.logits[m - 1])
+    stacked = draws.per_datum(torch.stack(logits))  # (m, B)
+    log_alpha = log_weights(stacked.mT).mT  # (m + 1, B)
+
     log_q = torch.logsumexp(log_alpha.unsqueeze(1) + densities, dim=0)  # (m + 1, B)
-    return (log_alpha.exp() * (log_joint[: m + 1].detach() - strata.weight * log_q)).sum()
+    log_ratio = log_joint[: m + 1].detach() - draws.weight * log_q
+    return (log_alpha.exp() * log_ratio).sum()
 
 
-def _model(strata: Strata, log_joint: Tensor) -> Tensor:
+def _model_objective(draws: ComponentDraws, log_joint: Tensor) -> Tensor:
     """The bound of Q_M as a function of the model's parameters alone."""
-    return (strata.log_alpha().detach().exp() * log_joint).sum()
+    return (draws.log_alpha().detach().exp() * log_joint).sum()
 
 
 def _carry(value: Tensor, surrogate: Tensor) -> Tensor:

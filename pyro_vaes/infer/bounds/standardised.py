@@ -10,23 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal
-from pyro_vaes.infer.bounds.bound import Program
-from pyro_vaes.infer.bounds.importance import guide_and_model_traces
-from pyro_vaes.infer.bounds.posteriors import PosteriorSite, find_posteriors, sites_given_others
-from pyro_vaes.infer.checks.tables import random_sites
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.infer.bounds.posteriors import (
+    PosteriorSite,
+    find_posteriors,
+    sites_given_others,
+)
+from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run, sites
 
 __all__ = ["NormalSite", "Standardised", "find_normal_sites"]
 
 Args = tuple[object, ...]
-Sites = dict[str, Message]
 NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)
 
 
@@ -86,7 +85,7 @@ def _elements(fn: Distribution) -> Distribution:
 
 
 def find_normal_sites(
-    model: Program, guide: Program, args: Args, sites: Sequence[str] | None, bound: str
+    model: Program, guide: Program, args: Args, names: Sequence[str] | None, bound: str
 ) -> tuple[NormalSite, ...]:
     """Run a pair once, aside, and find the guide's sites with normal posteriors and normal priors.
 
@@ -94,18 +93,19 @@ def find_normal_sites(
         model: The model.
         guide: The guide.
         args: Their arguments.
-        sites: The guide's sites wanted; all by default.
-        bound: Who asks, for what is said.
+        names: The guide's sites wanted; all by default.
+        bound: Name of the bound that asks, for the error messages.
 
     Raises:
         ValueError: A posterior or a prior is not normal, a prior depends on other latents, or a joint draw is not that
             of the sites side by side.
     """
-    found = find_posteriors(guide, args, sites)
-    with torch.no_grad(), poutine.block(), preserve_rng(0):
-        guide_sites, model_sites = map(random_sites, guide_and_model_traces(model, guide, args))
-    with preserve_rng(0):
-        conditional = sites_given_others(model, args)
+    found = find_posteriors(model, guide, args, names)
+    traces = dry_run(model, guide, args)
+    guide_sites, model_sites = sites(traces.guide), sites(traces.model)
+
+    own_sites = sites(traces.model, OBJECTIVE)
+    conditional = sites_given_others(model, args, own_sites)
     return tuple(_normal_site(site, guide_sites, model_sites, conditional, bound) for site in found)
 
 
@@ -116,7 +116,7 @@ def _normal_site(
     if not isinstance(_elements(message["fn"]), NORMALS):
         raise ValueError(
             f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's site "
-            f"{site.name!r} is {_said(message)}. Use Trace_ELBO, or AmortizedNormal?"
+            f"{site.name!r} is {_family(message)}. Use Trace_ELBO, or AmortizedNormal?"
         )
     latents = (site.name,) if site.name in model_sites else _drawn_together(message, guide_sites, model_sites, bound)
     for name in latents:
@@ -124,7 +124,7 @@ def _normal_site(
         if not isinstance(_elements(prior["fn"]), Normal):
             raise ValueError(
                 f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed form, "
-                f"but that of {name!r} is {_said(prior)}. Use Trace_ELBO, or leave it out: sites=[...]?"
+                f"but that of {name!r} is {_family(prior)}. Use Trace_ELBO, or leave it out: sites=[...]?"
             )
         if name in conditional:
             raise ValueError(
@@ -149,5 +149,5 @@ def _drawn_together(message: Message, guide_sites: Sites, model_sites: Sites, bo
     )
 
 
-def _said(message: Message) -> str:
+def _family(message: Message) -> str:
     return type(_elements(message["fn"])).__name__

@@ -14,13 +14,12 @@ References:
 
 import math
 
-from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound, Program, with_keywords
+from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.path_derivative import gated_trace
-from pyro_vaes.infer.handlers import is_objective_only, objective_sum
+from pyro_vaes.programs import DENSITIES, Program, Role, log_density_sum, run
 
 __all__ = ["StickingTheLanding_ELBO"]
 
@@ -59,9 +58,8 @@ class StickingTheLanding_ELBO(Bound):
             num_particles=num_particles, vectorize_particles=vectorize_particles, max_plate_nesting=max_plate_nesting
         )
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L, averaged over the particles, with the path derivative for the guide."""
-        model, guide = with_keywords((model, guide), kwargs)
         if self.vectorize_particles:
             if self.max_plate_nesting == math.inf:
                 self._guess_max_plate_nesting(model, guide, args, {})
@@ -74,8 +72,12 @@ class StickingTheLanding_ELBO(Bound):
         guide_trace, gates = gated_trace(guide, args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)
         self._refuse_score_function(drawn)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-        model_trace = prune_subsample_sites(model_trace)
+
+        model_trace = prune_subsample_sites(run(model, args, against=guide_trace))
         self._refuse_missing(guide_trace, model_trace)
-        log_q = drawn.log_prob_sum(lambda _, site: not is_objective_only(site))
-        return log_q.detach() + gates.path(log_q) + objective_sum(drawn) - model_trace.log_prob_sum()
+
+        log_q = log_density_sum(drawn, DENSITIES)
+        if isinstance(log_q, Tensor):
+            log_q = log_q.detach() + gates.path(log_q)
+        objective = log_density_sum(drawn, Role.OBJECTIVE_ONLY)
+        return log_q + objective - model_trace.log_prob_sum()

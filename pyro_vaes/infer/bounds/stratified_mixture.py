@@ -11,9 +11,9 @@ import math
 
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
-from pyro_vaes.infer.bounds.component_draws import find_mixture, run_strata
-from pyro_vaes.infer.bounds.importance import DataPlate, find_data_plate
+from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.component_draws import draw_from_components, find_mixture
+from pyro_vaes.programs import DataPlate, Findings, Program, data_plate, dry_run
 
 __all__ = ["StratifiedMixture_ELBO"]
 
@@ -45,28 +45,38 @@ class StratifiedMixture_ELBO(Bound):
         torch.Size([])
     """
 
+    plain_draws = False
+
     def __init__(self, num_particles: int = 1, *, vectorize_components: bool = True) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         super().__init__(num_particles=num_particles)
         self.vectorize_components = vectorize_components
-        self._seen = Seen[DataPlate]()
+        self._plates = Findings[DataPlate]()
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: object, **kwargs: object) -> Tensor:
+    def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q), differentiable with respect to everything."""
-        model, guide = with_keywords((model, guide), kwargs)
 
-        def look() -> DataPlate:
-            find_mixture(guide, args, type(self).__name__)
-            return find_data_plate(model, guide, args)
-
-        strata = run_strata(
+        draws = draw_from_components(
             model,
             guide,
             args,
-            self._seen.of(model, guide, look=look),
+            self._plate(model, guide, args),
             num_particles=self.num_particles,
             vectorize=self.vectorize_components,
         )
-        log_alpha = strata.log_alpha().repeat_interleave(self.num_particles, 0) - math.log(self.num_particles)
-        return -strata.bound(log_alpha, strata.per_datum(strata.mixture.log_prob(strata.draws)))
+
+        # each component's weight is shared by its draws
+        log_alpha = draws.log_alpha().repeat_interleave(self.num_particles, 0)
+        log_alpha = log_alpha - math.log(self.num_particles)
+        return -draws.bound(log_alpha, draws.log_mixture())
+
+    def _plate(self, model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
+        """The data plate of a pair whose guide is a mixture."""
+
+        def find() -> DataPlate:
+            traces = dry_run(model, guide, args)
+            find_mixture(traces, type(self).__name__)
+            return data_plate(traces)
+
+        return self._plates.of((model, guide), args, find)

@@ -1,27 +1,36 @@
 """What a bound would do wrong with a pair, in words: sites it does not sum over, KLs, parameters out of its reach."""
 
+import math
 from collections.abc import Iterator
 
+import pyro
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO
 from pyro.poutine import Trace
 
-from pyro_vaes.infer.bounds.host_sync import quiet_elbo
-from pyro_vaes.infer.checks.mean_field import mean_field_violations
+from pyro_vaes.infer.bounds.facts import facts_of
+from pyro_vaes.infer.bounds.host_sync import without_host_sync
 from pyro_vaes.infer.checks.problems import Problem
-from pyro_vaes.infer.checks.tables import random_sites, said, site_table
-from pyro_vaes.infer.handlers import is_latent
-from pyro_vaes.programs.pair import Pair
+from pyro_vaes.infer.checks.tables import describe_error, site_table
+from pyro_vaes.programs import (
+    Pair,
+    Program,
+    has_analytic_kl,
+    is_enumerated,
+    is_latent,
+    mean_field_violations,
+    sites,
+)
 
-__all__ = ["density_problems", "enumeration_problems", "gradient_problems", "mean_field_problems"]
+__all__ = ["density_problems", "enumeration_problems", "gradient_problems", "mean_field_problems", "value_problems"]
 
 
 def enumeration_problems(guide_trace: Trace, model_trace: Trace, bound: ELBO) -> Iterator[Problem]:
     """Sites that are left to a bound that sums over them, with a bound that does not."""
-    if isinstance(getattr(bound, "base", bound), TraceEnum_ELBO | TraceTMC_ELBO):
+    if facts_of(bound).enumerates:
         return
-    for name, site in {**random_sites(model_trace), **random_sites(guide_trace)}.items():
-        if is_latent(site) and site["infer"].get("enumerate") is not None:
+    for name, site in {**sites(model_trace), **sites(guide_trace)}.items():
+        if is_latent(site) and is_enumerated(site):
             does = "draw it, at a high variance" if name in guide_trace.nodes else "draw it from the prior"
             yield Problem(
                 f"The site {name!r} is to be enumerated, but {type(bound).__name__} does not sum over it: it would "
@@ -29,9 +38,9 @@ def enumeration_problems(guide_trace: Trace, model_trace: Trace, bound: ELBO) ->
             )
 
 
-def mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Problem]:
+def mean_field_problems(model: Program, guide: Program, args: tuple[object, ...]) -> Iterator[Problem]:
     """Sites at which TraceMeanField_ELBO would use an analytic KL that is wrong for this pair."""
-    violating, _ = mean_field_violations(pair, args)
+    violating, _ = mean_field_violations(model, guide, args)
     for name in sorted(violating):
         yield Problem(
             f"TraceMeanField_ELBO is wrong for this pair: it would use the analytic KL of {name!r}, whose prior "
@@ -41,8 +50,8 @@ def mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Proble
 
 def density_problems(guide_trace: Trace) -> Iterator[Problem]:
     """Guides whose densities do not suit analytic KLs."""
-    for name, site in random_sites(guide_trace).items():
-        if site["infer"].get("analytic_kl") is False:
+    for name, site in sites(guide_trace).items():
+        if not has_analytic_kl(site):
             yield Problem(
                 f"TraceMeanField_ELBO does not suit the site {name!r} of this guide: log q(z) - log p(x, z) cancels at "
                 "each draw of z, and an expected KL beside a sampled likelihood does not, so the bound's variance "
@@ -57,22 +66,47 @@ def density_problems(guide_trace: Trace) -> Iterator[Problem]:
 
 
 def gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Iterator[Problem]:
-    """A loss that fails or is not finite, and parameters that it does not reach."""
+    """A loss that fails or is not finite, and parameters that it does not reach.
+
+    The loss is computed once, under Pyro's validation, and finds the pair's parameters.
+    """
     try:
-        with quiet_elbo():
+        with without_host_sync(), pyro.validation_enabled(True):
             value = pair.discover(loss, args)
     except Exception as error:
-        yield Problem(f"{type(loss).__name__} fails on this pair: {said(error)}")
+        yield _failure(loss, error)
         return
+
     if value is not None and not torch.isfinite(value):
-        yield Problem(
-            f"The loss is {value.item()} on this batch. Is a scale zero, or a logarithm taken of "
-            f"0?\n{site_table(pair, args)}"
-        )
+        yield _not_finite(pair, value.item(), args)
         return
     if pair.unreached:
         yield Problem(
-            f"No gradient reaches {len(pair.unreached)} parameters: {', '.join(pair.unreached[:6])}. They will stay "
-            "as they are; is that part of the network used?",
+            f"No gradient reaches {len(pair.unreached)} parameters: "
+            f"{', '.join(pair.unreached[:6])}. They will stay as they are; is that part of the "
+            "network used?",
             fatal=False,
         )
+
+
+def value_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Iterator[Problem]:
+    """A loss that fails or is not finite where nothing is to be trained."""
+    try:
+        with torch.no_grad(), pyro.validation_enabled(True):
+            value = loss.loss(pair.model, pair.guide, *args)
+    except Exception as error:
+        yield _failure(loss, error)
+        return
+    if not math.isfinite(value):
+        yield _not_finite(pair, value, args)
+
+
+def _failure(loss: ELBO, error: Exception) -> Problem:
+    name = type(loss).__name__
+    return Problem(f"{name} fails on this pair: {describe_error(error)}")
+
+
+def _not_finite(pair: Pair, value: float, args: tuple[object, ...]) -> Problem:
+    return Problem(
+        f"The loss is {value} on this batch. Is a scale zero, or a logarithm taken of 0?\n{site_table(pair, args)}"
+    )

@@ -6,32 +6,43 @@ from dataclasses import dataclass
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO
 
 from pyro_vaes.infer.batches.batches import first_batch
-from pyro_vaes.infer.bounds.bound import layers
+from pyro_vaes.infer.bounds.facts import facts_of
+from pyro_vaes.infer.checks.arguments import as_bound
 from pyro_vaes.infer.checks.bound_problems import (
     density_problems,
     enumeration_problems,
     gradient_problems,
     mean_field_problems,
+    value_problems,
 )
 from pyro_vaes.infer.checks.problems import (
     Problem,
     data_problems,
     failure,
     plate_problems,
+    raise_if_fatal,
     scale_problems,
     shape_problems,
     site_problems,
     support_problems,
 )
 from pyro_vaes.infer.checks.tables import trace_table
-from pyro_vaes.infer.training.arguments import as_bound
-from pyro_vaes.programs.pair import Pair, preserve_rng
-from pyro_vaes.programs.reach import Program
+from pyro_vaes.programs import (
+    Pair,
+    PairTraces,
+    Program,
+    dry_run,
+    preserve_rng,
+    run,
+    share_dry_runs,
+)
 
-__all__ = ["CheckReport", "check"]
+__all__ = ["CheckReport", "check", "check_pair"]
+
+Args = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,7 @@ class CheckReport:
 
     def raise_if_fatal(self) -> None:
         """Raise a ValueError that holds the fatal problems, if there are any."""
-        if not self.ok:
-            raise ValueError(" ".join(p.text for p in self.problems if p.fatal))
+        raise_if_fatal(self.problems)
 
     def __str__(self) -> str:
         lines = [f"{'error' if p.fatal else 'note'}: {p.text}" for p in self.problems] or ["no problems found"]
@@ -96,33 +106,66 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
     pair, bound = Pair(model, guide), as_bound(loss)
     with preserve_rng():
         args = pair.arguments(first_batch(batch, pair.device() or "cpu"))
+    with pair.aside():
+        return check_pair(pair, bound, args)
+
+
+def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> CheckReport:
+    """The same for a pair, whose parameters are found on the way.
+
+    Both programs are run once, and the loss is computed once.
+
+    Arguments:
+        pair: Model and guide.
+        bound: The bound.
+        args: The programs' arguments for one batch.
+        trains: Whether the loss is to be differentiated.
+    """
     problems = list(data_problems(args))
     if problems:
         return CheckReport("", tuple(problems))
-    with pair.aside(), pyro.validation_enabled(False), warnings.catch_warnings():
+
+    with pair.aside(keep_params=True), warnings.catch_warnings(), share_dry_runs():
         warnings.simplefilter("ignore")
-        try:
-            with torch.no_grad(), poutine.block():
-                guide_trace = poutine.trace(guide).get_trace(*args)
-        except Exception as error:
-            return CheckReport("", (failure(pair, "guide", args, error),))
-        try:
-            with torch.no_grad(), poutine.block():
-                model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-        except Exception as error:
-            return CheckReport(trace_table(guide_trace, None), (failure(pair, "model", args, error),))
-        table = trace_table(guide_trace, model_trace)
-        problems = [
-            *site_problems(guide_trace, model_trace),
-            *enumeration_problems(guide_trace, model_trace, bound),
-            *shape_problems(guide_trace, "guide"),
-            *shape_problems(model_trace, "model"),
-            *support_problems(pair, model_trace),
-            *plate_problems(guide_trace, model_trace, args),
-            *scale_problems(guide_trace, model_trace),
-        ]
+        with pyro.validation_enabled(False):
+            try:
+                traces = dry_run(pair.model, pair.guide, args)
+            except Exception as error:
+                return _report_failure(pair, args, error)
+            problems = _problems(pair, bound, args, traces)
+
         if not any(p.fatal for p in problems):
-            if any(isinstance(b, TraceMeanField_ELBO) for b in layers(bound)):
-                problems += [*mean_field_problems(pair, args), *density_problems(guide_trace)]
-            problems += gradient_problems(pair, bound, args)
+            of_the_loss = gradient_problems if trains else value_problems
+            problems += of_the_loss(pair, bound, args)
+
+    table = trace_table(traces.guide, traces.model)
     return CheckReport(table, tuple(sorted(problems, key=lambda p: not p.fatal)))
+
+
+def _problems(pair: Pair, bound: ELBO, args: Args, traces: PairTraces) -> list[Problem]:
+    """What the traces of a dry run show."""
+    guide_trace, model_trace = traces
+    problems = [
+        *site_problems(guide_trace, model_trace),
+        *enumeration_problems(guide_trace, model_trace, bound),
+        *shape_problems(guide_trace, "guide"),
+        *shape_problems(model_trace, "model"),
+        *support_problems(pair, model_trace),
+        *plate_problems(guide_trace, model_trace, args),
+        *scale_problems(guide_trace, model_trace),
+    ]
+    if facts_of(bound).analytic_kl and not any(p.fatal for p in problems):
+        problems += mean_field_problems(pair.model, pair.guide, args)
+        problems += density_problems(guide_trace)
+    return problems
+
+
+def _report_failure(pair: Pair, args: Args, error: Exception) -> CheckReport:
+    """Which of the programs fails, and why."""
+    try:
+        with torch.no_grad(), poutine.block():
+            guide_trace = run(pair.guide, args)
+    except Exception as failed:
+        return CheckReport("", (failure(pair, "guide", args, failed),))
+    problem = failure(pair, "model", args, error)
+    return CheckReport(trace_table(guide_trace, None), (problem,))

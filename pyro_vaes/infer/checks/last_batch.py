@@ -1,6 +1,5 @@
 """Whether the bound and the networks can take the last, short batch of the data: found before any training."""
 
-import contextlib
 import warnings
 
 import pyro
@@ -9,10 +8,10 @@ from pyro import poutine
 from pyro.infer import ELBO
 
 from pyro_vaes.infer.batches.batches import Batches, SourceBatches
-from pyro_vaes.infer.bounds.bound import layers
-from pyro_vaes.programs.pair import Pair, modes
+from pyro_vaes.infer.bounds.facts import facts_of
+from pyro_vaes.programs import Pair, modes, run_pair
 
-__all__ = ["enough_rows"]
+__all__ = ["keep_or_drop_last"]
 
 REFUSAL = "more than 1 value per channel"  # of torch, for what is normalised over one value
 BATCH_NORM = (
@@ -21,8 +20,14 @@ BATCH_NORM = (
 )
 
 
-def enough_rows(pair: Pair, batches: Batches, held_out: Batches | None, bound: ELBO, drop_last: bool | None) -> Batches:
-    """The training batches with or without a short last one, if bound and networks are defined for all that come.
+def keep_or_drop_last(
+    pair: Pair,
+    batches: Batches,
+    held_out: Batches | None,
+    bound: ELBO,
+    drop_last: bool | None,
+) -> Batches:
+    """The training batches with or without a short last one.
 
     Batches that data sets and loaders make themselves are not known beforehand.
 
@@ -30,59 +35,82 @@ def enough_rows(pair: Pair, batches: Batches, held_out: Batches | None, bound: E
         pair: Model and guide, in the modes in which they are trained.
         batches: The training batches.
         held_out: Those of held-out data, for evaluation mode.
-        bound: The bound; the largest ``min_rows`` of its layers counts.
+        bound: The bound.
         drop_last: As for :func:`~pyro_vaes.infer.fit`.
 
     Raises:
-        ValueError: A batch that would come has too few rows.
+        ValueError: A batch that would come has too few rows for the bound or the networks.
     """
-    min_rows = max(getattr(b, "min_rows", 1) for b in layers(bound))
+    min_rows = facts_of(bound).min_rows
+
     if not isinstance(batches, SourceBatches):
         if drop_last:
             raise ValueError(
-                "drop_last=True is for data that fit cuts into batches itself, but these come in batches of their own. "
-                "Leave the short one out there: DataLoader(..., drop_last=True)."
+                "drop_last=True is for data that fit cuts into batches itself, but these come "
+                "in batches of their own. Leave the short one out there: DataLoader(..., "
+                "drop_last=True)."
             )
     elif drop_last or (drop_last is None and (min_rows > 1 or _is_refused(pair, batches))):
         batches = batches.whole()
-    for name, part in (("training", batches), ("held-out", held_out)):
-        if not isinstance(part, SourceBatches):
-            continue
-        rows = part.last_size
-        if part is held_out:  # each process evaluates rows of its own, where there are any for it
-            rows = max(rows // part.world_size, 1)
-        why = f"{type(bound).__name__} compares the rows of a batch and needs at least {min_rows}"
-        if rows >= min_rows:
-            if not _is_refused(pair, part):
-                continue
-            rows, why = part.last_size, BATCH_NORM
-        cure = "Choose another batch_size, or leave a row out"
-        if part is held_out:
-            cure += " (batches of held-out data have 4 * batch_size rows)"
-        elif drop_last is False:
-            cure += ", with drop_last=True another one in each epoch"
-        raise ValueError(f"The last batch of the {name} data has a size of {rows}, but {why}. {cure}.")
+
+    if isinstance(batches, SourceBatches):
+        too_few = _too_few(pair, batches, batches.last_size, bound, min_rows)
+        if too_few:
+            cure = "Choose another batch_size, or leave a row out"
+            if drop_last is False:
+                cure += ", with drop_last=True another one in each epoch"
+            raise ValueError(f"The last batch of the training data has {too_few}. {cure}.")
+
+    if isinstance(held_out, SourceBatches):
+        # each process evaluates rows of its own, where there are any for it
+        rows = max(held_out.last_size // held_out.world_size, 1)
+        too_few = _too_few(pair, held_out, rows, bound, min_rows)
+        if too_few:
+            raise ValueError(
+                f"The last batch of the held-out data has {too_few}. Choose another batch_size, "
+                "or leave a row out (batches of held-out data have 4 * batch_size rows)."
+            )
+
     return batches
 
 
-def _is_refused(pair: Pair, batches: SourceBatches) -> bool:
-    """Whether torch refuses a last batch that has one row in a process: tried, as that depends on the networks.
+def _too_few(pair: Pair, batches: SourceBatches, rows: int, bound: ELBO, min_rows: int) -> str | None:
+    """Why a last batch with that many rows cannot be taken, if it cannot."""
+    if rows < min_rows:
+        return (
+            f"a size of {rows}, but {type(bound).__name__} compares the rows of a batch and needs at least {min_rows}"
+        )
+    if _is_refused(pair, batches):
+        return f"a size of {batches.last_size}, but {BATCH_NORM}"
+    return None
 
-    One row has many values per channel where there are pixels, and statistics may be frozen.
+
+def _is_refused(pair: Pair, batches: SourceBatches) -> bool:
+    """Whether torch refuses a last batch that has one row in a process.
+
+    It is tried, as that depends on the networks: one row has many values per channel where
+    there are pixels, and statistics may be frozen.
     """
-    shares = {-(-batches.last_size // batches.world_size)}  # equally many in each process while training
+    # while training, equally many in each process
+    shares = {-(-batches.last_size // batches.world_size)}
     if not batches.shuffle:
         shares.add(batches.last_size // batches.world_size)
     if 1 not in shares:
         return False
+
     args = pair.arguments(batches.source.batch(slice(0, 1)))
-    mode = contextlib.nullcontext() if batches.shuffle else modes(*pair.modules.values(), training=False)
-    with mode, pair.aside(), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                guide_trace = poutine.trace(pair.guide).get_trace(*args)
-                poutine.replay(pair.model, trace=guide_trace)(*args)
-            except Exception as error:  # of any other kind: the check of the pair has words for it
-                return REFUSAL in str(error)
+    evaluated = () if batches.shuffle else pair.modules.values()
+    with (
+        modes(*evaluated, training=False),
+        pair.aside(),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        poutine.block(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            run_pair(pair.model, pair.guide, args)
+        except Exception as error:  # the check of the pair has words for any other kind
+            return REFUSAL in str(error)
     return False

@@ -1,50 +1,69 @@
-"""What is looked at before any training: a batch with extreme values in it, held-out data, Pyro's own validation."""
+"""What is looked at before any training: a batch with extreme values, held-out data."""
 
 import logging
-import warnings
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vaes.infer.batches.batches import Batches, SourceBatches
-from pyro_vaes.infer.checks.check import check
-from pyro_vaes.infer.training.nonfinite import num_rows
-from pyro_vaes.programs.pair import Pair, modes, preserve_rng
+from pyro_vaes.infer.checks.check import check_pair
+from pyro_vaes.programs import Pair, num_rows, preserve_rng
 
-__all__ = ["first_of", "preflight", "preflight_held_out"]
+__all__ = ["preflight", "preflight_held_out"]
 
 logger = logging.getLogger(__name__)
 
 
-def first_of(pair: Pair, batches: Batches, seed: int, place: torch.device) -> tuple[object, ...]:
-    """The programs' arguments in the first batch; no generator moves."""
-    with preserve_rng():
-        try:
-            return pair.arguments(next(iter(batches.epoch(seed, 0, place))))
-        except StopIteration:
-            raise ValueError("The data has no batches. Is the loader's data set empty?") from None
+def preflight(pair: Pair, loss: ELBO, batches: Batches, seed: int, place: torch.device) -> int:
+    """Check a pair before its training, find its parameters, and count the batch's rows.
 
+    The batch that is looked at holds extreme values, where these are known beforehand.
 
-def preflight(pair: Pair, loss: ELBO, batches: Batches, first: tuple[object, ...]) -> None:
-    """Check the pair on a batch with extreme values in it, then under Pyro's validation; raise before any training."""
-    suspects = batches.suspects(num_rows(first)) if isinstance(batches, SourceBatches) else None
-    report = check(pair.model, pair.guide, first if suspects is None else suspects, loss=loss)
+    Raises:
+        ValueError: The pair cannot be trained.
+    """
+    first = _first(pair, batches, seed, place)
+    rows = num_rows(first)
+    suspects = batches.suspects(rows) if isinstance(batches, SourceBatches) else None
+
+    report = check_pair(pair, loss, first if suspects is None else pair.arguments(suspects))
     report.raise_if_fatal()
     for problem in report.problems:
         logger.warning(problem.text)
-    with pyro.validation_enabled(True), pair.aside(), torch.no_grad():
-        warnings.filterwarnings("ignore", message=".*mean field restriction.*")
-        loss.loss(pair.model, pair.guide, *first)
+    return rows
 
 
-def preflight_held_out(pair: Pair, loss: ELBO, held_out: Batches, seed: int, place: torch.device, rows: int) -> None:
-    """Check the pair on held-out data as well, in evaluation mode: a surprise there should not come after an epoch."""
+def preflight_held_out(
+    pair: Pair,
+    loss: ELBO,
+    held_out: Batches,
+    seed: int,
+    place: torch.device,
+    rows: int,
+) -> None:
+    """Check the pair on held-out data as well, in evaluation mode.
+
+    A surprise there should not come after an epoch.
+
+    Raises:
+        ValueError: The pair cannot be evaluated on them.
+    """
     batch = held_out.suspects(rows) if isinstance(held_out, SourceBatches) else None
     if batch is None:
-        batch = tuple(v[:rows] if isinstance(v, Tensor) else v for v in first_of(pair, held_out, seed, place))
-    with modes(*pair.modules.values(), training=False):
-        report = check(pair.model, pair.guide, batch, loss=loss)
+        first = _first(pair, held_out, seed, place)
+        batch = tuple(v[:rows] if isinstance(v, Tensor) else v for v in first)
+
+    with pair.in_evaluation_mode():
+        report = check_pair(pair, loss, pair.arguments(batch), trains=False)
     if not report.ok:
-        raise ValueError("In the held-out data: " + " ".join(p.text for p in report.problems if p.fatal))
+        text = " ".join(p.text for p in report.problems if p.fatal)
+        raise ValueError(f"In the held-out data: {text}")
+
+
+def _first(pair: Pair, batches: Batches, seed: int, place: torch.device) -> tuple[object, ...]:
+    """The programs' arguments in the first batch; no generator moves."""
+    with preserve_rng():
+        for batch in batches.epoch(seed, 0, place):
+            return pair.arguments(batch)
+    raise ValueError("The data has no batches. Is the loader's data set empty?")

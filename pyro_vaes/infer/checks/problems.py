@@ -1,7 +1,7 @@
 """What may be wrong with a batch and the traces of a pair on it, in words: sites, shapes, supports, plates, scales."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,16 +9,25 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vaes.infer.checks.tables import random_sites, said
-from pyro_vaes.infer.handlers import is_latent
-from pyro_vaes.programs.pair import Pair
-from pyro_vaes.programs.reach import required_arguments
+from pyro_vaes.infer.checks.tables import describe_error
+from pyro_vaes.programs import (
+    Pair,
+    Sites,
+    is_auxiliary,
+    is_deterministic,
+    is_enumerated,
+    is_latent,
+    plates,
+    required_arguments,
+    sites,
+)
 
 __all__ = [
     "Problem",
     "data_problems",
     "failure",
     "plate_problems",
+    "raise_if_fatal",
     "scale_problems",
     "shape_problems",
     "site_problems",
@@ -36,6 +45,13 @@ class Problem:
 
     text: str
     fatal: bool = True
+
+
+def raise_if_fatal(problems: Iterable[Problem]) -> None:
+    """Raise a ValueError that holds the fatal problems, if there are any."""
+    fatal = [problem.text for problem in problems if problem.fatal]
+    if fatal:
+        raise ValueError(" ".join(fatal))
 
 
 def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
@@ -62,7 +78,7 @@ def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
 def failure(pair: Pair, label: str, args: tuple[object, ...], error: Exception) -> Problem:
     """An error of one of the programs, with the cure where the batch lacks an argument or has another dtype."""
     text = _missing_arguments(pair, args, error) or _other_dtype(pair, args, error)
-    return Problem(text or f"The {label} fails on this batch: {said(error)}")
+    return Problem(text or f"The {label} fails on this batch: {describe_error(error)}")
 
 
 def _missing_arguments(pair: Pair, args: tuple[object, ...], error: Exception) -> str | None:
@@ -100,16 +116,15 @@ def _other_dtype(pair: Pair, args: tuple[object, ...], error: Exception) -> str 
 
 def site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
     """Sites of one program that the other lacks, or has with other events."""
-    guide, model = random_sites(guide_trace), random_sites(model_trace)
+    guide, model = sites(guide_trace), sites(model_trace)
     latents = {n: s for n, s in model.items() if is_latent(s)}
-    if not any(s["is_observed"] and not s["infer"].get("_deterministic") for s in model.values()):
+    if not any(s["is_observed"] and not is_deterministic(s) for s in model.values()):
         yield Problem("The model observes nothing: give one sample statement the data (obs=x).")
     for name, site in latents.items():
-        enumerated = site["infer"].get("enumerate") is not None
-        if name not in guide and not enumerated:
+        if name not in guide and not is_enumerated(site):
             yield Problem(f"The model's latent site {name!r} has no counterpart in the guide; sample it there too.")
     for name, site in guide.items():
-        if name not in model and not site["infer"].get("is_auxiliary") and not site["is_observed"]:
+        if name not in model and not is_auxiliary(site) and not site["is_observed"]:
             yield Problem(
                 f"The guide samples {name!r}, which the model does not have. Rename it to one of "
                 f"{sorted(latents)}, or mark it infer={{'is_auxiliary': True}}."
@@ -123,10 +138,10 @@ def site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
 
 def shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
     """Values that do not fit their distribution, and batch dimensions that do not fit the plates."""
-    for name, site in random_sites(trace).items():
-        if site["infer"].get("_deterministic"):
+    for name, site in sites(trace).items():
+        if is_deterministic(site):
             continue
-        frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
+        frames = {plate.dim: plate for plate in plates(site)}
         if not frames and label == "model" and site["is_observed"]:
             yield Problem(
                 f"The observed site {name!r} lies in no plate, so its data do not count as independent. Put it into "
@@ -163,8 +178,8 @@ def support_problems(pair: Pair, trace: Trace) -> Iterator[Problem]:
     """Data outside the support of their distribution, with the likelihood's advice where it has some."""
     modules = [m for module in pair.modules.values() for m in module.modules()]
     hints = cast(list[Hint], [m.hint for m in modules if callable(getattr(m, "hint", None))])
-    for name, site in random_sites(trace).items():
-        if not site["is_observed"] or site["infer"].get("_deterministic"):
+    for name, site in sites(trace).items():
+        if not site["is_observed"] or is_deterministic(site):
             continue
         try:
             inside = bool(site["fn"].support.check(site["value"]).all())
@@ -186,23 +201,25 @@ def support_problems(pair: Pair, trace: Trace) -> Iterator[Problem]:
             )
 
 
-def _plates(trace: Trace) -> dict[str, int]:
+def _plate_sizes(found: Sites) -> dict[str, int]:
     """The number of data that each plate stands for."""
-    frames = [f for s in random_sites(trace).values() for f in s["cond_indep_stack"] if f.vectorized]
-    return {f.name: f.size if f.full_size is None else f.full_size for f in frames}
+    sizes: dict[str, int] = {}
+    for site in found.values():
+        sizes |= {plate.name: plate.num_data for plate in plates(site)}
+    return sizes
 
 
 def plate_problems(guide_trace: Trace, model_trace: Trace, args: tuple[object, ...]) -> Iterator[Problem]:
     """Plates with another size in the guide, and data without a row for each datum."""
-    guide = _plates(guide_trace)
-    for name, size in _plates(model_trace).items():
+    guide = _plate_sizes(sites(guide_trace))
+    for name, size in _plate_sizes(sites(model_trace)).items():
         if guide.get(name, size) != size:
             yield Problem(
                 f"The plate {name!r} has size {size} in the model but {guide[name]} in the guide. Give both the "
                 "number of data, len(x) where there is no subsampling."
             )
-    for name, site in random_sites(model_trace).items():
-        value, sizes = site["value"], [f.size for f in site["cond_indep_stack"] if f.vectorized]
+    for name, site in sites(model_trace).items():
+        value, sizes = site["value"], [plate.size for plate in plates(site)]
         # a constant may be observed in each row (soft constraints), but not the data themselves
         if max(sizes, default=1) > 1 and value.dim() == len(site["fn"].event_shape) and any(value is a for a in args):
             yield Problem(
@@ -213,8 +230,8 @@ def plate_problems(guide_trace: Trace, model_trace: Trace, args: tuple[object, .
 
 def scale_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
     """Weights that only one of the programs has."""
-    guide = random_sites(guide_trace)
-    for name, site in random_sites(model_trace).items():
+    guide = sites(guide_trace)
+    for name, site in sites(model_trace).items():
         if is_latent(site) and name in guide:
             ours, theirs = torch.as_tensor(site["scale"]).mean(), torch.as_tensor(guide[name]["scale"]).mean()
             if not torch.isclose(ours, theirs, rtol=1e-6):

@@ -3,22 +3,16 @@
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import ExpandedDistribution, Independent
 from pyro.poutine import Trace
-from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
 
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
-from pyro_vaes.programs.pair import Pair
+from pyro_vaes.programs import Pair, plates, run_pair, sites
 
-__all__ = ["random_sites", "said", "site_table", "trace_table"]
-
-
-def random_sites(trace: Trace) -> dict[str, Message]:
-    """The sample sites of a trace, without those that draw a plate's rows."""
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+__all__ = ["describe_error", "site_table", "trace_table"]
 
 
-def said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What an exception says, with its kind unless it is a ValueError, and the cures of Pyro's commonest ones.
 
     The table of shapes that Pyro adds is left out where this library says what is wrong.
@@ -49,37 +43,52 @@ def _without_table(error: Exception) -> Exception:
 
 def trace_table(guide_trace: Trace, model_trace: Trace | None) -> str:
     """The sites of both traces with distributions, shapes and plates."""
-    lines = [f"{'site':<24}{'distribution':<40}{'batch shape':<16}{'event shape':<16}plates"]
+    columns = f"{'site':<24}{'distribution':<40}{'batch shape':<16}{'event shape':<16}"
+    lines = [f"{columns}plates"]
+
     for label, trace in (("guide", guide_trace), ("model", model_trace)):
         if trace is None:
             continue
         lines.append(label)
-        for name, site in random_sites(trace).items():
-            fn, frames = site["fn"], [f"{f.name}[{f.size}]" for f in site["cond_indep_stack"]]
-            inner = fn
-            while hasattr(inner, "base_dist") and type(inner).__name__ in ("Independent", "ExpandedDistribution"):
-                inner = inner.base_dist
-            kind = type(inner).__name__ + (" (observed)" if site["is_observed"] else "")
+        for name, site in sites(trace).items():
+            fn = site["fn"]
+            kind = _family(fn) + (" (observed)" if site["is_observed"] else "")
             shapes = f"{tuple(fn.batch_shape)!s:<16}{tuple(fn.event_shape)!s:<16}"
-            lines.append(f"  {name:<22}{kind:<40}{shapes}{', '.join(frames)}")
+            around = ", ".join(f"{plate.name}[{plate.size}]" for plate in plates(site))
+            lines.append(f"  {name:<22}{kind:<40}{shapes}{around}")
+
     return "\n".join(lines)
 
 
+def _family(fn: object) -> str:
+    """Name of a distribution's class, under ``to_event`` and ``expand``."""
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
 def site_table(pair: Pair, args: tuple[object, ...]) -> str:
-    """The sites of both programs on a batch, with ranges of values and log-densities: where did the NaN come from?"""
+    """The sites of both programs on a batch, with ranges of values and log-densities.
+
+    It shows where a NaN came from.
+    """
     lines = [f"{'site':<30}{'value from':>12}{'to':>12}{'log density':>14}"]
     with pair.aside(), torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
         try:
-            guide_trace = poutine.trace(pair.guide).get_trace(*args)
-            model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*args)
+            traces = run_pair(pair.model, pair.guide, args)
         except Exception as error:
-            return f"(the programs fail on this batch: {said(error)})"
-        for label, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in random_sites(trace).items():
-                value, log_prob = site["value"].detach().float(), site["fn"].log_prob(site["value"]).sum()
-                # a factor holds no numbers
-                low, high = (f"{v:.4g}" for v in value.aminmax()) if value.numel() else ("-", "-")
-                lines.append(f"{label + ' ' + name:<30}{low:>12}{high:>12}{log_prob:>14.6g}")
+            return f"(the programs fail on this batch: {describe_error(error)})"
+
+        for label, trace in (("guide", traces.guide), ("model", traces.model)):
+            for name, site in sites(trace).items():
+                value = site["value"].detach().float()
+                log_prob = site["fn"].log_prob(site["value"]).sum()
+                low, high = "-", "-"
+                if value.numel():  # a factor holds no numbers
+                    low, high = (f"{v:.4g}" for v in value.aminmax())
+                row = f"{label + ' ' + name:<30}{low:>12}{high:>12}{log_prob:>14.6g}"
+                lines.append(row)
+
     bad = [n for n, p in pair.parameters.items() if not p.isfinite().all()]
     if bad:
         lines.append(f"parameters that are not finite: {', '.join(bad[:8])}")

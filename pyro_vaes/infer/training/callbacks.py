@@ -1,104 +1,29 @@
 """What can happen between the steps of :func:`~pyro_vaes.infer.fit`: schedules, clipping, early stopping, logging.
 
-A callback sees the :class:`Run` at the moments that its methods name. All that it must remember goes through
-``state_dict``, so that a resumed run goes on exactly as an uninterrupted one.
+Their base is :class:`~pyro_vaes.infer.Callback`.
 """
 
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pyro_vaes.infer.callback import Callback, Run, State
 from pyro_vaes.infer.handlers import scale_latents
-from pyro_vaes.infer.history import History
-from pyro_vaes.programs.pair import Pair
 
 __all__ = [
-    "Callback",
     "ClipGradNorm",
     "EarlyStopping",
     "KLWarmup",
     "LearningRate",
-    "Run",
     "SoftFreeBits",
     "TensorBoard",
 ]
-
-State = dict[str, object]
-
-
-@dataclass
-class Run:
-    """A training run as callbacks see it.
-
-    Attributes:
-        pair: Model, guide and their parameters.
-        optimizer: The torch optimiser.
-        history: Nats per datum so far.
-        epoch: Epochs finished.
-        step: Steps finished.
-        total_epochs: Epochs asked for.
-        steps_per_epoch: Steps in an epoch; 0 when unknown.
-        stop: Set to a reason to end training after this epoch.
-        held_out: Whether there are held-out data.
-        callbacks: All callbacks of the run.
-    """
-
-    pair: Pair
-    optimizer: Optimizer
-    total_epochs: int
-    steps_per_epoch: int
-    history: History = field(default_factory=History)
-    epoch: int = 0
-    step: int = 0
-    stop: str = ""
-    held_out: bool = False
-    callbacks: Sequence["Callback"] = ()
-
-
-class Callback:
-    """Does nothing; override what is needed."""
-
-    def start(self, run: Run) -> None:
-        """Before the first step, resumed or not."""
-
-    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
-        """An effect handler to run this step's loss under, or None."""
-        return None
-
-    def gradients(self, run: Run, parameters: list[Tensor]) -> None:
-        """Between the backward pass and the optimiser's step."""
-
-    def stepped(self, run: Run) -> None:
-        """After the optimiser's step."""
-
-    def kept(self, run: Run) -> None:
-        """After a run that may roll back has kept a copy of the weights, at an epoch's start or after a rollback."""
-
-    def rolled_back(self, run: Run) -> None:
-        """After the weights went back to the epoch's start and the learning rate was halved."""
-
-    def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
-        """The weights by name to evaluate and to leave behind, or None for those that the steps have reached."""
-        return None
-
-    def epoch(self, run: Run) -> None:
-        """After an epoch and its held-out evaluation, with the weights that were evaluated in place."""
-
-    def finish(self, run: Run) -> None:
-        """After the last epoch, also when stopped early."""
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        pass
 
 
 class ClipGradNorm(Callback):
@@ -167,6 +92,8 @@ class KLWarmup(Callback):
         exponential: Shape of the rise.
     """
 
+    weighs_kl = True
+
     def __init__(self, steps: int, *, start: float = 1e-3, end: float = 1.0, exponential: bool = False) -> None:
         if steps < 1 or start <= 0 or end <= 0:
             raise ValueError(f"KLWarmup needs steps >= 1 and positive weights, but got {steps}, {start} and {end}.")
@@ -200,6 +127,8 @@ class SoftFreeBits(Callback):
         | Variational Lossy Autoencoder (Chen et al., 2017)
         | https://arxiv.org/abs/1611.02731
     """
+
+    weighs_kl = True
 
     def __init__(
         self, nats: float, measure: Callable[[], float], *, slack: float = 0.05, every: int | None = None
@@ -258,7 +187,7 @@ class EarlyStopping(Callback):
     def epoch(self, run: Run) -> None:
         if run.history.valid[-1] < self.best - self.min_delta:
             self.best, self.best_epoch = run.history.valid[-1], run.epoch
-            self.weights = {n: t.clone() for n, t in run.pair.state().items()}
+            self.weights = run.pair.snapshot()
         elif run.epoch - self.best_epoch >= self.patience:
             run.stop = f"stopped early: no better held-out loss since epoch {self.best_epoch}"
 

@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import shutil
 from collections.abc import Mapping
+from typing import TypedDict
 
 import pyro
 import torch
@@ -19,10 +20,47 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyro_vaes.programs.pair import Pair
-from pyro_vaes.programs.reach import Program
+from pyro_vaes.programs import Pair, Program
 
-__all__ = ["holds_only_a_checkpoint", "load_weights", "read_checkpoint", "save_weights", "write_checkpoint"]
+__all__ = [
+    "RunFacts",
+    "TrainingState",
+    "holds_only_a_checkpoint",
+    "load_weights",
+    "read_checkpoint",
+    "save_weights",
+    "write_checkpoint",
+]
+
+
+class RunFacts(TypedDict, total=False):
+    """What ``pair.json`` says of a run."""
+
+    epoch: int
+    step: int
+    seed: int
+    stop: str
+    history: dict[str, object]
+    optimizer: str
+
+
+class TrainingState(TypedDict):
+    """What a run needs to go on, beside the weights to use.
+
+    Attributes:
+        optimizer, callbacks, guard: Their states.
+        loader: States of the generators of a data loader.
+        parameters: Names of the trained parameters.
+        last: The weights to go on from; None where these are the weights to use.
+    """
+
+    optimizer: dict[str, object]
+    callbacks: list[dict[str, object]]
+    guard: dict[str, int]
+    loader: list[Tensor]
+    parameters: list[str]
+    last: dict[str, Tensor] | None
+
 
 WEIGHTS, FACTS, TRAINING = "weights.safetensors", "pair.json", "training.pt"
 
@@ -55,7 +93,7 @@ def load_weights(directory: str | pathlib.Path, model: Program, guide: Program, 
     """
     state, facts, _ = read_checkpoint(pathlib.Path(directory))
     _materialised(model, guide, args).load_state(state)
-    return facts
+    return dict(facts)
 
 
 def _materialised(model: Program, guide: Program, args: tuple[object, ...]) -> Pair:
@@ -90,8 +128,8 @@ def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
 def write_checkpoint(
     directory: pathlib.Path,
     state: Mapping[str, Tensor],
-    facts: Mapping[str, object],
-    training: Mapping[str, object] | None = None,
+    facts: RunFacts,
+    training: TrainingState | None = None,
 ) -> None:
     """Write a checkpoint directory in one atomic step.
 
@@ -125,7 +163,7 @@ def write_checkpoint(
 
 def read_checkpoint(
     directory: pathlib.Path,
-) -> tuple[dict[str, Tensor], dict[str, object], dict[str, object] | None]:
+) -> tuple[dict[str, Tensor], RunFacts, TrainingState | None]:
     """Weights, facts and training state (None where there is none) of a checkpoint directory, hashes compared.
 
     Raises:

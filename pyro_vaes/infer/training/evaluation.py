@@ -1,26 +1,20 @@
 """The bound on held-out data, without a trace left in the pair."""
 
-import contextlib
-from typing import cast
-
 import pyro
 import torch
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vaes.infer.batches.batches import Batches, as_batches, derived_seed
-from pyro_vaes.infer.bounds.bound import layers
-from pyro_vaes.infer.bounds.host_sync import quiet_elbo
-from pyro_vaes.infer.bounds.importance import find_data_plate
+from pyro_vaes.infer.bounds.facts import facts_of
+from pyro_vaes.infer.bounds.host_sync import without_host_sync
+from pyro_vaes.infer.checks.arguments import as_bound
 from pyro_vaes.infer.checks.bound_problems import mean_field_problems
-from pyro_vaes.infer.checks.check import CheckReport, check
-from pyro_vaes.infer.handlers import local_parameters
-from pyro_vaes.infer.training.arguments import as_bound
-from pyro_vaes.infer.training.nonfinite import num_rows
-from pyro_vaes.programs.pair import Pair, modes, preserve_rng
-from pyro_vaes.programs.reach import Program
+from pyro_vaes.infer.checks.check import check
+from pyro_vaes.infer.checks.problems import raise_if_fatal
+from pyro_vaes.programs import Pair, Program, UnitCounter, preserve_rng
 
-__all__ = ["NumData", "evaluate", "total_loss"]
+__all__ = ["evaluate", "total_loss"]
 
 
 def evaluate(
@@ -56,52 +50,43 @@ def evaluate(
     pair, bound = Pair(model, guide), as_bound(loss)
     place = pair.device() or torch.device("cpu")
     batches = as_batches(data, batch_size, shuffle=False).to(place)
-    mean_field = any(isinstance(b, TraceMeanField_ELBO) for b in layers(bound))
+
+    def first() -> tuple[object, ...]:
+        return pair.arguments(next(iter(batches.epoch(seed, 0, place))))
+
     try:
-        if mean_field:  # as in fit: it would be wrong without a word
-            with pair.evaluating(), pyro.validation_enabled(False):
-                args = pair.arguments(next(iter(batches.epoch(seed, 0, place))))
-                CheckReport("", tuple(mean_field_problems(pair, args))).raise_if_fatal()
+        if facts_of(bound).analytic_kl:  # as in fit: it would be wrong without a word
+            with pair.evaluating():
+                raise_if_fatal(mean_field_problems(model, guide, first()))
         total, count = total_loss(pair, bound, batches, seed, place)
     except (RuntimeError, TypeError):
-        with modes(*pair.modules.values(), training=False), preserve_rng():
-            first = next(iter(batches.epoch(seed, 0, place)))
-            check(model, guide, first, loss=bound).raise_if_fatal()  # says it in words
+        with pair.in_evaluation_mode(), preserve_rng():
+            check(model, guide, first(), loss=bound).raise_if_fatal()  # says it in words
         raise
     return float(total / count)
 
 
 def total_loss(
-    pair: Pair, loss: ELBO, batches: Batches, seed: int, place: torch.device, rank: int = 0
+    pair: Pair,
+    loss: ELBO,
+    batches: Batches,
+    seed: int,
+    place: torch.device,
+    rank: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The loss summed over the data (this process's share of them), and their number."""
     total, count = torch.zeros((), dtype=torch.float64), 0
-    with pair.evaluating(), pyro.validation_enabled(False), quiet_elbo():
+    counter = UnitCounter(pair.model, pair.guide)
+
+    with pair.evaluating(), without_host_sync():
         pyro.util.set_rng_seed(derived_seed(seed, rank))
-        num_data = NumData(pair)
         for batch in batches.epoch(seed, 0, place):
             args = pair.arguments(batch)
-            rows = num_rows(args)
-            scale = rows / num_data.of(args)
-            total += scale * torch.as_tensor(loss.loss(pair.model, pair.guide, *args)).double().cpu()
-            count += rows
+            units = counter.of(args)
+            value = torch.as_tensor(loss.loss(pair.model, pair.guide, *args))
+
+            # of all data that the loss stands for, these rows' share
+            total += units.size / units.num_data * value.double().cpu()
+            count += units.size
+
     return total, torch.tensor(count, dtype=torch.float64)
-
-
-class NumData:
-    """How many data the loss of a pair's batch stands for: its rows, or what a subsampling plate scales them up to.
-
-    The pair is looked at once for each number of rows until it subsamples; its plate stands for as many from then on.
-    """
-
-    def __init__(self, pair: Pair) -> None:
-        self._pair, self._full_size, self._seen = pair, cast(int | None, None), set[int]()
-
-    def of(self, args: tuple[object, ...]) -> int:
-        """The number for a batch's arguments."""
-        rows = num_rows(args)
-        if self._full_size is None and rows not in self._seen:
-            self._seen.add(rows)
-            with contextlib.suppress(ValueError), self._pair.aside(), local_parameters():
-                self._full_size = find_data_plate(self._pair.model, self._pair.guide, args).full_size
-        return rows if self._full_size is None else self._full_size

@@ -7,38 +7,25 @@ Each step minimises the loss of the bound per datum,
 so that learning rates and clipping do not depend on the batch size. Everything is reported in nats per datum.
 """
 
-import contextlib
 import pathlib
-import time
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
-from torch import Tensor
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
-from pyro_vaes.infer.batches.batches import Batches, as_batches, derived_seed, train_and_valid
-from pyro_vaes.infer.bounds.bound import Bound, layers
-from pyro_vaes.infer.bounds.host_sync import known_modules, quiet_elbo
-from pyro_vaes.infer.bounds.importance import ImportanceWeighted_ELBO
-from pyro_vaes.infer.checks.last_batch import enough_rows
-from pyro_vaes.infer.checks.preflight import first_of, preflight, preflight_held_out
-from pyro_vaes.infer.handlers import local_parameters
+from pyro_vaes.infer.callback import Callback
 from pyro_vaes.infer.history import History
-from pyro_vaes.infer.training.arguments import as_bound, as_callbacks, as_device, whole_number
-from pyro_vaes.infer.training.callbacks import Callback, KLWarmup, Run, SoftFreeBits
-from pyro_vaes.infer.training.evaluation import NumData, total_loss
-from pyro_vaes.infer.training.nonfinite import Guard, OnNaN, num_rows
-from pyro_vaes.infer.training.resume import is_saved, resume_run, save_run, writable
-from pyro_vaes.infer.training.step import MakeOptimizer, Step, make_optimizer
-from pyro_vaes.infer.training.weight_average import settle, settled
-from pyro_vaes.programs.pair import Pair, preserve_rng
-from pyro_vaes.programs.reach import Program
+from pyro_vaes.infer.optimizers import MakeOptimizer
+from pyro_vaes.infer.training.close import close
+from pyro_vaes.infer.training.loop import run_epochs
+from pyro_vaes.infer.training.nonfinite import OnNaN
+from pyro_vaes.infer.training.plan import Plan
+from pyro_vaes.infer.training.prepare import prepare, start
+from pyro_vaes.programs import Program, preserve_rng
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -119,127 +106,27 @@ def fit(
         >>> len(history.train)
         2
     """
-    if whole_number("epochs", epochs) < 0:
-        raise ValueError(f"epochs must be at least 0, but got {epochs}.")
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs the directory to resume from: pass checkpoint='runs/my_run'.")
-    pair, bound, callbacks = Pair(model, guide), as_bound(loss), as_callbacks(callbacks)
-    weighted = [type(c).__name__ for c in callbacks if isinstance(c, KLWarmup | SoftFreeBits)]
-    if weighted and any(isinstance(b, ImportanceWeighted_ELBO) for b in layers(bound)):
-        raise ValueError(
-            f"{weighted[0]} weighs the KL term, and the importance-weighted bound has none: it would do nothing. Use "
-            "Trace_ELBO, or leave the callback out."
-        )
-    callbacks = (*callbacks, *(c for b in layers(bound) if isinstance(b, Bound) for c in b.callbacks()))
-    rank, world_size = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
-    place = as_device(device) if device is not None else pair.device() or torch.device("cpu")
-    seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
-    if fabric is not None:
-        place, seed = fabric.device, fabric.broadcast(seed)
-    train_data, valid_data = train_and_valid(data, valid)
-    batches = as_batches(train_data, batch_size, shuffle=True, rank=rank, world_size=world_size).to(place)
-    held_out = None
-    if valid_data is not None:
-        try:
-            held_out = as_batches(valid_data, 4 * batch_size, shuffle=False, rank=rank, world_size=world_size).to(place)
-        except ValueError as error:
-            raise ValueError(f"In the held-out data, valid: {error}") from error
-    pair.to(place)
-    batches = enough_rows(pair, batches, held_out, bound, drop_last)
-    directory = None if checkpoint is None else writable(pathlib.Path(checkpoint), rank)
+    plan = Plan(
+        loss=loss,
+        optim=optim,
+        epochs=epochs,
+        batch_size=batch_size,
+        callbacks=callbacks,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        resume=resume,
+        on_nan=on_nan,
+        drop_last=drop_last,
+        fabric=fabric,
+    )
+    prepared = prepare(plan, model, guide, data, valid)
 
-    with preserve_rng(seed), warnings.catch_warnings(), contextlib.ExitStack() as stack:
+    with preserve_rng(prepared.seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was not registered in the param store.*")
-        first = first_of(pair, batches, seed, place)
-        preflight(pair, bound, batches, first)
-        if held_out is not None:
-            preflight_held_out(pair, bound, held_out, seed, place, num_rows(first))
-        pair.discover(bound, first)
-        optimizer = make_optimizer(optim, list(pair.parameters.values()))
-        run = Run(pair, optimizer, epochs, len(batches), held_out=held_out is not None, callbacks=tuple(callbacks))
-        guard = Guard(run, on_nan, place)
-        stack.callback(guard.release)
-        for callback in callbacks:
-            callback.start(run)
-        if directory is not None and resume and is_saved(directory):
-            seed = resume_run(directory, run, guard, batches)
-        stack.enter_context(local_parameters())
-        stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(quiet_elbo())
-        if hasattr(bound, "differentiable_loss"):
-            stack.enter_context(known_modules())
-        step = Step(pair, bound, optimizer, callbacks, fabric, NumData(pair))
-        _share_buffers(pair, fabric)
-        total = (epochs - run.epoch) * len(batches) or None
-        with tqdm(total=total, disable=not progress or rank > 0, unit="step", dynamic_ncols=True) as bar:
-            while run.epoch < epochs and not run.stop:
-                pyro.util.set_rng_seed(derived_seed(seed, run.epoch, rank))
-                _epoch(run, step, guard, batches, held_out, seed, fabric, bar)
-                with settled(run) as last:
-                    for callback in callbacks:
-                        callback.epoch(run)
-                    run.history.stopped = run.stop
-                    if directory is not None:
-                        save_run(directory, run, guard, batches, seed, fabric, last)
-        last = {n: t.clone() for n, t in pair.state().items()}
-        settle(run)
-        for callback in callbacks:
-            callback.finish(run)
-        if directory is not None and callbacks:
-            save_run(directory, run, guard, batches, seed, fabric, last)
-        if fabric is not None:
-            fabric.barrier()  # nobody may look for the checkpoint before it is written
-    return run.history
-
-
-def _epoch(
-    run: Run,
-    step: Step,
-    guard: Guard,
-    batches: Batches,
-    held_out: Batches | None,
-    seed: int,
-    fabric: "Fabric | None",
-    bar: "tqdm[object]",
-) -> None:
-    """One pass over the data and the held-out evaluation; fills one row of the history."""
-    started, history, place = time.perf_counter(), run.history, guard.device
-    guard.start_epoch()
-    bar.set_description(f"epoch {run.epoch + 1}/{run.total_epochs}")
-    for batch in batches.epoch(seed, run.epoch, place):
-        args = run.pair.arguments(batch)
-        guard.step(args, step(run, args))
-        run.step += 1
-        for callback in run.callbacks:
-            callback.stepped(run)
-        bar.update()
-    train, norm = guard.finish_epoch()
-    _share_buffers(run.pair, fabric)
-    run.epoch += 1
-    history.epochs.append(run.epoch)
-    history.train.append(_mean(torch.tensor(train, dtype=torch.float64), fabric))
-    history.grad_norm.append(norm)
-    history.learning_rate.append(float(run.optimizer.param_groups[0]["lr"]))
-    if held_out is not None:
-        rank = 0 if fabric is None else fabric.global_rank
-        with settled(run):
-            sums = total_loss(run.pair, step.loss, held_out, seed, place, rank)
-        history.valid.append(_mean(torch.stack(sums), fabric))
-    history.seconds.append(time.perf_counter() - started)
-    shown = {"train": f"{history.train[-1]:.2f}"} | ({"valid": f"{history.valid[-1]:.2f}"} if history.valid else {})
-    bar.set_postfix(shown | {"unit": "nats/datum"})
-
-
-def _mean(sums: Tensor, fabric: "Fabric | None") -> float:
-    """A sum divided by a number of data, both over all processes."""
-    if fabric is not None:
-        sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum"))
-    return (sums[0] / sums[1]).item()
-
-
-def _share_buffers(pair: Pair, fabric: "Fabric | None") -> None:
-    """Give every process the first one's buffers (running statistics), which no gradient keeps together."""
-    if fabric is not None and fabric.world_size > 1:
-        for module in pair.modules.values():
-            for buffer in module.buffers():
-                buffer.copy_(fabric.broadcast(buffer))
+        training = start(prepared)
+        try:
+            run_epochs(training, progress=progress)
+            return close(training)
+        finally:
+            training.guard.release()

@@ -2,16 +2,21 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.checks.tables import site_table
-from pyro_vaes.infer.training.callbacks import Run
+from pyro_vaes.infer.optimizers import (
+    halve_learning_rate,
+    knows_found_inf,
+    release_found_inf,
+    step_where,
+)
 
-__all__ = ["Guard", "NonFiniteError", "OnNaN", "halve_learning_rate", "num_rows", "step_if_finite"]
+__all__ = ["Guard", "NonFiniteError", "OnNaN"]
 
 OnNaN = Literal["raise", "skip", "rollback"]
 Args = tuple[object, ...]
@@ -23,9 +28,13 @@ class NonFiniteError(FloatingPointError):
     """A loss or a gradient became NaN or infinite; the message shows every site."""
 
 
-def num_rows(args: Args) -> int:
-    """Number of data in a batch: the rows of its first tensor."""
-    return next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), 1)
+class _Deferred(NamedTuple):
+    """A step of which it is not known yet whether it was good."""
+
+    args: Args
+    good: Tensor
+    value: Tensor
+    size: int
 
 
 class Guard:
@@ -44,7 +53,7 @@ class Guard:
         if on_nan not in get_args(OnNaN):
             raise ValueError(f"on_nan must be one of {get_args(OnNaN)}, but got {on_nan!r}.")
         self.run, self.on_nan, self.device = run, on_nan, device
-        self.deferred = _knows_found_inf(run.optimizer, device)
+        self.deferred = knows_found_inf(run.optimizer, device)
         self.interval = 50
         self.in_a_row = self.rollbacks = 0
         self.parameters = list(run.pair.parameters.values())
@@ -53,7 +62,7 @@ class Guard:
         self.total = torch.zeros((), dtype=torch.float64 if self.device.type == "cpu" else None, device=self.device)
         self.norms = torch.zeros_like(self.total)
         self.rows = self.steps = 0
-        self.pending: list[tuple[Args, Tensor, Tensor]] = []
+        self.pending: list[_Deferred] = []
         if self.on_nan != "raise":
             self._take_snapshot()
 
@@ -65,37 +74,45 @@ class Guard:
         self.in_a_row, self.rollbacks = state["in_a_row"], state["rollbacks"]
 
     def _take_snapshot(self) -> None:
-        self.weights = {n: t.clone() for n, t in self.run.pair.state().items()}
+        self.weights = self.run.pair.snapshot()
         if self.on_nan == "rollback":
             self.optimizer_state = copy.deepcopy(self.run.optimizer.state_dict())
             for callback in self.run.callbacks:
                 callback.kept(self.run)
 
-    def step(self, args: Args, value: Tensor) -> None:
-        """Take the optimiser's step unless the loss or a gradient is not finite."""
+    def step(self, args: Args, value: Tensor, size: int) -> None:
+        """Take the optimiser's step unless the loss or a gradient is not finite.
+
+        Arguments:
+            args: The batch, of which the error message shows the sites.
+            value: The loss per datum.
+            size: How many data the batch holds.
+        """
         norm = self._norm()
         good = torch.isfinite(value + norm)
+
         if self.deferred:
-            _step_where(self.run.optimizer, good)
-            self._count(torch.where(good, value, 0.0), torch.where(good, norm, 0.0), num_rows(args))
-            self.pending.append((args, good, value))
+            step_where(self.run.optimizer, good)
+            zero = torch.zeros_like(value)
+            self._count(torch.where(good, value, zero), torch.where(good, norm, zero), size)
+            self.pending.append(_Deferred(args, good, value, size))
             if len(self.pending) >= self.interval:
-                self._look()
+                self._read_flags()
         elif bool(good):
             self.run.optimizer.step()
-            self._count(value, norm, num_rows(args))
+            self._count(value, norm, size)
             self.in_a_row = 0
         else:
             self._act(args, value)
 
     def finish_epoch(self) -> tuple[tuple[float, float], float]:
         """(Sum of losses, number of rows) of the epoch and the mean gradient norm."""
-        self._look()
+        self._read_flags()
         return (self.total.item(), float(max(self.rows, 1))), self.norms.item() / max(self.steps, 1)
 
     def release(self) -> None:
         """Take the flag back from the optimiser: that of the last step must not rule the user's next one."""
-        _release(self.run.optimizer)
+        release_found_inf(self.run.optimizer)
 
     def _norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -109,19 +126,20 @@ class Guard:
         self.rows += rows
         self.steps += 1
 
-    def _look(self) -> None:
+    def _read_flags(self) -> None:
         """Read the flags of the deferred steps: the one host synchronisation of many steps."""
         if not self.pending:
             return
+
         pending, self.pending = self.pending, []
-        flags = torch.stack([good for _, good, _ in pending]).tolist()
-        for (args, _, value), good in zip(pending, flags, strict=True):
+        flags = torch.stack([step.good for step in pending]).tolist()
+        for step, good in zip(pending, flags, strict=True):
             if good:
                 self.in_a_row = 0
             else:
-                self.rows -= num_rows(args)
+                self.rows -= step.size
                 self.steps -= 1
-                self._act(args, value)
+                self._act(step.args, step.value)
 
     def _act(self, args: Args, value: Tensor) -> None:
         run = self.run
@@ -163,38 +181,3 @@ class Guard:
         for name, tensor in self.run.pair.state().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 tensor.copy_(self.weights[name])
-
-
-def halve_learning_rate(optimizer: Optimizer) -> None:
-    """Halve the rates of all groups, those as well to which a schedule refers."""
-    for group in optimizer.param_groups:
-        for rate in ("lr", "initial_lr"):
-            if rate in group:
-                group[rate] = 0.5 * cast(float, group[rate])
-
-
-def step_if_finite(optimizer: Optimizer, loss: Tensor) -> None:
-    """Take an optimiser's step unless the loss or a gradient is not finite."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    good = torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients))
-    if _knows_found_inf(optimizer, loss.device):
-        _step_where(optimizer, good)
-        _release(optimizer)
-    elif bool(good):
-        optimizer.step()
-
-
-def _knows_found_inf(optimizer: Optimizer, device: torch.device) -> bool:
-    """Whether the optimiser can be told on the device to take no step, without a host synchronisation."""
-    return device.type != "cpu" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def _step_where(optimizer: Optimizer, good: Tensor) -> None:
-    optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.step()
-
-
-def _release(optimizer: Optimizer) -> None:
-    for name in ("found_inf", "grad_scale"):
-        optimizer.__dict__.pop(name, None)

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from pyro_vaes.infer.callback import Callback, Run
 from pyro_vaes.infer.handlers import scale_latents
-from pyro_vaes.infer.training.callbacks import Callback, Run
 
 __all__ = ["ProgressiveRungs"]
 

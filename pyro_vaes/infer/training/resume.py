@@ -7,17 +7,20 @@ import logging
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
 from pyro_vaes.infer.batches.batches import Batches, LoaderBatches
-from pyro_vaes.infer.training.callbacks import Run
-from pyro_vaes.infer.training.checkpoint import holds_only_a_checkpoint, read_checkpoint, write_checkpoint
+from pyro_vaes.infer.callback import Run
+from pyro_vaes.infer.training.checkpoint import (
+    RunFacts,
+    TrainingState,
+    holds_only_a_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from pyro_vaes.infer.training.nonfinite import Guard
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+from pyro_vaes.infer.training.plan import Training
 
 __all__ = ["is_saved", "resume_run", "save_run", "writable"]
 
@@ -43,29 +46,35 @@ def is_saved(directory: pathlib.Path) -> bool:
     return directory.exists() or directory.with_name(f".{directory.name}.old").exists()
 
 
-def save_run(
-    directory: pathlib.Path,
-    run: Run,
-    guard: Guard,
-    batches: Batches,
-    seed: int,
-    fabric: "Fabric | None",
-    last: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write the run's state; ``last`` are the weights to go on from where they are not those to use."""
-    if fabric is not None and fabric.global_rank > 0:
+def save_run(training: Training, last: Mapping[str, Tensor]) -> None:
+    """Write the run's state, where it is to be written and by the first process alone.
+
+    Arguments:
+        training: The run.
+        last: The weights to go on from, which need not be those to use.
+    """
+    prepared, run = training.prepared, training.run
+    if prepared.directory is None or prepared.plan.rank > 0:
         return
-    training = {
+
+    batches = prepared.batches
+    state: TrainingState = {
         "optimizer": run.optimizer.state_dict(),
         "callbacks": [c.state_dict() for c in run.callbacks],
-        "guard": guard.state(),
+        "guard": training.guard.state(),
         "loader": batches.state() if isinstance(batches, LoaderBatches) else [],
         "parameters": list(run.pair.parameters),
-        "last": None if last is None else {n: t.cpu() for n, t in last.items()},
+        "last": {name: tensor.cpu() for name, tensor in last.items()},
     }
-    facts = {"epoch": run.epoch, "step": run.step, "seed": seed, "stop": run.stop, "history": run.history.to_dict()}
-    facts["optimizer"] = type(run.optimizer).__name__
-    write_checkpoint(directory, run.pair.state(), facts, training)
+    facts: RunFacts = {
+        "epoch": run.epoch,
+        "step": run.step,
+        "seed": training.seed,
+        "stop": run.stop,
+        "history": run.history.to_dict(),
+        "optimizer": type(run.optimizer).__name__,
+    }
+    write_checkpoint(prepared.directory, run.pair.state(), facts, state)
 
 
 def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches) -> int:
@@ -82,17 +91,19 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
         )
     try:
         _check_same_run(directory, run, facts, training)
-        last = cast(dict[str, Tensor] | None, training["last"])
+        last = training["last"]
         run.pair.load_state(state if last is None else last)
-        run.optimizer.load_state_dict(cast(dict[str, object], training["optimizer"]))
-        for callback, saved in zip(run.callbacks, cast(list[dict[str, object]], training["callbacks"]), strict=True):
+        run.optimizer.load_state_dict(training["optimizer"])
+        for callback, saved in zip(run.callbacks, training["callbacks"], strict=True):
             callback.load_state_dict(saved)
-        guard.load_state(cast(dict[str, int], training["guard"]))
+        guard.load_state(training["guard"])
         if isinstance(batches, LoaderBatches):
-            batches.load_state(cast(list[Tensor], training["loader"]))
-        run.history.__dict__.update(cast(dict[str, object], facts["history"]))
-        run.epoch, run.step, run.stop = int(str(facts["epoch"])), int(str(facts["step"])), str(facts["stop"])
-        seed = int(str(facts["seed"]))
+            batches.load_state(training["loader"])
+
+        vars(run.history).update(facts["history"])
+        run.epoch, run.step = int(facts["epoch"]), int(facts["step"])
+        run.stop = str(facts["stop"])
+        seed = int(facts["seed"])
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"The checkpoint in {directory} lacks what a run needs ({type(error).__name__}: {error}). Was it written "
@@ -104,24 +115,25 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
     return seed
 
 
-def _check_same_run(
-    directory: pathlib.Path, run: Run, facts: Mapping[str, object], training: Mapping[str, object]
-) -> None:
+def _check_same_run(directory: pathlib.Path, run: Run, facts: RunFacts, training: TrainingState) -> None:
+    """Raise where the checkpoint belongs to a run of another kind."""
     if training["parameters"] != list(run.pair.parameters):
         raise ValueError(
-            f"The checkpoint in {directory} was trained with other parameters than this pair has. Build the pair with "
-            "the same arguments, and freeze the same layers."
+            f"The checkpoint in {directory} was trained with other parameters than this pair "
+            "has. Build the pair with the same arguments, and freeze the same layers."
         )
-    saved = cast(list[dict[str, object]], training["callbacks"])
-    if len(saved) != len(run.callbacks):
+
+    if len(training["callbacks"]) != len(run.callbacks):
         raise ValueError(
-            f"The checkpoint in {directory} was written with {len(saved)} callbacks, but now there are "
-            f"{len(run.callbacks)}; resume with the same ones."
+            f"The checkpoint in {directory} was written with {len(training['callbacks'])} "
+            f"callbacks, but now there are {len(run.callbacks)}; resume with the same ones."
         )
+
     given = type(run.optimizer).__name__
     written = facts.get("optimizer", given)  # older checkpoints do not say
     if written != given:
         raise ValueError(
-            f"The checkpoint in {directory} was written with {written}, but optim gives {given}: resume with the same, "
-            "or load the weights with load_weights(directory, model, guide) and start a new run."
+            f"The checkpoint in {directory} was written with {written}, but optim gives "
+            f"{given}: resume with the same, or load the weights with "
+            "load_weights(directory, model, guide) and start a new run."
         )

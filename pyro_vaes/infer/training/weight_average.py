@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_vaes.infer.training.callbacks import Callback, Run, State
+from pyro_vaes.infer.callback import Callback, Run, State
 
-__all__ = ["WeightAverage", "settle", "settled"]
+__all__ = ["WeightAverage", "evaluation_weights", "use_evaluation_weights"]
 
 
 class WeightAverage(Callback):
@@ -83,18 +83,20 @@ class WeightAverage(Callback):
         self.count = int(str(state["count"]))
 
 
-def settle(run: Run) -> None:
+def use_evaluation_weights(run: Run) -> None:
     """Put the weights in place, for good, on which a callback wants the run evaluated."""
-    wanted = next((w for c in run.callbacks if (w := c.evaluation_weights(run)) is not None), None)
-    if wanted is not None:
-        run.pair.load_state(wanted)
+    for callback in run.callbacks:
+        weights = callback.evaluation_weights(run)
+        if weights is not None:
+            run.pair.load_state(weights)
+            return
 
 
 @contextlib.contextmanager
-def settled(run: Run) -> Iterator[dict[str, Tensor]]:
+def evaluation_weights(run: Run) -> Iterator[dict[str, Tensor]]:
     """The same for a while; yields the weights to go on from, which come back afterwards."""
-    last = {n: t.clone() for n, t in run.pair.state().items()}
-    settle(run)
+    last = run.pair.snapshot()
+    use_evaluation_weights(run)
     try:
         yield last
     finally:

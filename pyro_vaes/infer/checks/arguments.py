@@ -1,27 +1,14 @@
 """What a user gives a training loop besides data: read, or refused in words before any work."""
 
 import inspect
-import operator
 from collections.abc import Sequence
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaes.infer.training.callbacks import Callback
+from pyro_vaes.infer.callback import Callback
 
-__all__ = ["as_bound", "as_callbacks", "as_device", "whole_number"]
-
-
-def whole_number(name: str, value: object) -> int:
-    """A whole number of any kind, NumPy's too.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; a whole number is wanted.") from None
+__all__ = ["as_bound", "as_callbacks", "as_device"]
 
 
 def as_bound(loss: ELBO | None) -> ELBO:
@@ -51,13 +38,13 @@ def as_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     try:
         given = tuple(callbacks)
     except TypeError:
-        raise ValueError(f"callbacks is {_said(callbacks)}; a list of callbacks is wanted.") from None
+        raise ValueError(f"callbacks is {_kind(callbacks)}; a list of callbacks is wanted.") from None
     for callback in given:
         if isinstance(callback, type) and issubclass(callback, Callback):
             name = callback.__name__
             raise ValueError(f"callbacks holds the class {name}; an instance is wanted: {_call(callback)}.")
         if not isinstance(callback, Callback):
-            raise ValueError(f"callbacks holds {_said(callback)}; an instance of a subclass of Callback is wanted.")
+            raise ValueError(f"callbacks holds {_kind(callback)}; an instance of a subclass of Callback is wanted.")
     return given
 
 
@@ -78,7 +65,7 @@ def as_device(device: torch.device | str) -> torch.device:
     return place
 
 
-def _said(value: object) -> str:
+def _kind(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 

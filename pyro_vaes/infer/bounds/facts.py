@@ -1,0 +1,108 @@
+"""What a bound states about itself, read from any bound: ours, Pyro's, a user's own.
+
+A class states a fact as an attribute of that name. A bound that states nothing, such as
+one that wraps another in an attribute of any name, has the facts of the bounds inside it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyro.infer import (
+    ELBO,
+    ReweightedWakeSleep,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    TraceTMC_ELBO,
+)
+
+__all__ = ["BoundFacts", "facts_of", "layers"]
+
+
+@dataclass(frozen=True)
+class BoundFacts:
+    """Facts of a bound; the defaults are those of :class:`~pyro.infer.Trace_ELBO`.
+
+    Attributes:
+        has_kl: Whether it has a KL term that a KL weight (``scale_latents``) can weigh.
+        min_rows: Fewest rows of a batch for which it is defined. Where there must be
+            several, it is a function of them together, and :func:`~pyro_vaes.infer.fit`
+            leaves the last, short batch of an epoch out.
+        one_loss: Whether a training step has one loss, rather than several that are
+            stepped one after the other.
+        enumerates: Whether it sums over the sites that are marked for it.
+        analytic_kl: Whether it uses closed KL divergences of single sites.
+        plain_draws: Whether the latents that the model meets are draws of the guide with
+            their usual gradients.
+    """
+
+    has_kl: bool = True
+    min_rows: int = 1
+    one_loss: bool = True
+    enumerates: bool = False
+    analytic_kl: bool = False
+    plain_draws: bool = True
+
+
+# Pyro's bounds state nothing; these differ from the defaults, and so do their subclasses.
+OF_PYRO: dict[type[ELBO], dict[str, bool]] = {
+    TraceEnum_ELBO: {"enumerates": True},
+    TraceTMC_ELBO: {"enumerates": True, "has_kl": False},
+    TraceMeanField_ELBO: {"analytic_kl": True},
+    ReweightedWakeSleep: {"plain_draws": False},
+}
+
+
+def facts_of(bound: ELBO) -> BoundFacts:
+    """The facts of a bound.
+
+    Example:
+        >>> facts_of(TraceMeanField_ELBO()).analytic_kl
+        True
+    """
+    inner = [facts_of(part) for part in _inner(bound)]
+
+    def fact(name: str) -> bool | int:
+        stated = _stated(bound, name)
+        if stated is not None:
+            return stated
+        inherited = [getattr(facts, name) for facts in inner]
+        if not inherited:
+            return getattr(BoundFacts, name)
+        # needs add up; what one part cannot do, the whole cannot
+        demanding = name in ("min_rows", "enumerates", "analytic_kl")
+        return max(inherited) if demanding else min(inherited)
+
+    return BoundFacts(
+        has_kl=bool(fact("has_kl")),
+        min_rows=int(fact("min_rows")),
+        one_loss=bool(fact("one_loss")),
+        enumerates=bool(fact("enumerates")),
+        analytic_kl=bool(fact("analytic_kl")),
+        plain_draws=bool(fact("plain_draws")),
+    )
+
+
+def layers(bound: ELBO) -> Iterator[ELBO]:
+    """A bound and the bounds that it is built on, from the outside inwards."""
+    yield bound
+    for part in _inner(bound):
+        yield from layers(part)
+
+
+def _inner(bound: ELBO) -> list[ELBO]:
+    """The bounds that a bound holds, whatever the names of its attributes are."""
+    return [value for value in vars(bound).values() if isinstance(value, ELBO)]
+
+
+def _stated(bound: ELBO, name: str) -> bool | int | None:
+    """A fact that the bound or a class of it states."""
+    if name in vars(bound):
+        return vars(bound)[name]
+    for kind in type(bound).__mro__:
+        if isinstance(vars(kind).get(name), property):
+            return getattr(bound, name)
+        if name in vars(kind):
+            return vars(kind)[name]
+        if name in OF_PYRO.get(kind, {}):
+            return OF_PYRO[kind][name]
+    return None

@@ -1,0 +1,116 @@
+"""Before the first step: what was asked for is read, checked, and put together."""
+
+import pathlib
+from collections.abc import Sequence
+
+import torch
+from pyro.infer import ELBO
+
+from pyro_vaes.infer.batches.batches import Batches, as_batches, train_and_valid
+from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.facts import facts_of, layers
+from pyro_vaes.infer.callback import Callback, Run
+from pyro_vaes.infer.checks.arguments import as_bound, as_callbacks, as_device
+from pyro_vaes.infer.checks.last_batch import keep_or_drop_last
+from pyro_vaes.infer.checks.preflight import preflight, preflight_held_out
+from pyro_vaes.infer.optimizers import make_optimizer
+from pyro_vaes.infer.training.nonfinite import Guard
+from pyro_vaes.infer.training.plan import Plan, Prepared, Training
+from pyro_vaes.infer.training.resume import is_saved, resume_run, writable
+from pyro_vaes.infer.training.step import Step
+from pyro_vaes.programs import Pair, Program, UnitCounter
+
+__all__ = ["prepare", "start"]
+
+
+def prepare(plan: Plan, model: Program, guide: Program, data: object, valid: object | None) -> Prepared:
+    """Read what was given, and refuse what can never work.
+
+    Raises:
+        ValueError: Arguments or data are of no use.
+    """
+    pair, bound = Pair(model, guide), as_bound(plan.loss)
+    callbacks = as_callbacks(plan.callbacks)
+    _refuse_idle_kl_weights(bound, callbacks)
+    for layer in layers(bound):
+        if isinstance(layer, Bound):
+            callbacks = (*callbacks, *layer.callbacks())
+
+    # where and from which noise: all processes alike
+    place = pair.device() or torch.device("cpu")
+    if plan.device is not None:
+        place = as_device(plan.device)
+    seed = int(torch.randint(2**31 - 1, ())) if plan.seed is None else plan.seed
+    if plan.fabric is not None:
+        place, seed = plan.fabric.device, plan.fabric.broadcast(seed)
+
+    train_data, valid_data = train_and_valid(data, valid)
+    batches = _batches(plan, train_data, plan.batch_size, shuffle=True).to(place)
+    held_out = None
+    if valid_data is not None:
+        try:
+            held_out = _batches(plan, valid_data, 4 * plan.batch_size, shuffle=False)
+            held_out = held_out.to(place)
+        except ValueError as error:
+            raise ValueError(f"In the held-out data, valid: {error}") from error
+
+    pair.to(place)
+    batches = keep_or_drop_last(pair, batches, held_out, bound, plan.drop_last)
+
+    directory = None
+    if plan.checkpoint is not None:
+        directory = writable(pathlib.Path(plan.checkpoint), plan.rank)
+
+    return Prepared(plan, pair, bound, callbacks, batches, held_out, seed, place, directory)
+
+
+def start(prepared: Prepared) -> Training:
+    """Check the pair on a batch, make the optimiser, and go back to a checkpoint.
+
+    Raises:
+        ValueError: The pair cannot be trained, or the checkpoint belongs to another run.
+    """
+    plan, pair, place = prepared.plan, prepared.pair, prepared.place
+    held_out = prepared.held_out
+
+    rows = preflight(pair, prepared.bound, prepared.batches, prepared.seed, place)
+    if held_out is not None:
+        preflight_held_out(pair, prepared.bound, held_out, prepared.seed, place, rows)
+
+    optimizer = make_optimizer(plan.optim, list(pair.parameters.values()))
+    run = Run(
+        pair,
+        optimizer,
+        total_epochs=plan.epochs,
+        steps_per_epoch=len(prepared.batches),
+        held_out=held_out is not None,
+        callbacks=prepared.callbacks,
+    )
+    guard = Guard(run, plan.on_nan, place)
+    for callback in prepared.callbacks:
+        callback.start(run)
+
+    seed, directory = prepared.seed, prepared.directory
+    if directory is not None and plan.resume and is_saved(directory):
+        seed = resume_run(directory, run, guard, prepared.batches)
+
+    step = Step(pair, prepared.bound, optimizer, prepared.callbacks, plan.fabric)
+    units = UnitCounter(pair.model, pair.guide)
+    return Training(prepared, run, guard, step, units, seed)
+
+
+def _batches(plan: Plan, data: object, batch_size: int, *, shuffle: bool) -> Batches:
+    return as_batches(data, batch_size, shuffle=shuffle, rank=plan.rank, world_size=plan.world_size)
+
+
+def _refuse_idle_kl_weights(bound: ELBO, callbacks: Sequence[Callback]) -> None:
+    """Raise where a callback weighs a KL term that the bound does not have."""
+    if facts_of(bound).has_kl:
+        return
+    for callback in callbacks:
+        if callback.weighs_kl:
+            raise ValueError(
+                f"{type(callback).__name__} weighs the KL term, and the bound "
+                f"{type(bound).__name__} has none (the importance-weighted bound, for "
+                "example): it would do nothing. Use Trace_ELBO, or leave the callback out."
+            )

@@ -1,0 +1,105 @@
+"""Log-densities of a pair per datum, for one or many particles.
+
+    log w_nk = log p(x_n, z_nk) - log q(z_nk | x_n),    z_nk ~ q(z | x_n)
+
+These are the densities of the programs themselves: plate subsampling, ``poutine.scale``
+and KL weights change an objective, not a density, so the sites' scales are left out
+unless they are asked for; masks are kept. Factors of the objective alone are no densities
+either, and are left out likewise.
+"""
+
+import pyro
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vaes.programs.reach import Program
+from pyro_vaes.programs.runs import run_pair
+from pyro_vaes.programs.sites import DENSITIES, OBJECTIVE, Role, log_density, sites
+from pyro_vaes.programs.units import DataPlate
+
+__all__ = [
+    "objective_terms",
+    "over_particles",
+    "per_datum_log_prob",
+    "per_datum_log_weights",
+    "per_datum_terms",
+]
+
+Args = tuple[object, ...]
+
+
+def per_datum_terms(trace: Trace, dim: int, *, particles: bool, scaled: bool = False) -> list[Tensor]:
+    """The masked log-densities of a trace's sites, each with shape ``(K, B)``.
+
+    Arguments:
+        trace: A trace whose sample sites all lie in the data plate.
+        dim: The data plate's batch dimension, negative.
+        particles: Whether the outermost dimension is one of K particles; without it the
+            shape is ``(B,)``.
+        scaled: Whether the sites' scales enter, and the factors of the objective alone,
+            as in an objective.
+    """
+    found = sites(trace, OBJECTIVE if scaled else DENSITIES).values()
+    return [_per_datum(s, dim, particles=particles, scaled=scaled) for s in found]
+
+
+def _per_datum(site: Message, dim: int, *, particles: bool, scaled: bool) -> Tensor:
+    log_prob = log_density(site, scaled=scaled)
+
+    kept = {log_prob.dim() + dim}
+    if particles:
+        kept.add(0)
+
+    others = [d for d in range(log_prob.dim()) if d not in kept]
+    return log_prob.sum(others) if others else log_prob
+
+
+def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
+    """The unscaled sum of :func:`per_datum_terms`."""
+    terms = per_datum_terms(trace, dim, particles=particles)
+    if not terms:  # a guide may have no site
+        return torch.zeros(())
+    return sum(terms[1:], start=terms[0])
+
+
+def objective_terms(model_trace: Trace, guide_trace: Trace, dim: int) -> Tensor | float:
+    """What factors of the objective alone add to a bound, ``(B,)``; 0 without any.
+
+    They are averaged over the particles; those of the guide count negatively.
+    """
+    total: Tensor | float = 0.0
+    for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
+        for site in sites(trace, Role.OBJECTIVE_ONLY).values():
+            term = _per_datum(site, dim, particles=True, scaled=False)
+            total = total + sign * term.mean(0)
+    return total
+
+
+def over_particles(program: Program, num_particles: int, plate: DataPlate) -> Program:
+    """The program inside a plate of particles, in front of the pair's dimensions."""
+
+    def vectorised(*args: object) -> object:
+        with pyro.plate("_particles", num_particles, dim=-plate.depth - 1):
+            return program(*args)
+
+    return vectorised
+
+
+def per_datum_log_weights(
+    model: Program, guide: Program, args: Args, num_particles: int, plate: DataPlate
+) -> tuple[Tensor, Trace, Trace]:
+    """Log importance weights ``(K, B)`` in one pass of each program, and the two traces.
+
+    The programs must broadcast over a leading dimension of particles, as for Pyro's
+    ``vectorize_particles``. Differentiable with respect to every parameter through
+    reparameterised sites.
+    """
+    many_models = over_particles(model, num_particles, plate)
+    many_guides = over_particles(guide, num_particles, plate)
+    guide_trace, model_trace = run_pair(many_models, many_guides, args)
+
+    log_p = per_datum_log_prob(model_trace, plate.dim, particles=True)
+    log_q = per_datum_log_prob(guide_trace, plate.dim, particles=True)
+    return log_p - log_q, guide_trace, model_trace

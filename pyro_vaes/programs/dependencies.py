@@ -1,0 +1,87 @@
+"""Which sites of a program depend on which others: read off the gradients of densities.
+
+Where the guide draws a site before a variable on which its prior depends, and that
+variable from it, an analytic KL divergence of the site is wrong.
+"""
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from torch import Tensor
+
+from pyro_vaes.programs.reach import Program
+from pyro_vaes.programs.runs import run
+from pyro_vaes.programs.sites import sites
+
+__all__ = ["dependencies", "mean_field_violations"]
+
+Args = tuple[object, ...]
+
+
+def dependencies(program: Program, values: dict[str, Tensor], args: Args) -> dict[str, set[str]]:
+    """For each latent site, the other latent sites on whose values its density depends.
+
+    Arguments:
+        program: The program.
+        values: Values of its latent sites by name.
+        args: Its arguments.
+    """
+    leaves = {}
+    for name, value in values.items():
+        if value.is_floating_point():
+            leaves[name] = value.detach().clone().requires_grad_()
+
+    found = {}
+    with torch.enable_grad(), poutine.block():
+        trace = run(program, args, given={**values, **leaves})
+        for name, value in values.items():
+            log_prob = trace.nodes[name]["fn"].log_prob(value.detach()).sum()
+            others = {n: leaf for n, leaf in leaves.items() if n != name}
+            found[name] = _reached(log_prob, others)
+    return found
+
+
+def _reached(log_prob: Tensor, leaves: dict[str, Tensor]) -> set[str]:
+    """Names of the leaves that a gradient reaches."""
+    if not leaves or not log_prob.requires_grad:
+        return set()
+    gradients = torch.autograd.grad(log_prob, list(leaves.values()), allow_unused=True, retain_graph=True)
+    return {n for n, g in zip(leaves, gradients, strict=True) if g is not None}
+
+
+def mean_field_violations(model: Program, guide: Program, args: Args) -> tuple[set[str], set[str]]:
+    """Sites whose analytic KL would be wrong, and sites drawn given other latent sites.
+
+    An analytic KL of a site is right if the guide draws the site after, or independently
+    of, every variable on which its prior depends.
+    """
+    with torch.no_grad(), poutine.block():
+        guide_sites, model_sites = sites(run(guide, args)), sites(run(model, args))
+
+    values = {}
+    for name, site in guide_sites.items():
+        if name in model_sites and not site["is_observed"]:
+            values[name] = site["value"]
+
+    # a joint density in an auxiliary site: nothing is analytic
+    if any(isinstance(guide_sites[n]["fn"], Delta) for n in values):
+        return set(), set(values)
+    if len(values) < 2:
+        return set(), set()
+
+    prior = dependencies(model, values, args)
+    posterior = dependencies(guide, values, args)
+
+    def ancestors(name: str) -> set[str]:
+        direct = posterior[name]
+        return direct.union(*(ancestors(d) for d in direct)) if direct else set()
+
+    violating = set()
+    order = list(values)
+    for name in order:
+        for parent in prior[name]:
+            drawn_later = order.index(parent) > order.index(name)
+            if drawn_later and name in ancestors(parent):
+                violating.add(name)
+
+    return violating, {name for name in order if posterior[name]}

@@ -1,0 +1,155 @@
+"""What the sample sites of a trace are: the one place that tells them apart.
+
+latent           drawn, and of interest: has a prior in the model, a posterior in the guide
+auxiliary        drawn by the guide alone, on the way to its latent sites
+enumerated       latent, but to be summed over
+observed         has data
+factor           ``pyro.factor``: a log-density without a value
+objective only   a factor that is no log-density, see :mod:`pyro_vaes.programs.marks`
+deterministic    ``pyro.deterministic``: a value without a density
+subsampling      draws the rows of a plate
+"""
+
+import enum
+from collections.abc import Callable
+
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vaes.programs.marks import (
+    is_auxiliary,
+    is_deterministic,
+    is_enumerated,
+    is_objective_only,
+)
+
+__all__ = [
+    "DENSITIES",
+    "DRAWN",
+    "OBJECTIVE",
+    "VALUED",
+    "Role",
+    "Sites",
+    "is_latent",
+    "log_density",
+    "log_density_sum",
+    "role",
+    "sites",
+]
+
+Sites = dict[str, Message]
+
+
+class Role(enum.Enum):
+    """What a sample site is, see :mod:`pyro_vaes.programs.sites`."""
+
+    LATENT = "latent"
+    AUXILIARY = "auxiliary"
+    ENUMERATED = "enumerated"
+    OBSERVED = "observed"
+    FACTOR = "factor"
+    OBJECTIVE_ONLY = "objective only"
+    DETERMINISTIC = "deterministic"
+    SUBSAMPLING = "subsampling"
+
+
+DRAWN = frozenset({Role.LATENT, Role.AUXILIARY, Role.ENUMERATED})
+VALUED = DRAWN | {Role.OBSERVED}  # sites with a random value
+DENSITIES = VALUED | {Role.FACTOR}  # sites that log p and log q are made of
+OBJECTIVE = DENSITIES | {Role.OBJECTIVE_ONLY}  # sites that a training objective is made of
+
+
+def role(site: Message) -> Role:
+    """The role of a sample site."""
+    if site_is_subsample(site):
+        return Role.SUBSAMPLING
+    if is_deterministic(site):
+        return Role.DETERMINISTIC
+    if is_objective_only(site):
+        return Role.OBJECTIVE_ONLY
+    if _is_factor(site):
+        return Role.FACTOR
+    if site["is_observed"]:
+        return Role.OBSERVED
+    if is_auxiliary(site):
+        return Role.AUXILIARY
+    if is_enumerated(site):
+        return Role.ENUMERATED
+    return Role.LATENT
+
+
+def sites(trace: Trace, roles: frozenset[Role] | Role | None = None) -> Sites:
+    """The sample sites of a trace in the order of its run.
+
+    Arguments:
+        trace: The trace of a program.
+        roles: Roles that are wanted; all but the subsampling of plates by default.
+
+    Example:
+        >>> import pyro, torch
+        >>> from pyro.distributions import Normal
+        >>> def model(x):
+        ...     with pyro.plate("data", 9, subsample_size=len(x)):
+        ...         z = pyro.sample("z", Normal(0.0, 1.0))
+        ...         pyro.sample("x", Normal(z, 1.0), obs=x)
+        >>> trace = pyro.poutine.trace(model).get_trace(torch.zeros(3))
+        >>> list(sites(trace)), list(sites(trace, Role.LATENT))
+        (['z', 'x'], ['z'])
+    """
+    if roles is None:
+        roles = frozenset(Role) - {Role.SUBSAMPLING}
+    elif isinstance(roles, Role):
+        roles = frozenset({roles})
+
+    found = {}
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and role(site) in roles:
+            found[name] = site
+    return found
+
+
+def is_latent(site: Message) -> bool:
+    """Whether a message is a statement that draws a latent or auxiliary variable."""
+    return site["type"] == "sample" and role(site) in DRAWN
+
+
+def _is_factor(site: Message) -> bool:
+    fn = site["fn"]
+    while isinstance(fn, ExpandedDistribution | MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, Unit)
+
+
+def log_density(site: Message, *, scaled: bool = True) -> Tensor:
+    """The log-density of a site at its value, masked, with the batch's shape.
+
+    Arguments:
+        site: The site.
+        scaled: Whether its scale (subsampling, KL weights) multiplies it.
+    """
+    log_prob = site["fn"].log_prob(site["value"])
+    return scale_and_mask(log_prob, site["scale"] if scaled else 1.0, site["mask"])
+
+
+def log_density_sum(
+    trace: Trace,
+    roles: frozenset[Role] | Role,
+    *,
+    keep: Callable[[str], bool] = lambda name: True,
+) -> Tensor | float:
+    """The sum of a trace's scaled and masked log-densities; 0 without any.
+
+    Arguments:
+        trace: The trace of a program.
+        roles: Roles of the sites that count.
+        keep: Whether the site of a name counts.
+    """
+    total: Tensor | float = 0.0
+    for name, site in sites(trace, roles).items():
+        if keep(name):
+            total = total + log_density(site).sum()
+    return total
