@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_vaes import __version__
 from pyro_vaes.cli.build import Built, build_pair, load_data
 from pyro_vaes.cli.options import Options
-from pyro_vaes.cli.training import CHECKPOINT, RUN
+from pyro_vaes.cli.run_lock import CHECKPOINT, RUN
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import History, load_weights
 from pyro_vaes.infer.training.checkpoint import read_checkpoint

@@ -19,8 +19,7 @@ from pyro_vaes.cli.run_directory import (
     usable,
     write_json,
 )
-from pyro_vaes.cli.run_lock import claimed
-from pyro_vaes.cli.training import CHECKPOINT, HISTORY, RUN
+from pyro_vaes.cli.run_lock import CHECKPOINT, HISTORY, RUN, claimed
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, KLWarmup, fit
 

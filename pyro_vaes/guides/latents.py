@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import (
     Delta,
     Normal,
@@ -24,11 +23,10 @@ from pyro_vaes.programs import (
     DRAWN,
     Plate,
     Program,
+    dry_run,
     marks,
     plates,
-    run,
     sites,
-    untouched_buffers,
 )
 
 __all__ = ["LatentSite", "Latents", "batch_rows", "find_latents"]
@@ -175,22 +173,14 @@ def batch_rows(args: tuple[object, ...], kwargs: Mapping[str, object] | None = N
 
 
 def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
-    """Run the program once, without a trace left anywhere, and find its latent sites and their plate.
+    """Run the program once, aside, and find its latent sites and their plate.
 
     Raises:
         ValueError: There is no latent site, one is discrete, one has no data plate around it,
             they do not share one plate, or a support depends on other variables.
     """
-    on_cuda = torch.cuda.is_initialized()
-    devices = list(range(torch.cuda.device_count())) if on_cuda else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        untouched_buffers(),
-        differentiable(args, kwargs) as given,
-        torch.no_grad(),
-        poutine.block(),
-    ):
-        trace = run(model, given.args, given.kwargs)
+    with differentiable(args, kwargs) as given:
+        trace = dry_run(model, given.args, given.kwargs)
 
     messages = list(sites(trace, DRAWN).values())
     if not messages:

@@ -23,6 +23,7 @@ from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedNormal
 from pyro_vaes.guides.differentiable import differentiable
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.latents import Latents, batch_rows
+from pyro_vaes.programs import is_dry_run
 
 __all__ = ["SemiAmortized"]
 
@@ -119,7 +120,7 @@ class SemiAmortized(AmortizedGuide):
         with differentiable(args, kwargs, rows) as given:
             q = self.encoder.encode(*given.args, rows=given.rows, **given.kwargs)
             start = self.encoder.diagonal(q)
-            if not self.steps:
+            if not self.steps or is_dry_run():
                 return q
             first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
             refined = self._climb(first, Joint(self.model, latents, given.args, given.kwargs, given.rows))

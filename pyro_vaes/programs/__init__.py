@@ -43,7 +43,15 @@ from pyro_vaes.programs.reach import (
     num_positional,
     required_arguments,
 )
-from pyro_vaes.programs.runs import PairTraces, dry_run, run, run_pair, share_dry_runs
+from pyro_vaes.programs.runs import (
+    PairTraces,
+    dry_run,
+    dry_run_pair,
+    is_dry_run,
+    run,
+    run_pair,
+    share_dry_runs,
+)
 from pyro_vaes.programs.site_recorder import SiteRecorder
 from pyro_vaes.programs.sites import (
     DENSITIES,
@@ -90,12 +98,14 @@ __all__ = [
     "data_plate",
     "dependencies",
     "dry_run",
+    "dry_run_pair",
     "evidence_for",
     "find_data_plate",
     "find_plate",
     "has_analytic_kl",
     "is_auxiliary",
     "is_deterministic",
+    "is_dry_run",
     "is_enumerated",
     "is_latent",
     "is_objective_only",

@@ -29,6 +29,15 @@ __all__ = [
 ]
 
 
+AUXILIARY = "is_auxiliary"  # Pyro's
+DETERMINISTIC = "_deterministic"  # Pyro's
+ENUMERATE = "enumerate"  # Pyro's
+OBJECTIVE_ONLY = "objective_only"
+EVIDENCE_FOR = "evidence_for"
+ANALYTIC_KL = "analytic_kl"
+MAY_BE_POINT = "may_be_point"
+
+
 def marks(
     *,
     auxiliary: bool = False,
@@ -57,17 +66,17 @@ def marks(
     found: dict[str, object] = {}
 
     if auxiliary:
-        found["is_auxiliary"] = True
+        found[AUXILIARY] = True
     if objective_only:
-        found["objective_only"] = True
+        found[OBJECTIVE_ONLY] = True
     if evidence_for is not None:
-        found["evidence_for"] = evidence_for
+        found[EVIDENCE_FOR] = evidence_for
     if not analytic_kl:
-        found["analytic_kl"] = False
+        found[ANALYTIC_KL] = False
     if enumerated:
-        found["enumerate"] = "parallel"
+        found[ENUMERATE] = "parallel"
     if may_be_point:
-        found["may_be_point"] = True
+        found[MAY_BE_POINT] = True
 
     return found
 
@@ -79,38 +88,38 @@ def mark_statements(entries: Mapping[str, object]) -> Messenger:
 
 def is_auxiliary(site: Message) -> bool:
     """Whether the guide draws a site that the model does not have."""
-    return bool(site["infer"].get("is_auxiliary"))
+    return bool(site["infer"].get(AUXILIARY))
 
 
 def is_enumerated(site: Message) -> bool:
     """Whether a site is to be summed over rather than drawn."""
-    return site["infer"].get("enumerate") is not None
+    return site["infer"].get(ENUMERATE) is not None
 
 
 def is_deterministic(site: Message) -> bool:
     """Whether a site is a ``pyro.deterministic`` statement."""
-    return bool(site["infer"].get("_deterministic"))
+    return bool(site["infer"].get(DETERMINISTIC))
 
 
 def is_objective_only(site: Message) -> bool:
     """Whether a factor is added to what is trained without being a log-density."""
-    return bool(site["infer"].get("objective_only"))
+    return bool(site["infer"].get(OBJECTIVE_ONLY))
 
 
 def evidence_for(site: Message) -> str | None:
     """Name of the latent site whose KL weight a factor goes by."""
-    name = site["infer"].get("evidence_for")
+    name = site["infer"].get(EVIDENCE_FOR)
     return None if name is None else str(name)
 
 
 def has_analytic_kl(site: Message) -> bool:
     """Whether bounds may take the expectation of log q - log p at this site."""
-    return site["infer"].get("analytic_kl") is not False
+    return site["infer"].get(ANALYTIC_KL) is not False
 
 
 def may_be_point(site: Message) -> bool:
     """Whether a site is a point for some data."""
-    return bool(site["infer"].get("may_be_point"))
+    return bool(site["infer"].get(MAY_BE_POINT))
 
 
 def was_observed(site: Message) -> bool:

@@ -155,18 +155,25 @@ class Pair:
             ValueError: There is no parameter to train.
         """
         with self.aside(keep_params=True):
-            with ParameterRecorder() as recorder:
-                value = _dry_loss(loss, self, args)
-            named = self._note_params(recorder)
+            return self.find_parameters(loss, args)
 
-            candidates = {}
-            for key, (name, parameter) in (self._own_parameters() | named).items():
-                if parameter.requires_grad:
-                    candidates[key] = (name, parameter)
-            leaves = {key: parameter for key, (_, parameter) in candidates.items()}
-            reached = self._reached(loss, value, args, leaves)
+    def find_parameters(self, loss: ELBO, args: Args) -> Tensor | None:
+        """The same for those who run the pair aside already."""
+        with ParameterRecorder() as recorder:
+            value = _dry_loss(loss, self, args)
+        named = self._note_params(recorder)
 
-        found = [item for key, item in candidates.items() if key in named or key in reached]
+        candidates = {}
+        for key, (name, parameter) in (self._own_parameters() | named).items():
+            if parameter.requires_grad:
+                candidates[key] = (name, parameter)
+        leaves = {key: parameter for key, (_, parameter) in candidates.items()}
+        reached = self._reached(loss, value, args, leaves)
+
+        found = []
+        for key, item in candidates.items():
+            if key in named or key in reached:
+                found.append(item)
         found.sort(key=lambda item: item[0])
         self.parameters = dict(found)
         self.unreached = [name for name, p in found if id(p) not in reached]
@@ -193,7 +200,7 @@ class Pair:
         if isinstance(value, Tensor) and value.requires_grad and leaves:
             gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
             return {i for i, g in zip(leaves, gradients, strict=True) if g is not None}
-        if isinstance(value, Tensor):
+        if hasattr(loss, "differentiable_loss"):
             return set()
 
         # a bound without a differentiable loss puts its gradients into .grad

@@ -18,7 +18,15 @@ from torch import Tensor
 from pyro_vaes.programs.aside import preserve_rng
 from pyro_vaes.programs.reach import Program
 
-__all__ = ["PairTraces", "dry_run", "run", "run_pair", "share_dry_runs"]
+__all__ = [
+    "PairTraces",
+    "dry_run",
+    "dry_run_pair",
+    "is_dry_run",
+    "run",
+    "run_pair",
+    "share_dry_runs",
+]
 
 Args = tuple[object, ...]
 
@@ -63,19 +71,21 @@ def run_pair(model: Program, guide: Program, args: Args) -> PairTraces:
 class _Shared(NamedTuple):
     """A dry run, and the objects that it is known by, which must stay alive for that."""
 
-    known_by: tuple[object, ...]
-    result: PairTraces
+    program: Program
+    values: tuple[object, ...]
+    trace: Trace
 
 
 _shared: ContextVar[list[_Shared] | None] = ContextVar("shared dry runs", default=None)
+_is_dry: ContextVar[bool] = ContextVar("inside a dry run", default=False)
 
 
 @contextlib.contextmanager
 def share_dry_runs() -> Iterator[None]:
-    """Inside, :func:`dry_run` runs a pair once for the same arguments.
+    """Inside, dry runs of a program on the same arguments are one run.
 
-    All who want to know something of the pair before its first step then read it off one
-    run. Parameters must not change meanwhile.
+    All who want to know something of a pair before its first step then read it off one run
+    of each program. Parameters must not change meanwhile.
     """
     if _shared.get() is not None:
         yield
@@ -88,28 +98,60 @@ def share_dry_runs() -> Iterator[None]:
         _shared.reset(token)
 
 
-def dry_run(model: Program, guide: Program, args: Args) -> PairTraces:
-    """Run a pair aside: without gradients, unseen by handlers, generators untouched."""
-    known_by = (model, guide, *args)
+def is_dry_run() -> bool:
+    """Whether only sites, plates and shapes of this run are looked at.
+
+    Guides that optimise on the way to their draws may leave that out.
+    """
+    return _is_dry.get()
+
+
+def dry_run(program: Program, args: Args, kwargs: Mapping[str, object] | None = None) -> Trace:
+    """Run a program aside, to look at its sites, plates and shapes.
+
+    It runs without gradients and unseen by handlers, and generators stay as they are;
+    buffers are the caller's (:class:`Findings`, :meth:`Pair.aside`). Subsampling sites are
+    left out.
+    """
+    named = kwargs or {}
+    values = (*args, *named, *named.values())
     shared = _shared.get()
     for entry in shared or ():
-        if _same(entry.known_by, known_by):
-            return entry.result
+        if _is_same(entry.program, program) and _are_same(entry.values, values):
+            return entry.trace
 
-    with poutine.block(), torch.no_grad(), preserve_rng():
-        result = run_pair(model, guide, args)
+    token = _is_dry.set(True)
+    try:
+        with poutine.block(), torch.no_grad(), preserve_rng():
+            trace = prune_subsample_sites(run(program, args, kwargs))
+    finally:
+        _is_dry.reset(token)
 
     if shared is not None:
-        shared.append(_Shared(known_by, result))
-    return result
+        shared.append(_Shared(program, values, trace))
+    return trace
 
 
-def _same(one: tuple[object, ...], two: tuple[object, ...]) -> bool:
-    """Whether these are the same objects; a bound method is a new one at each access."""
+def dry_run_pair(model: Program, guide: Program, args: Args) -> PairTraces:
+    """A dry run of each program: the model's draws are its own, not those of the guide.
+
+    Where the model cannot draw by itself (an improper prior), it is run against the guide.
+    """
+    guide_trace = dry_run(guide, args)
+    try:
+        return PairTraces(guide_trace, dry_run(model, args))
+    except Exception:
+        with poutine.block(), torch.no_grad(), preserve_rng():
+            against = run(model, args, against=guide_trace)
+        return PairTraces(guide_trace, prune_subsample_sites(against))
+
+
+def _is_same(one: Program, two: Program) -> bool:
+    """Whether these are one program; a bound method is a new object at each access."""
+    return one is two or one == two
+
+
+def _are_same(one: tuple[object, ...], two: tuple[object, ...]) -> bool:
     if len(one) != len(two):
         return False
-    for a, b in zip(one, two, strict=True):
-        equal_methods = callable(a) and not isinstance(a, Tensor) and a == b
-        if a is not b and not equal_methods:
-            return False
-    return True
+    return all(a is b for a, b in zip(one, two, strict=True))

@@ -21,10 +21,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vaes.programs.marks import (
-    is_auxiliary,
-    is_deterministic,
-    is_enumerated,
-    is_objective_only,
+    AUXILIARY,
+    DETERMINISTIC,
+    ENUMERATE,
+    OBJECTIVE_ONLY,
 )
 
 __all__ = [
@@ -67,17 +67,17 @@ def role(site: Message) -> Role:
     """The role of a sample site."""
     if site_is_subsample(site):
         return Role.SUBSAMPLING
-    if is_deterministic(site):
+
+    marked = site["infer"]
+    if marked.get(DETERMINISTIC):
         return Role.DETERMINISTIC
-    if is_objective_only(site):
+    if marked.get(OBJECTIVE_ONLY):
         return Role.OBJECTIVE_ONLY
-    if _is_factor(site):
-        return Role.FACTOR
     if site["is_observed"]:
-        return Role.OBSERVED
-    if is_auxiliary(site):
+        return Role.FACTOR if _is_factor(site) else Role.OBSERVED
+    if marked.get(AUXILIARY):
         return Role.AUXILIARY
-    if is_enumerated(site):
+    if marked.get(ENUMERATE) is not None:
         return Role.ENUMERATED
     return Role.LATENT
 

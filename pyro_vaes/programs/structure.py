@@ -58,6 +58,14 @@ class Findings(Generic[Found]):
     def __init__(self) -> None:
         self._found: OrderedDict[Hashable, tuple[Sequence[Program], Found]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """For how many programs and structures something is known."""
+        return len(self._found)
+
+    def values(self) -> list[Found]:
+        """What was found, in the order in which it was last added."""
+        return [found for _, found in self._found.values()]
+
     def __getstate__(self) -> dict[str, object]:
         return {"_found": OrderedDict()}
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vaes.programs.aside import local_parameters
 from pyro_vaes.programs.plates import Plate, find_plate, plates
 from pyro_vaes.programs.reach import Program
-from pyro_vaes.programs.runs import PairTraces, dry_run
+from pyro_vaes.programs.runs import PairTraces, dry_run, dry_run_pair
 from pyro_vaes.programs.sites import OBJECTIVE, Role, sites
 from pyro_vaes.programs.structure import Findings
 
@@ -52,7 +53,7 @@ def find_data_plate(model: Program, guide: Program, args: Args) -> DataPlate:
         ValueError: A site lies outside every plate, the sites share none, or the guide
             lacks a latent site.
     """
-    return data_plate(dry_run(model, guide, args))
+    return data_plate(dry_run_pair(model, guide, args))
 
 
 def data_plate(traces: PairTraces) -> DataPlate:
@@ -105,17 +106,16 @@ class Units:
 
 
 class UnitCounter:
-    """How many units the loss of a pair's batch stands for.
+    """How many units the loss of a batch stands for.
 
-    The pair is looked at once for each structure of its batches.
+    The model is looked at once for each structure of its batches.
 
     Arguments:
         model: The model.
-        guide: The guide.
     """
 
-    def __init__(self, model: Program, guide: Program) -> None:
-        self.model, self.guide = model, guide
+    def __init__(self, model: Program) -> None:
+        self.model = model
         self._found = Findings[Units]()
 
     def of(self, args: Args) -> Units:
@@ -123,10 +123,12 @@ class UnitCounter:
 
         Where the observed sites share no plate, these are the rows of its first tensor.
         """
-        return self._found.of((self.model, self.guide), args, lambda: self._count(args))
+        return self._found.of((self.model,), args, lambda: self._count(args))
 
     def _count(self, args: Args) -> Units:
-        observed = sites(dry_run(self.model, self.guide, args).model, Role.OBSERVED)
+        with local_parameters():
+            observed = sites(dry_run(self.model, args), Role.OBSERVED)
+
         plate = _shared_by_all([plates(site) for site in observed.values()])
         if plate is None:
             rows = num_rows(args)

@@ -15,9 +15,10 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_vaes.data import load_data
 from pyro_vaes.diagnostics import log_likelihood, to_datatree
 from pyro_vaes.guides import AmortizedLaplace, AmortizedMultivariateNormal, AmortizedNormal, SemiAmortized
-from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, load_weights, scale_latents
+from pyro_vaes.infer import FreeBits_ELBO, ImportanceWeighted_ELBO, check, evaluate, fit, scale_latents
 from pyro_vaes.infer import load_weights as load_pair
 from pyro_vaes.infer import save_weights as save_pair
 from pyro_vaes.models import VAE
@@ -449,7 +450,7 @@ def test_refinement_of_a_trained_model_raises_its_bound():
     100 data, 100 draws each from both posteriors; the mean gain exceeds 5 standard errors over the data.
     """
     torch.set_default_dtype(torch.float32)
-    x = load_weights("digits", split=(0, 0)).train[:].float()
+    x = load_data("digits", split=(0, 0)).train[:].float()
     encoder = Chain(MLP(64, [32], 32, activate_output=True), NormalHead(32, 4))
     vae = VAE(encoder, MLP(4, [32], 64), GaussianLikelihood(0.3, learn_scale=True), 4)
     fit(vae.model, vae.guide, x, epochs=4, seed=0, progress=False, optim=functools.partial(torch.optim.Adam, lr=3e-3))

@@ -117,7 +117,8 @@ def test_one_pass_of_the_decoder():
         bound.differentiable_loss(vae.model, vae.guide, faces())
         bound.discriminator_step()
         assert wanted is None or len(calls) == wanted
-    assert bound._images is None and bound._seen.found.observed.found == {} and bound._seen.found.drawn.found == {}
+    (recorded,) = bound._recorded.values()
+    assert bound._images is None and recorded.observed.found == {} and recorded.drawn.found == {}
 
 
 def by_hand(steps=6):

@@ -150,7 +150,9 @@ def test_labels_out_of_range_are_found_wherever_they_are():
 @pytest.mark.parametrize("use", [quick, evaluate, log_likelihood, lambda *args: check(*args).raise_if_fatal()])
 def test_a_covariate_that_the_data_lack(use):
     cvae, data = conditional_vae(), from_tensors(binary(80), torch.arange(80) % 4)
-    said = r"takes \(x, covariate\), but the data give x alone: load_data\(.*labels=True\), or fit\(model, guide, \(x, y\)\)"
+    said = (
+        r"takes \(x, covariate\), but the data give x alone: load_data\(.*labels=True\), or fit\(model, guide, \(x, y"
+    )
     for given in (binary(80), data.train):
         with pytest.raises(ValueError, match=said) as error:
             use(cvae.model, cvae.guide, given)

@@ -21,7 +21,7 @@ from pyro_vaes.infer import (
     StickingTheLanding_ELBO,
     scale_latents,
 )
-from pyro_vaes.infer.bounds.host_sync import known_modules, without_host_sync
+from pyro_vaes.infer.bounds.host_sync import without_host_sync
 from pyro_vaes.nn import MultivariateNormalHead
 from pyro_vaes.programs import local_parameters
 from pyro_vaes.programs.aside import ParameterRecorder
@@ -235,7 +235,7 @@ def test_free_bits_of_zero_nats_weigh_guide_and_model_apart(handler):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_quiet_elbo_restores_pyro():
+def test_bounds_without_host_sync_restore_pyro():
     item, warn = trace_elbo.torch_item, trace_elbo.warn_if_nan
     with pytest.raises(KeyError), without_host_sync():
         assert trace_elbo.torch_item is not item
@@ -244,22 +244,6 @@ def test_quiet_elbo_restores_pyro():
         raise KeyError
     assert trace_elbo.torch_item is item and trace_elbo.warn_if_nan is warn
     assert isinstance(Trace_ELBO().loss(vae.model, vae.guide, binary()), float)
-
-
-def test_known_modules_leave_lifted_parameters_alone():
-    """Within the training loop a lifted network is still a random one."""
-    net, statement = nn.Linear(2, 1), pyro.module
-
-    def model():
-        return pyro.module("net", net, update_module_params=False)
-
-    lifted = pyro.poutine.lift(model, prior={"weight": dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2)})
-    with known_modules():
-        assert not pyro.poutine.trace(model).get_trace().param_nodes
-        trace = pyro.poutine.trace(lifted).get_trace()
-    assert trace.nodes["net$$$weight"]["type"] == "sample"
-    assert pyro.module is statement
-    assert len(pyro.poutine.trace(model).get_trace().param_nodes) == 2
 
 
 def test_local_parameters_hide_and_restore_the_store():

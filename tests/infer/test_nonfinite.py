@@ -209,7 +209,7 @@ def deferred_run(on_nan, bad_steps, steps=8, interval=5):
             p.grad = torch.full_like(p, 0.1 * (index + step + 1))
         before = weights(vae)
         value = torch.tensor(float("nan") if step in bad_steps else float(step))
-        guard.step((x,), value)
+        guard.step((x,), value, len(x))
         run.step += 1
         taken.append(not same(before, weights(vae)))
     return guard, run, optimizer, taken, vae

@@ -33,7 +33,7 @@ from pyro_vaes.guides.laplace.schedules import decaying
 from pyro_vaes.guides.latents import Latents, batch_rows
 from pyro_vaes.guides.plate_shapes import move_behind_plate
 from pyro_vaes.nn.module import as_posterior
-from pyro_vaes.programs import mark_statements, marks
+from pyro_vaes.programs import is_dry_run, mark_statements, marks
 
 __all__ = ["AmortizedLaplace"]
 
@@ -166,6 +166,10 @@ class AmortizedLaplace(AmortizedGuide):
         return mean
 
     def _refine(self, start: Tensor, joint: Joint) -> PrecisionNormal:
+        if is_dry_run():  # of which only the shapes are looked at
+            identity = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
+            return PrecisionNormal(start, identity.expand(*start.shape, -1))
+
         linearise_at = self._curvature.of(joint, start)
         mu, factor = start, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_updates):

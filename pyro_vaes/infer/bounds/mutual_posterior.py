@@ -184,7 +184,7 @@ class MutualPosterior_ELBO(Bound):
             return bound(model, guide, *args), None
 
         recorded, recorder = self._record(guide)
-        sites = self._sites.of((model, guide), args, lambda: find_posteriors(model, guide, args, self.sites))
+        sites = self._sites.of((guide,), args, lambda: find_posteriors(guide, args, self.sites))
         loss = bound(model, recorded, *args)
 
         found = recorder.take_all()
@@ -204,7 +204,7 @@ class MutualPosterior_ELBO(Bound):
 
     def pairs(self, guide: Program, *args: object) -> PosteriorPairs:
         """Run the guide once and compare the posteriors of all pairs of rows of its arguments."""
-        sites = self._sites.of((guide,), args, lambda: find_posteriors(_no_model, guide, args, self.sites))
+        sites = self._sites.of((guide,), args, lambda: find_posteriors(guide, args, self.sites))
         recorded, recorder = self._record(guide)
         recorded(*args)
         found = recorder.take_all()
@@ -231,10 +231,6 @@ class MutualPosterior_ELBO(Bound):
 class _Recorded(NamedTuple):
     guide: Program
     recorder: SiteRecorder
-
-
-def _no_model(*_: object) -> None:
-    """A model without sites."""
 
 
 def _data_plate(found: Sites, site: PosteriorSite) -> Plate:

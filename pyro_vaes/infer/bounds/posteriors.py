@@ -165,18 +165,15 @@ def _moved_by(program: Program, args: Args, site: Message, values: dict[str, Ten
     return {n for n in first if not torch.allclose(first[n], second[n], equal_nan=True)}
 
 
-def find_posteriors(
-    model: Program, guide: Program, args: Args, names: Sequence[str] | None
-) -> tuple[PosteriorSite, ...]:
-    """Run a pair once, aside, and find the guide's sites that are posteriors given the data.
+def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> tuple[PosteriorSite, ...]:
+    """Run a guide once, aside, and find its sites that are posteriors given the data.
 
     A latent site that is a function of an auxiliary one (a
     :class:`~pyro.distributions.Delta`) is represented by that.
 
     Arguments:
-        model: The model.
         guide: The guide.
-        args: Their arguments.
+        args: Its arguments.
         names: The sites wanted; all by default.
 
     Raises:
@@ -184,14 +181,7 @@ def find_posteriors(
             latent sites, is a point, or is one for some data (marked
             ``infer={"may_be_point": True}``); or the sites share no plate.
     """
-    own_sites = sites(dry_run(model, guide, args).guide, OBJECTIVE)
-    return posteriors_among(own_sites, guide, args, names)
-
-
-def posteriors_among(
-    own_sites: Sites, guide: Program, args: Args, names: Sequence[str] | None
-) -> tuple[PosteriorSite, ...]:
-    """The same for the guide's sites in a run."""
+    own_sites = sites(dry_run(guide, args), OBJECTIVE)
     latent = {n: s for n, s in own_sites.items() if not s["is_observed"]}
     functions = any(is_auxiliary(s) for s in latent.values())
     candidates = {}

@@ -32,7 +32,7 @@ from pyro_vaes.infer.bounds.component_draws import (
     draw_from_components,
     find_mixture,
 )
-from pyro_vaes.programs import DataPlate, Findings, Program, bind_keywords, data_plate, dry_run
+from pyro_vaes.programs import DataPlate, Findings, Program, bind_keywords, data_plate, dry_run_pair
 
 __all__ = ["RecursiveMixture_ELBO"]
 
@@ -177,7 +177,7 @@ class RecursiveMixture_ELBO(Bound):
         """The data plate and the number of components."""
 
         def find() -> _Look:
-            traces = dry_run(model, guide, args)
+            traces = dry_run_pair(model, guide, args)
             mixture = find_mixture(traces, type(self).__name__)
             return _Look(data_plate(traces), mixture.num_components)
 

@@ -21,7 +21,7 @@ from pyro_vaes.infer.bounds.posteriors import (
     find_posteriors,
     sites_given_others,
 )
-from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run, sites
+from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run_pair, sites
 
 __all__ = ["NormalSite", "Standardised", "find_normal_sites"]
 
@@ -100,8 +100,8 @@ def find_normal_sites(
         ValueError: A posterior or a prior is not normal, a prior depends on other latents, or a joint draw is not that
             of the sites side by side.
     """
-    found = find_posteriors(model, guide, args, names)
-    traces = dry_run(model, guide, args)
+    found = find_posteriors(guide, args, names)
+    traces = dry_run_pair(model, guide, args)
     guide_sites, model_sites = sites(traces.guide), sites(traces.model)
 
     own_sites = sites(traces.model, OBJECTIVE)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.component_draws import draw_from_components, find_mixture
-from pyro_vaes.programs import DataPlate, Findings, Program, data_plate, dry_run
+from pyro_vaes.programs import DataPlate, Findings, Program, data_plate, dry_run_pair
 
 __all__ = ["StratifiedMixture_ELBO"]
 
@@ -75,7 +75,7 @@ class StratifiedMixture_ELBO(Bound):
         """The data plate of a pair whose guide is a mixture."""
 
         def find() -> DataPlate:
-            traces = dry_run(model, guide, args)
+            traces = dry_run_pair(model, guide, args)
             find_mixture(traces, type(self).__name__)
             return data_plate(traces)
 

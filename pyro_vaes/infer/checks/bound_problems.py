@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import pyro
 import torch
 from pyro.infer import ELBO
-from pyro.poutine import Trace
 
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.bounds.host_sync import without_host_sync
@@ -15,23 +14,23 @@ from pyro_vaes.infer.checks.tables import describe_error, site_table
 from pyro_vaes.programs import (
     Pair,
     Program,
+    Sites,
     has_analytic_kl,
     is_enumerated,
     is_latent,
     mean_field_violations,
-    sites,
 )
 
 __all__ = ["density_problems", "enumeration_problems", "gradient_problems", "mean_field_problems", "value_problems"]
 
 
-def enumeration_problems(guide_trace: Trace, model_trace: Trace, bound: ELBO) -> Iterator[Problem]:
+def enumeration_problems(guide: Sites, model: Sites, bound: ELBO) -> Iterator[Problem]:
     """Sites that are left to a bound that sums over them, with a bound that does not."""
     if facts_of(bound).enumerates:
         return
-    for name, site in {**sites(model_trace), **sites(guide_trace)}.items():
+    for name, site in {**model, **guide}.items():
         if is_latent(site) and is_enumerated(site):
-            does = "draw it, at a high variance" if name in guide_trace.nodes else "draw it from the prior"
+            does = "draw it, at a high variance" if name in guide else "draw it from the prior"
             yield Problem(
                 f"The site {name!r} is to be enumerated, but {type(bound).__name__} does not sum over it: it would "
                 f"{does}. Use TraceEnum_ELBO, or a model without the site, whose prior is the mixture itself."
@@ -48,9 +47,9 @@ def mean_field_problems(model: Program, guide: Program, args: tuple[object, ...]
         )
 
 
-def density_problems(guide_trace: Trace) -> Iterator[Problem]:
+def density_problems(guide: Sites) -> Iterator[Problem]:
     """Guides whose densities do not suit analytic KLs."""
-    for name, site in sites(guide_trace).items():
+    for name, site in guide.items():
         if not has_analytic_kl(site):
             yield Problem(
                 f"TraceMeanField_ELBO does not suit the site {name!r} of this guide: log q(z) - log p(x, z) cancels at "
@@ -72,7 +71,7 @@ def gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Itera
     """
     try:
         with without_host_sync(), pyro.validation_enabled(True):
-            value = pair.discover(loss, args)
+            value = pair.find_parameters(loss, args)
     except Exception as error:
         yield _failure(loss, error)
         return

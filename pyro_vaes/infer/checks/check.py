@@ -4,8 +4,6 @@ import warnings
 from dataclasses import dataclass
 
 import pyro
-import torch
-from pyro import poutine
 from pyro.infer import ELBO
 
 from pyro_vaes.infer.batches.batches import first_batch
@@ -31,13 +29,15 @@ from pyro_vaes.infer.checks.problems import (
 )
 from pyro_vaes.infer.checks.tables import trace_table
 from pyro_vaes.programs import (
+    OBJECTIVE,
     Pair,
-    PairTraces,
     Program,
+    Sites,
     dry_run,
+    dry_run_pair,
     preserve_rng,
-    run,
     share_dry_runs,
+    sites,
 )
 
 __all__ = ["CheckReport", "check", "check_pair"]
@@ -111,7 +111,7 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
 
 
 def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> CheckReport:
-    """The same for a pair, whose parameters are found on the way.
+    """The same for a pair that is run aside already; its parameters are found on the way.
 
     Both programs are run once, and the loss is computed once.
 
@@ -125,47 +125,48 @@ def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> C
     if problems:
         return CheckReport("", tuple(problems))
 
-    with pair.aside(keep_params=True), warnings.catch_warnings(), share_dry_runs():
+    with warnings.catch_warnings(), share_dry_runs():
         warnings.simplefilter("ignore")
         with pyro.validation_enabled(False):
             try:
-                traces = dry_run(pair.model, pair.guide, args)
+                traces = dry_run_pair(pair.model, pair.guide, args)
             except Exception as error:
                 return _report_failure(pair, args, error)
-            problems = _problems(pair, bound, args, traces)
+            guide = sites(traces.guide, OBJECTIVE)
+            model = sites(traces.model, OBJECTIVE)
+            problems = _problems(pair, bound, args, guide, model)
 
         if not any(p.fatal for p in problems):
             of_the_loss = gradient_problems if trains else value_problems
             problems += of_the_loss(pair, bound, args)
 
-    table = trace_table(traces.guide, traces.model)
-    return CheckReport(table, tuple(sorted(problems, key=lambda p: not p.fatal)))
+    by_weight = sorted(problems, key=lambda problem: not problem.fatal)
+    table = trace_table(sites(traces.guide), sites(traces.model))
+    return CheckReport(table, tuple(by_weight))
 
 
-def _problems(pair: Pair, bound: ELBO, args: Args, traces: PairTraces) -> list[Problem]:
-    """What the traces of a dry run show."""
-    guide_trace, model_trace = traces
+def _problems(pair: Pair, bound: ELBO, args: Args, guide: Sites, model: Sites) -> list[Problem]:
+    """What the sites of a dry run show."""
     problems = [
-        *site_problems(guide_trace, model_trace),
-        *enumeration_problems(guide_trace, model_trace, bound),
-        *shape_problems(guide_trace, "guide"),
-        *shape_problems(model_trace, "model"),
-        *support_problems(pair, model_trace),
-        *plate_problems(guide_trace, model_trace, args),
-        *scale_problems(guide_trace, model_trace),
+        *site_problems(guide, model),
+        *enumeration_problems(guide, model, bound),
+        *shape_problems(guide, "guide"),
+        *shape_problems(model, "model"),
+        *support_problems(pair, model),
+        *plate_problems(guide, model, args),
+        *scale_problems(guide, model),
     ]
     if facts_of(bound).analytic_kl and not any(p.fatal for p in problems):
         problems += mean_field_problems(pair.model, pair.guide, args)
-        problems += density_problems(guide_trace)
+        problems += density_problems(guide)
     return problems
 
 
 def _report_failure(pair: Pair, args: Args, error: Exception) -> CheckReport:
     """Which of the programs fails, and why."""
     try:
-        with torch.no_grad(), poutine.block():
-            guide_trace = run(pair.guide, args)
+        guide = sites(dry_run(pair.guide, args))
     except Exception as failed:
         return CheckReport("", (failure(pair, "guide", args, failed),))
     problem = failure(pair, "model", args, error)
-    return CheckReport(trace_table(guide_trace, None), (problem,))
+    return CheckReport(trace_table(guide, None), (problem,))

@@ -8,14 +8,27 @@ from torch import Tensor
 
 from pyro_vaes.infer.batches.batches import Batches, SourceBatches
 from pyro_vaes.infer.checks.check import check_pair
-from pyro_vaes.programs import Pair, num_rows, preserve_rng
+from pyro_vaes.programs import (
+    Pair,
+    UnitCounter,
+    num_rows,
+    preserve_rng,
+    share_dry_runs,
+)
 
 __all__ = ["preflight", "preflight_held_out"]
 
 logger = logging.getLogger(__name__)
 
 
-def preflight(pair: Pair, loss: ELBO, batches: Batches, seed: int, place: torch.device) -> int:
+def preflight(
+    pair: Pair,
+    loss: ELBO,
+    batches: Batches,
+    units: UnitCounter,
+    seed: int,
+    place: torch.device,
+) -> int:
     """Check a pair before its training, find its parameters, and count the batch's rows.
 
     The batch that is looked at holds extreme values, where these are known beforehand.
@@ -27,7 +40,12 @@ def preflight(pair: Pair, loss: ELBO, batches: Batches, seed: int, place: torch.
     rows = num_rows(first)
     suspects = batches.suspects(rows) if isinstance(batches, SourceBatches) else None
 
-    report = check_pair(pair, loss, first if suspects is None else pair.arguments(suspects))
+    args = first if suspects is None else pair.arguments(suspects)
+
+    with pair.aside(keep_params=True), share_dry_runs():
+        report = check_pair(pair, loss, args)
+        if report.ok:
+            units.of(args)  # reads it off the same run
     report.raise_if_fatal()
     for problem in report.problems:
         logger.warning(problem.text)
@@ -54,7 +72,7 @@ def preflight_held_out(
         first = _first(pair, held_out, seed, place)
         batch = tuple(v[:rows] if isinstance(v, Tensor) else v for v in first)
 
-    with pair.in_evaluation_mode():
+    with pair.in_evaluation_mode(), pair.aside(keep_params=True):
         report = check_pair(pair, loss, pair.arguments(batch), trains=False)
     if not report.ok:
         text = " ".join(p.text for p in report.problems if p.fatal)

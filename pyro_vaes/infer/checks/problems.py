@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vaes.infer.checks.tables import describe_error
@@ -14,12 +13,10 @@ from pyro_vaes.programs import (
     Pair,
     Sites,
     is_auxiliary,
-    is_deterministic,
     is_enumerated,
     is_latent,
     plates,
     required_arguments,
-    sites,
 )
 
 __all__ = [
@@ -114,11 +111,10 @@ def _other_dtype(pair: Pair, args: tuple[object, ...], error: Exception) -> str 
     return None
 
 
-def site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
+def site_problems(guide: Sites, model: Sites) -> Iterator[Problem]:
     """Sites of one program that the other lacks, or has with other events."""
-    guide, model = sites(guide_trace), sites(model_trace)
     latents = {n: s for n, s in model.items() if is_latent(s)}
-    if not any(s["is_observed"] and not is_deterministic(s) for s in model.values()):
+    if not any(s["is_observed"] for s in model.values()):
         yield Problem("The model observes nothing: give one sample statement the data (obs=x).")
     for name, site in latents.items():
         if name not in guide and not is_enumerated(site):
@@ -136,11 +132,9 @@ def site_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
             )
 
 
-def shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
+def shape_problems(found: Sites, label: str) -> Iterator[Problem]:
     """Values that do not fit their distribution, and batch dimensions that do not fit the plates."""
-    for name, site in sites(trace).items():
-        if is_deterministic(site):
-            continue
+    for name, site in found.items():
         frames = {plate.dim: plate for plate in plates(site)}
         if not frames and label == "model" and site["is_observed"]:
             yield Problem(
@@ -174,12 +168,12 @@ def shape_problems(trace: Trace, label: str) -> Iterator[Problem]:
                 break
 
 
-def support_problems(pair: Pair, trace: Trace) -> Iterator[Problem]:
+def support_problems(pair: Pair, found: Sites) -> Iterator[Problem]:
     """Data outside the support of their distribution, with the likelihood's advice where it has some."""
     modules = [m for module in pair.modules.values() for m in module.modules()]
     hints = cast(list[Hint], [m.hint for m in modules if callable(getattr(m, "hint", None))])
-    for name, site in sites(trace).items():
-        if not site["is_observed"] or is_deterministic(site):
+    for name, site in found.items():
+        if not site["is_observed"]:
             continue
         try:
             inside = bool(site["fn"].support.check(site["value"]).all())
@@ -209,16 +203,16 @@ def _plate_sizes(found: Sites) -> dict[str, int]:
     return sizes
 
 
-def plate_problems(guide_trace: Trace, model_trace: Trace, args: tuple[object, ...]) -> Iterator[Problem]:
+def plate_problems(guide: Sites, model: Sites, args: tuple[object, ...]) -> Iterator[Problem]:
     """Plates with another size in the guide, and data without a row for each datum."""
-    guide = _plate_sizes(sites(guide_trace))
-    for name, size in _plate_sizes(sites(model_trace)).items():
-        if guide.get(name, size) != size:
+    in_guide = _plate_sizes(guide)
+    for name, size in _plate_sizes(model).items():
+        if in_guide.get(name, size) != size:
             yield Problem(
-                f"The plate {name!r} has size {size} in the model but {guide[name]} in the guide. Give both the "
+                f"The plate {name!r} has size {size} in the model but {in_guide[name]} in the guide. Give both the "
                 "number of data, len(x) where there is no subsampling."
             )
-    for name, site in sites(model_trace).items():
+    for name, site in model.items():
         value, sizes = site["value"], [plate.size for plate in plates(site)]
         # a constant may be observed in each row (soft constraints), but not the data themselves
         if max(sizes, default=1) > 1 and value.dim() == len(site["fn"].event_shape) and any(value is a for a in args):
@@ -228,10 +222,9 @@ def plate_problems(guide_trace: Trace, model_trace: Trace, args: tuple[object, .
             )
 
 
-def scale_problems(guide_trace: Trace, model_trace: Trace) -> Iterator[Problem]:
+def scale_problems(guide: Sites, model: Sites) -> Iterator[Problem]:
     """Weights that only one of the programs has."""
-    guide = sites(guide_trace)
-    for name, site in sites(model_trace).items():
+    for name, site in model.items():
         if is_latent(site) and name in guide:
             ours, theirs = torch.as_tensor(site["scale"]).mean(), torch.as_tensor(guide[name]["scale"]).mean()
             if not torch.isclose(ours, theirs, rtol=1e-6):

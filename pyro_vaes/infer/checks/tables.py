@@ -4,10 +4,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent
-from pyro.poutine import Trace
 
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
-from pyro_vaes.programs import Pair, plates, run_pair, sites
+from pyro_vaes.programs import Pair, Sites, plates, run_pair, sites
 
 __all__ = ["describe_error", "site_table", "trace_table"]
 
@@ -41,16 +40,16 @@ def _without_table(error: Exception) -> Exception:
     return error
 
 
-def trace_table(guide_trace: Trace, model_trace: Trace | None) -> str:
-    """The sites of both traces with distributions, shapes and plates."""
+def trace_table(guide: Sites, model: Sites | None) -> str:
+    """The sites of both programs with distributions, shapes and plates."""
     columns = f"{'site':<24}{'distribution':<40}{'batch shape':<16}{'event shape':<16}"
     lines = [f"{columns}plates"]
 
-    for label, trace in (("guide", guide_trace), ("model", model_trace)):
-        if trace is None:
+    for label, found in (("guide", guide), ("model", model)):
+        if found is None:
             continue
         lines.append(label)
-        for name, site in sites(trace).items():
+        for name, site in found.items():
             fn = site["fn"]
             kind = _family(fn) + (" (observed)" if site["is_observed"] else "")
             shapes = f"{tuple(fn.batch_shape)!s:<16}{tuple(fn.event_shape)!s:<16}"

@@ -76,7 +76,7 @@ def total_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss summed over the data (this process's share of them), and their number."""
     total, count = torch.zeros((), dtype=torch.float64), 0
-    counter = UnitCounter(pair.model, pair.guide)
+    counter = UnitCounter(pair.model)
 
     with pair.evaluating(), without_host_sync():
         pyro.util.set_rng_seed(derived_seed(seed, rank))

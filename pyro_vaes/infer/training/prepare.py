@@ -73,7 +73,8 @@ def start(prepared: Prepared) -> Training:
     plan, pair, place = prepared.plan, prepared.pair, prepared.place
     held_out = prepared.held_out
 
-    rows = preflight(pair, prepared.bound, prepared.batches, prepared.seed, place)
+    units = UnitCounter(pair.model)
+    rows = preflight(pair, prepared.bound, prepared.batches, units, prepared.seed, place)
     if held_out is not None:
         preflight_held_out(pair, prepared.bound, held_out, prepared.seed, place, rows)
 
@@ -95,7 +96,6 @@ def start(prepared: Prepared) -> Training:
         seed = resume_run(directory, run, guard, prepared.batches)
 
     step = Step(pair, prepared.bound, optimizer, prepared.callbacks, plan.fabric)
-    units = UnitCounter(pair.model, pair.guide)
     return Training(prepared, run, guard, step, units, seed)
 
 
