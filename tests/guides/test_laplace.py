@@ -18,8 +18,9 @@ from torch.distributions import kl_divergence
 from pyro_vaes.data import load_data
 from pyro_vaes.diagnostics import log_likelihood, to_datatree
 from pyro_vaes.distributions import DiscretizedLogisticMixture, PrecisionNormal
-from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher, stages
+from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher
 from pyro_vaes.guides.joint import Joint
+from pyro_vaes.guides.laplace import linear_region
 from pyro_vaes.guides.laplace.eigenvalues import floor_eigenvalues
 from pyro_vaes.guides.laplace.fisher import find_fisher
 from pyro_vaes.guides.laplace.linearise import linearise
@@ -921,7 +922,7 @@ def test_the_fast_path_is_found_checked_and_left_where_it_is_wrong():
 @pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
 def test_the_fast_path_agrees_with_the_generic_one(monkeypatch, make, hidden, cache):
     """Whether the data pass one by one or at once, under a weight of the latent site."""
-    monkeypatch.setattr(stages, "CACHE", cache)
+    monkeypatch.setattr(linear_region, "CACHE", cache)
     vae, x, z = make(hidden), binary(), torch.randn(N, K)
     guide = AmortizedLaplace(scale_latents({"z": 0.5})(vae.model), vae.encoder)
     joint = joint_of(guide, x)
@@ -1009,7 +1010,7 @@ def test_idle_units_are_left_out_by_sixteens(used, width):
     """All units in use are kept, in order, and as many others as make a width that matrix products like."""
     units = torch.zeros(256, dtype=torch.bool)
     units[torch.randperm(256)[:used]] = True
-    kept = stages._kept(units)
+    kept = linear_region._kept(units)
     if width == 256:
         assert kept is None
     else:
