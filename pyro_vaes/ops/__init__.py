@@ -1,7 +1,6 @@
 """Pure tensor functions: no Pyro, no parameters, no random numbers."""
 
 from pyro_vaes.ops.bernoulli import log_bernoulli
-from pyro_vaes.ops.linear import linear
 from pyro_vaes.ops.pairwise import (
     multivariate_normal_pairwise_kl,
     normal_mean_kl,
@@ -11,7 +10,6 @@ from pyro_vaes.ops.pairwise import (
 )
 
 __all__ = [
-    "linear",
     "log_bernoulli",
     "multivariate_normal_pairwise_kl",
     "normal_mean_kl",

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pyro_vaes.guides.laplace.linear_region import chunks, pull, push, push_basis, run, take, without_idle
 from pyro_vaes.guides.laplace.linearise import Linearised
-from pyro_vaes.ops import linear
 
 __all__ = ["BernoulliChain"]
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.nn.functional import linear
 
 from pyro_vaes.guides.laplace.gram_residual import gram_residual
 from pyro_vaes.guides.laplace.linear_region import chunks, pull, push_basis, rerun, run, take, without_idle
 from pyro_vaes.guides.laplace.linearise import Linearised
-from pyro_vaes.ops import linear
 
 __all__ = ["GaussianChain", "PreparedChain"]
 

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
-
-from pyro_vaes.ops import linear
+from torch.nn.functional import linear
 
 __all__ = ["gram_residual"]
 

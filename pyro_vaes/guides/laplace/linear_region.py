@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-
-from pyro_vaes.ops import linear
+from torch.nn.functional import linear
 
 __all__ = ["chunks", "pull", "push", "push_basis", "rerun", "run", "take", "without_idle"]
 

@@ -16,12 +16,11 @@ from torch.distributions.distribution import Distribution
 from pyro_vaes.guides.joint import JointSite
 from pyro_vaes.guides.laplace.bernoulli_chain import BernoulliChain
 from pyro_vaes.guides.laplace.gaussian_chain import GaussianChain
-from pyro_vaes.nn import MLP, Chain, Linear
+from pyro_vaes.nn import MLP, Chain
 
 __all__ = ["Call", "find_chain", "record_chains", "same_noise"]
 
 _CONTAINERS = (nn.Sequential, MLP, Chain)  # exact types: a subclass may compute something else
-_LINEAR = (nn.Linear, Linear)
 _SLOPES = (nn.ReLU, nn.LeakyReLU, nn.Identity)
 
 
@@ -57,10 +56,10 @@ def record_chains() -> Iterator[list[Call]]:
 def _layers(module: nn.Module) -> tuple[nn.Module, ...] | None:
     """The linear and piecewise-linear layers of a module that is nothing else, the last one linear."""
     layers = _flatten(module)
-    plain = all(type(m) in _LINEAR or type(m) in _SLOPES for m in layers)
+    plain = all(type(m) is nn.Linear or type(m) in _SLOPES for m in layers)
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in [module, *layers])
     layers = [m for m in layers if type(m) is not nn.Identity]
-    return tuple(layers) if layers and plain and not hooked and type(layers[-1]) in _LINEAR else None
+    return tuple(layers) if layers and plain and not hooked and type(layers[-1]) is nn.Linear else None
 
 
 def _flatten(module: nn.Module) -> list[nn.Module]:
