@@ -2,10 +2,10 @@
 
 One process, one job for all: MNIST with fresh bits in every pass, the 784-500-500-50 network, batches of 128. The
 repetitions of all contestants are interleaved and medians are reported, so that a slow spell of the machine hits all of
-them. Only ``fit`` and one raw loop use the package's networks and likelihood, which on a CPU multiply matrices by
-oneDNN; all others are written with torch alone, and "raw, our networks" tells the loop's part in the difference from
-the layers'. There are two DataLoader loops, both around the raw step: one with all preprocessing in torchvision's
-per-image transforms, one that flattens and binarises whole batches.
+them. ``fit`` and one raw loop use the package's networks; all others are written with torch alone, and "raw, our
+networks" tells the loop's part in the difference from the networks'. There are two DataLoader loops, both around the
+raw step: one with all preprocessing in torchvision's per-image transforms, one that flattens and binarises whole
+batches.
 
     python benchmarks/step.py [--rounds 7] [--steps 100] [--device cpu] [--out benchmarks/results/step-cpu.json]
 """

@@ -19,7 +19,6 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
-from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.made import MADE
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
 from pyro_vaes.nn.mixture_prior import MixturePrior
@@ -54,7 +53,6 @@ __all__ = [
     "LaplaceLikelihood",
     "LogVarianceHead",
     "MixturePrior",
-    "Linear",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
     "NormalHead",

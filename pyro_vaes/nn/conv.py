@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.mlp import concatenate
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ImageShape", "ResidualBlock", "image_batch", "same_conv", "same_deconv"]
@@ -113,7 +112,7 @@ class ConvEncoder(nn.Module):
             layers.append(activation())
         self.trunk = nn.Sequential(*layers)
         height, width = sizes[-1]
-        self.output = nn.Sequential(Linear(widths[-1] * height * width + extra_features, out_features), activation())
+        self.output = nn.Sequential(nn.Linear(widths[-1] * height * width + extra_features, out_features), activation())
 
     def forward(self, image: Tensor, *extra: Tensor) -> Tensor:
         images, batch_shape = image_batch(image, self.image_shape)
@@ -153,7 +152,7 @@ class ConvDecoder(nn.Module):
         self.image_shape, self.flat = image_shape, flat
         sizes = _sizes(image_shape, len(channels))[::-1]
         self.start = (channels[0], *sizes[0])
-        self.input = nn.Sequential(Linear(in_features, math.prod(self.start)), activation())
+        self.input = nn.Sequential(nn.Linear(in_features, math.prod(self.start)), activation())
         layers: list[nn.Module] = []
         widths = [*channels, image_shape[0]]
         for (height, width), i, o in zip(sizes[1:], widths, widths[1:], strict=False):

@@ -18,7 +18,6 @@ from torch.distributions import Independent
 
 from pyro_vaes.distributions import HouseholderNormal, InverseAutoregressive
 from pyro_vaes.nn.heads import MAX_SCALE, MIN_SCALE, NormalHead
-from pyro_vaes.nn.linear import Linear
 
 __all__ = ["HouseholderHead", "IAFHead"]
 
@@ -63,7 +62,7 @@ class HouseholderHead(nn.Module):
         if not isinstance(flows, int) or flows < 0:
             raise ValueError(f"flows is the number of reflections, 0 or more, but got {flows!r}.")
         self.normal = NormalHead(in_features, out_features, min_scale=min_scale, max_scale=max_scale)
-        self.vectors = nn.ModuleList(Linear(out_features if k else in_features, out_features) for k in range(flows))
+        self.vectors = nn.ModuleList(nn.Linear(out_features if k else in_features, out_features) for k in range(flows))
 
     def forward(self, features: Tensor) -> HouseholderNormal:
         base = cast(Normal, cast(Independent, self.normal(features)).base_dist)

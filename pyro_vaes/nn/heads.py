@@ -7,7 +7,6 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.mlp import concatenate
 
 __all__ = [
@@ -73,8 +72,8 @@ class NormalHead(nn.Module):
             )
         if learn_scale and scale is None:
             raise ValueError("learn_scale=True needs the shared scale to start from: pass scale=1.0?")
-        self.loc = Linear(in_features, out_features, bias=bias)
-        self.raw_scale = Linear(in_features, out_features) if scale is None else None
+        self.loc = nn.Linear(in_features, out_features, bias=bias)
+        self.raw_scale = nn.Linear(in_features, out_features) if scale is None else None
         self.min_scale, self.max_scale = min_scale, max_scale
         self.log_scale: Tensor | None = None
         if scale is not None:
@@ -122,7 +121,7 @@ class SigmoidNormalHead(nn.Module):
         super().__init__()
         if not 0 < min_scale < 1:
             raise ValueError(f"min_scale is a small standard deviation in (0, 1), but got {min_scale}; 1e-3?")
-        self.loc, self.raw_scale = Linear(in_features, out_features), Linear(in_features, out_features)
+        self.loc, self.raw_scale = nn.Linear(in_features, out_features), nn.Linear(in_features, out_features)
         self.min_scale = min_scale
         for layer in (self.loc, self.raw_scale):
             nn.init.xavier_uniform_(layer.weight)
@@ -181,9 +180,9 @@ class MultivariateNormalHead(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, min_scale: float = MIN_SCALE) -> None:
         super().__init__()
-        self.loc = Linear(in_features, out_features)
-        self.diagonal = Linear(in_features, out_features)
-        self.lower = Linear(in_features, out_features * (out_features - 1) // 2) if out_features > 1 else None
+        self.loc = nn.Linear(in_features, out_features)
+        self.diagonal = nn.Linear(in_features, out_features)
+        self.lower = nn.Linear(in_features, out_features * (out_features - 1) // 2) if out_features > 1 else None
         self.min_scale = min_scale
         if (
             self.lower is not None
@@ -202,7 +201,7 @@ class MultivariateNormalHead(nn.Module):
         return MultivariateNormal(loc, scale_tril=scale_tril)
 
 
-class WeightHead(Linear):
+class WeightHead(nn.Linear):
     """One number per datum, linear in the features and 0 at the start whatever they are: the logit of a mixture weight.
 
     Arguments:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn.conv import same_conv, same_deconv
 from pyro_vaes.nn.heads import SigmoidNormalHead
-from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.mlp import Chain
 
 __all__ = ["Layers", "Stack"]
@@ -111,7 +110,7 @@ class Layers:
     def _linear(self, width: int) -> nn.Module:
         if len(self.shape) > 1:
             self.layers.append(nn.Flatten())
-        self.layers.append(Linear(math.prod(self.shape), width))
+        self.layers.append(nn.Linear(math.prod(self.shape), width))
         self.shape = (width,)
         return self.layers[-1]
 

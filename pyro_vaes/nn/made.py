@@ -15,10 +15,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
 from pyro_vaes.nn.mlp import concatenate
-from pyro_vaes.ops import linear
 
 __all__ = ["MADE", "MaskedLinear"]
 

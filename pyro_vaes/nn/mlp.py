@@ -8,8 +8,6 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
-from pyro_vaes.nn.linear import Linear
-
 __all__ = ["MLP", "Chain", "OneHot", "concatenate"]
 
 
@@ -61,7 +59,7 @@ class MLP(nn.Sequential):
             raise ValueError(f"An MLP needs positive whole numbers as widths, but got {widths}.")
         layers: list[nn.Module] = []
         for i, o in pairwise(widths):
-            layers += [Linear(i, o, bias=bias), activation()]
+            layers += [nn.Linear(i, o, bias=bias), activation()]
         super().__init__(*(layers if activate_output else layers[:-1]))
         self.in_features, self.out_features = in_features, out_features
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pyro_vaes.nn.causal_conv import MaskedConv2d
-from pyro_vaes.nn.linear import Linear
 
 __all__ = ["initialise_weight_norm", "weight_norm"]
 
@@ -37,7 +36,7 @@ def weight_norm(network: M) -> M:
         ['0.bias', '0.parametrizations.weight.original0', '0.parametrizations.weight.original1']
     """
     for layer in network.modules():
-        if type(layer) in (nn.Linear, Linear, nn.Conv2d):
+        if type(layer) in (nn.Linear, nn.Conv2d):
             parametrizations.weight_norm(layer, dim=0)
         elif type(layer) is nn.ConvTranspose2d:  # its weight has the outputs second
             parametrizations.weight_norm(layer, dim=1)

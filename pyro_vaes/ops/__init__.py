@@ -1,7 +1,7 @@
 """Pure tensor functions: no Pyro, no parameters, no random numbers."""
 
 from pyro_vaes.ops.bernoulli import log_bernoulli
-from pyro_vaes.ops.linear import linear
+from pyro_vaes.ops.gradient_context import GradientContext
 from pyro_vaes.ops.pairwise import (
     multivariate_normal_pairwise_kl,
     normal_mean_kl,
@@ -11,7 +11,7 @@ from pyro_vaes.ops.pairwise import (
 )
 
 __all__ = [
-    "linear",
+    "GradientContext",
     "log_bernoulli",
     "multivariate_normal_pairwise_kl",
     "normal_mean_kl",

@@ -6,10 +6,10 @@ units; the exponential and the logarithm in it take a tenth of that.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_vaes.ops.eager import is_eager
+from pyro_vaes.ops.gradient_context import GradientContext
 
 __all__ = ["log_bernoulli"]
 
@@ -33,7 +33,7 @@ def log_bernoulli(logits: Tensor, value: Tensor) -> Tensor:
 
 class _LogBernoulli(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: GradientContext, logits: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(logits, value)
         odds = logits.abs().neg_().exp_()
         rounded = odds + 1.0
@@ -43,10 +43,10 @@ class _LogBernoulli(torch.autograd.Function):
         return (value * logits).sub_(logits.relu()).sub_(log1p)  # in this order a sure bit loses nothing
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        logits, value = ctx.saved_tensors  # type: ignore[attr-defined]
-        wanted: tuple[bool, ...] = ctx.needs_input_grad  # type: ignore[attr-defined]
+    def backward(ctx: GradientContext, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logits, value = ctx.saved_tensors
+        of_logits, of_value = ctx.needs_input_grad
         return (
-            gradient * (value - torch.sigmoid(logits)) if wanted[0] else None,
-            gradient * logits if wanted[1] else None,
+            gradient * (value - torch.sigmoid(logits)) if of_logits else None,
+            gradient * logits if of_value else None,
         )

@@ -13,33 +13,18 @@ References:
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import linear
 
-from pyro_vaes.guides.laplace.linear_region import chunks, pull, push, push_basis, run, take, without_idle
+from pyro_vaes.guides.laplace.linear_region import LinearRegion, ReluChain, find_region, select
 from pyro_vaes.guides.laplace.linearise import Linearised
-from pyro_vaes.ops import linear
 
 __all__ = ["BernoulliChain"]
 
 
 @dataclass(frozen=True)
-class BernoulliChain:
-    """The chain with the bits at its end and the Gaussian at its start.
-
-    Arguments:
-        module: The network.
-        layers: Its layers, linear and (leaky) ReLU, the last one linear.
-        x: Data, shape ``(B, D)``.
-        weight: By which the bits' log-probabilities are multiplied, a number.
-        prior_loc, prior_precision: Mean and diagonal precision of z, shape ``(B, d)``.
-    """
-
-    module: nn.Module
-    layers: tuple[nn.Module, ...]
-    x: Tensor
-    weight: Tensor | float
-    prior_loc: Tensor
-    prior_precision: Tensor
+class BernoulliChain(ReluChain):
+    """The chain with bits at its end and a Gaussian at its start."""
 
     def prepare(self) -> "BernoulliChain":
         """Nothing is shared by the steps."""
@@ -47,32 +32,34 @@ class BernoulliChain:
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.laplace.linearise.linearise`."""
-        hidden, stages = run(self.layers, z)
-        probs = self.layers[-1](hidden).sigmoid()
-        last = self.layers[-1].weight
-        assert isinstance(last, Tensor)
+        hidden, region = find_region(self.layers, z)
+        probs = self.last(hidden).sigmoid()
         information = self.weight * probs * (1 - probs)
 
-        def down(bits: Tensor) -> Tensor:
-            return pull(linear(bits, last.T), stages)
+        def pull(bits: Tensor) -> Tensor:
+            return region.pull(bits @ self.last.weight)
 
-        gradient = down(self.weight * (self.x - probs)) - self.prior_precision * (z - self.prior_loc) if score else None
+        gradient = None
+        if score:
+            gradient = pull(self.weight * (self.x - probs)) - self.prior_precision * (z - self.prior_loc)
+
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-            precision = self._curvature(z, stages, last, information) + torch.diag_embed(self.prior_precision)
+            precision = self._curvature(z, region, information) + torch.diag_embed(self.prior_precision)
 
         def residual(step: Tensor) -> Tensor:
             assert gradient is not None
-            moved = linear(push(step.unsqueeze(-2), stages).squeeze(-2), last)
-            return gradient - down(information * moved) - self.prior_precision * step
+            moved = linear(region.push(step.unsqueeze(-2)).squeeze(-2), self.last.weight)
+            return gradient - pull(information * moved) - self.prior_precision * step
 
         return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
 
-    def _curvature(self, z: Tensor, stages: list[Tensor], last: Tensor, information: Tensor) -> Tensor:
+    def _curvature(self, z: Tensor, region: LinearRegion, information: Tensor) -> Tensor:
         """W S Wᵀ."""
-        basis, blocks = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), []
-        stages, on = without_idle(stages)
-        last = take(last, 1, on)
-        for chunk, part in chunks(stages, z, last.shape[0]):
-            jacobian = linear(push_basis(basis, part), last)
-            blocks.append((jacobian * information[chunk].unsqueeze(-2)) @ jacobian.mT)
+        region, used = region.without_idle_units()
+        weight = select(self.last.weight, 1, used)
+
+        blocks = []
+        for rows, tangents in region.push_all(z, width=len(weight)):
+            jacobian = linear(tangents, weight)
+            blocks.append((jacobian * information[rows].unsqueeze(-2)) @ jacobian.mT)
         return torch.cat(blocks)

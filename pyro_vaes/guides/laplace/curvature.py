@@ -5,63 +5,78 @@ The closed form is compared with the generic one at the first batch, and left wh
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import Bernoulli
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vaes.guides.joint import Joint, refuse_dependence
 from pyro_vaes.guides.laplace.fisher import clipped_bernoulli
-from pyro_vaes.guides.laplace.gaussian_chain import GaussianChain
-from pyro_vaes.guides.laplace.linearise import Linearised, linearise
-from pyro_vaes.guides.laplace.relu_chain import find_chain, record_chains, same_noise
+from pyro_vaes.guides.laplace.linear_region import ReluChain
+from pyro_vaes.guides.laplace.linearise import Linearised, ProgramRun, linearise, run_program
+from pyro_vaes.guides.laplace.relu_chain import find_chain, record_chains
 
 __all__ = ["Curvature"]
 
 Linearise = Callable[..., Linearised]
 
 
+@dataclass(eq=False)
 class Curvature:
     """The linearisation of a program's batches; the arguments are those of the Laplace guide.
 
+    What the first calls find is kept: that no datum sees its batch mates, and for each network whether the closed form
+    may be trusted. A network that is gone takes its verdict with it.
+
     Attributes:
-        verdicts: Whether the closed form agreed with the generic one, by the identity of the network.
+        verdicts: Whether the closed form agreed with the generic one, by the network.
+        independent: Whether a first call has found the data independent.
     """
 
-    def __init__(
-        self,
-        path: Literal["auto", "generic", "fast"],
-        *,
-        chunk_size: int | None,
-        s_jitter: float,
-        fallback: Literal["hessian"] | None,
-    ) -> None:
-        if path not in ("auto", "generic", "fast"):
-            raise ValueError(f"path must be 'auto', 'generic' or 'fast', but got {path!r}.")
-        if fallback not in (None, "hessian"):
-            raise ValueError(f"fallback must be None or 'hessian', but got {fallback!r}.")
-        if not 0 <= s_jitter < 0.5:
-            raise ValueError(f"s_jitter clips a probability and lies in [0, 0.5), but got {s_jitter!r}; 1e-5?")
-        self.path, self.chunk_size, self.s_jitter, self.fallback = path, chunk_size, s_jitter, fallback
-        self.verdicts: dict[int, bool] = {}
-        self._independent = False  # whether a first call has found the data independent
+    path: Literal["auto", "generic", "fast"]
+    chunk_size: int | None
+    s_jitter: float
+    fallback: Literal["hessian"] | None
+    verdicts: WeakKeyDictionary[nn.Module, bool] = field(default_factory=WeakKeyDictionary, init=False)
+    independent: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.path not in ("auto", "generic", "fast"):
+            raise ValueError(f"path must be 'auto', 'generic' or 'fast', but got {self.path!r}.")
+        if self.fallback not in (None, "hessian"):
+            raise ValueError(f"fallback must be None or 'hessian', but got {self.fallback!r}.")
+        if not 0 <= self.s_jitter < 0.5:
+            raise ValueError(f"s_jitter clips a probability and lies in [0, 0.5), but got {self.s_jitter!r}; 1e-5?")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles of a guide have other networks, and find out about them anew."""
+        return type(self), (self.path, self.chunk_size, self.s_jitter, self.fallback)
 
     def of(self, joint: Joint, mu: Tensor) -> Linearise:
         """The function that linearises this batch's log joint, of which ``mu`` is a point ``(B, d)``."""
-        overrides = {Bernoulli: clipped_bernoulli(self.s_jitter)} if self.s_jitter else None
-        generic = partial(linearise, joint, fallback=self.fallback, overrides=overrides, chunk_size=self.chunk_size)
         with refuse_dependence(), record_chains() as calls:
-            sites = joint.sites(mu)
-        self._check_independence(mu, joint)
+            first = run_program(joint, mu)
+        self._check_independence(joint, mu, first)
+
+        overrides = {Bernoulli: clipped_bernoulli(self.s_jitter)} if self.s_jitter else None
+        generic = partial(
+            linearise,
+            joint,
+            fallback=self.fallback,
+            overrides=overrides,
+            chunk_size=self.chunk_size,
+            known=first,
+        )
         if self.path == "generic":
             return generic
-        chain = find_chain(calls, sites, mu) if overrides is None else "its probabilities are clipped (s_jitter)"
-        if isinstance(chain, GaussianChain) and len(mu) == 1:
-            with torch.no_grad():
-                moved = joint.sites(mu + 0.1)
-            chain = chain if same_noise(sites, moved) else "the scale of its observation depends on the latents"
+
+        chain = find_chain(calls, first.sites, first.z)
+        if overrides is not None:
+            chain = "its probabilities are clipped (s_jitter)"
         if isinstance(chain, str):
             if self.path == "fast":
                 raise ValueError(
@@ -69,36 +84,45 @@ class Curvature:
                     f"of this program {chain}. Use path='auto'."
                 )
             return generic
-        fast = chain.prepare()
-        if id(chain.module) not in self.verdicts:
-            with torch.no_grad():
-                by_hand, wanted = fast(mu), generic(mu)
-            agree, of_data = _agree(by_hand, wanted), wanted.precision - torch.diag_embed(chain.prior_precision)
-            if agree and not bool(of_data.norm() > 1e-6 * wanted.precision.norm()):
-                return fast  # a decoder that starts at zero says nothing yet: look again at the next call
-            self.verdicts[id(chain.module)] = agree
-            if not agree:
-                warnings.warn(
-                    "The closed form for ReLU networks disagrees with the generic curvature of this program, which is "
-                    "used instead. Does a layer compute something else than its type says?",
-                    stacklevel=2,
-                )
-        return fast if self.verdicts[id(chain.module)] else generic
 
-    def _check_independence(self, mu: Tensor, joint: Joint) -> None:
+        by_hand = chain.prepare()
+        return by_hand if self._trusts(chain, by_hand, generic, mu) else generic
+
+    def _check_independence(self, joint: Joint, mu: Tensor, first: ProgramRun) -> None:
         """At the first call: moving the first datum's latents must leave the densities of the others alone."""
-        if self._independent or len(mu) < 2:
+        if self.independent or len(mu) < 2:
             return
+
         with torch.no_grad():
-            moved = torch.cat([mu[:1] + 0.1, mu[1:]])
-            before, after = (joint.log_prob(joint.sites(z), len(mu))[1:] for z in (mu, moved))
+            moved = joint.sites(torch.cat([mu[:1] + 0.1, mu[1:]]))
+            before, after = (joint.log_prob(sites, len(mu))[1:] for sites in (first.sites, moved))
         if not torch.allclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
                 "The density of a datum changes with the latents of its batch mates, or from one evaluation to the "
                 "next; the Laplace posterior needs data that are independent given their latents. Is there a dropout, "
                 "a normalisation over the batch, or a sample outside Pyro in the model?"
             )
-        self._independent = True
+        self.independent = True
+
+    def _trusts(self, chain: ReluChain, by_hand: Linearise, generic: Linearise, mu: Tensor) -> bool:
+        """Whether the closed form agrees with the generic one at the first batch that can tell."""
+        if chain.module in self.verdicts:
+            return self.verdicts[chain.module]
+
+        with torch.no_grad():
+            found, wanted = by_hand(mu), generic(mu)
+        agrees = _agree(found, wanted)
+        if not agrees:
+            warnings.warn(
+                "The closed form for ReLU networks disagrees with the generic curvature of this program, which is "
+                "used instead. Does a layer compute something else than its type says?",
+                stacklevel=3,
+            )
+        # a decoder that starts at zero says nothing yet: look again at the next call
+        of_data = wanted.precision - torch.diag_embed(chain.prior_precision)
+        if not agrees or bool(of_data.norm() > 1e-6 * wanted.precision.norm()):
+            self.verdicts[chain.module] = agrees
+        return agrees
 
 
 def _agree(one: Linearised, two: Linearised) -> bool:

@@ -3,31 +3,9 @@
 import torch
 from torch import Tensor
 
+from pyro_vaes.ops import GradientContext
+
 __all__ = ["floor_eigenvalues"]
-
-
-class _FloorEigenvalues(torch.autograd.Function):
-    """V max(l, 0) Vᵀ of symmetric matrices V l Vᵀ, with the derivative of Daleckii and Krein.
-
-    Autograd through ``eigh`` divides by differences of eigenvalues, which vanish where several sites have none.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(matrix)
-        ctx.save_for_backward(values, vectors)
-        ctx.mark_non_differentiable(values)
-        return (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT, values
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor) -> Tensor:
-        values, vectors = ctx.saved_tensors  # type: ignore[attr-defined]
-        floored = values.clamp(min=0)
-        gap = values.unsqueeze(-1) - values.unsqueeze(-2)
-        same = gap == 0
-        ratio = (floored.unsqueeze(-1) - floored.unsqueeze(-2)) / torch.where(same, torch.ones_like(gap), gap)
-        ratio = torch.where(same, (values > 0).to(gap.dtype).unsqueeze(-1).expand_as(gap), ratio)
-        return vectors @ (ratio * (vectors.mT @ gradient @ vectors)) @ vectors.mT
 
 
 def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,3 +20,29 @@ def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     floored, values = _FloorEigenvalues.apply(matrix)
     return floored, values[..., 0], values[..., -1]
+
+
+class _FloorEigenvalues(torch.autograd.Function):
+    """V max(l, 0) Vᵀ of symmetric matrices V l Vᵀ, with the derivative of Daleckii and Krein.
+
+    Autograd through ``eigh`` divides by differences of eigenvalues, which vanish where several sites have none.
+    """
+
+    @staticmethod
+    def forward(ctx: GradientContext, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        ctx.save_for_backward(values, vectors)
+        ctx.mark_non_differentiable(values)
+        return (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT, values
+
+    @staticmethod
+    def backward(ctx: GradientContext, gradient: Tensor, _: Tensor) -> Tensor:
+        values, vectors = ctx.saved_tensors
+        gap = _differences(values)
+        slope = (values > 0).to(gap.dtype).unsqueeze(-1)  # the limit where two eigenvalues meet
+        ratio = torch.where(gap == 0, slope, _differences(values.clamp(min=0)) / gap)
+        return vectors @ (ratio * (vectors.mT @ gradient @ vectors)) @ vectors.mT
+
+
+def _differences(values: Tensor) -> Tensor:
+    return values.unsqueeze(-1) - values.unsqueeze(-2)

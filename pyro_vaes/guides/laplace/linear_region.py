@@ -1,101 +1,145 @@
-"""A chain of linear and (leaky) ReLU layers around one point per datum: stages that tangents and cotangents pass.
+r"""A chain of linear and (leaky) ReLU layers, and the linear network that it is around one point per datum.
 
-A linear layer is its weight, shared by the data, shape ``(F', F)``; a ReLU the slopes of its units, ``(B, 1, F)``.
+    h(z') = M₂ (V₂ M₁ (V₁ z' + a₁) + a₂)
+
+with the slopes M of the units at that point. The order of its dimensions tells what a part is: a weight V, shared by
+the data, has shape ``(F', F)``, a bias a ``(F',)``, and slopes M ``(B, 1, F)``.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from pyro_vaes.ops import linear
-
-__all__ = ["chunks", "pull", "push", "push_basis", "rerun", "run", "take", "without_idle"]
+__all__ = ["LinearRegion", "ReluChain", "find_region", "select"]
 
 LANES = 16  # single-precision numbers in a CPU's widest vector
 CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 
 
-def run(layers: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The last hidden layer ``(B, H)`` at z, and the stages up to it."""
-    stages: list[Tensor] = []
-    for layer in layers[:-1]:
-        if isinstance(layer, nn.Linear):
-            stages.append(layer.weight)
-            value = layer(value)
-        elif isinstance(layer, nn.LeakyReLU):
-            slope = torch.where(value > 0, value.new_ones(()), value.new_full((), layer.negative_slope))
-            stages.append(slope.unsqueeze(-2))
-            value = layer(value)
-        else:
-            value = layer(value)
-            stages.append(value.sign().unsqueeze(-2))
-    return value, stages
+@dataclass(frozen=True)
+class ReluChain:
+    """A chain with the distributions at both of its ends.
 
-
-def rerun(layers: Sequence[nn.Module], stages: Sequence[Tensor], value: Tensor) -> Tensor:
-    """The last hidden layer ``(B, H)`` at another point of the linear network that the stages are."""
-    for layer, stage in zip(layers, stages, strict=False):
-        value = layer(value) if isinstance(layer, nn.Linear) else value * stage.squeeze(-2)
-    return value
-
-
-def without_idle(stages: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-    """The stages without the units that are off for all data; which of the last layer are kept, None for all.
-
-    They contribute nothing: after a training in which latents were idle for a while that may be most. A GPU keeps them;
-    it would have to wait for their number.
+    Arguments:
+        module: The network.
+        layers: Its layers, linear and (leaky) ReLU, the last one linear.
+        x: Data, shape ``(B, D)``.
+        weight: What the curvature of the data is multiplied by: the precision of Gaussian noise, shape ``(D,)``, or the
+            scale of a Bernoulli site, a number.
+        prior_loc, prior_precision: Mean and diagonal precision of z, shape ``(B, d)``.
     """
-    kept: list[Tensor] = []
-    on: Tensor | None = None
-    for stage in stages:
-        if stage.dim() == 2:
-            kept.append(take(stage, 1, on))
-            on = None
+
+    module: nn.Module
+    layers: tuple[nn.Module, ...]
+    x: Tensor
+    weight: Tensor | float
+    prior_loc: Tensor
+    prior_precision: Tensor
+
+    @property
+    def last(self) -> nn.Linear:
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+
+@dataclass(frozen=True)
+class LinearRegion:
+    """The linear network up to the last hidden layer, which tangents and cotangents pass.
+
+    Arguments:
+        parts: Its weights, biases and slopes, in the order in which they are applied.
+    """
+
+    parts: Sequence[Tensor]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The last hidden layer ``(B, H)`` at another point."""
+        for part in self.parts:
+            if part.dim() == 1:
+                value = value + part
+            else:
+                value = linear(value, part) if part.dim() == 2 else value * part.squeeze(-2)
+        return value
+
+    def push(self, tangents: Tensor) -> Tensor:
+        """Tangents of z, rows ``(..., k, d)``, as tangents of the last hidden layer, ``(B, k, H)``."""
+        for part in self.parts:
+            if part.dim() != 1:
+                tangents = linear(tangents, part) if part.dim() == 2 else tangents * part
+        return tangents
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        """Cotangents ``(B, H)`` of the last hidden layer as cotangents ``(B, d)`` of z."""
+        for part in reversed(self.parts):
+            if part.dim() != 1:
+                cotangents = cotangents @ part if part.dim() == 2 else cotangents * part.squeeze(-2)
+        return cotangents
+
+    def push_all(self, z: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Which data, and their tangents of all directions of z at the last hidden layer, ``(b, d, H)``.
+
+        There are so many data in each part that tangents of this width fill a CPU's cache. Where one Jacobian holds for
+        all data, it comes once, with b = 1.
+        """
+        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        size = len(z)
+        if z.device.type == "cpu" and any(part.dim() == 3 for part in self.parts):
+            size = max(1, CACHE // max(1, z.shape[-1] * width))
+
+        for start in range(0, len(z), size):
+            rows = slice(start, start + size)
+            here = LinearRegion([part[rows] if part.dim() == 3 else part for part in self.parts])
+            tangents = here.push(basis)
+            yield rows, tangents if tangents.dim() == 3 else tangents.unsqueeze(0)
+
+    def without_idle_units(self) -> tuple["LinearRegion", Tensor | None]:
+        """The weights and slopes of the units that are on for any datum; which of the last layer these are.
+
+        The others contribute nothing: after a training in which latents were idle for a while that may be most. A GPU
+        keeps them; it would have to wait for their number.
+        """
+        kept: list[Tensor] = []
+        used: Tensor | None = None  # the units of the layer that the parts so far lead to; None for all
+        for part in self.parts:
+            if part.dim() == 2:
+                kept.append(select(part, 1, used))
+                used = None
+            elif part.dim() == 3:
+                if part.device.type == "cpu" and kept and kept[-1].dim() == 2:
+                    used = used_units(part.squeeze(-2).any(0))
+                    kept[-1] = select(kept[-1], 0, used)
+                kept.append(select(part, 2, used))
+        return LinearRegion(kept), used
+
+
+def find_region(layers: Sequence[nn.Module], z: Tensor) -> tuple[Tensor, LinearRegion]:
+    """The last hidden layer ``(B, H)`` of a chain at z, and the linear network that the chain is there."""
+    value = z
+    parts: list[Tensor] = []
+    for layer in layers[:-1]:
+        before, value = value, layer(value)
+        if isinstance(layer, nn.Linear):
+            parts.append(layer.weight)
+            if layer.bias is not None:
+                parts.append(layer.bias)
+        elif isinstance(layer, nn.LeakyReLU):
+            slopes = torch.where(before > 0, value.new_ones(()), layer.negative_slope)
+            parts.append(slopes.unsqueeze(-2))
         else:
-            if stage.device.type == "cpu" and kept and kept[-1].dim() == 2:
-                on = _kept(stage.squeeze(-2).any(0))
-                kept[-1] = take(kept[-1], 0, on)
-            kept.append(take(stage, 2, on))
-    return kept, on
+            parts.append(value.detach().sign().unsqueeze(-2))
+    return value, LinearRegion(parts)
 
 
-def _kept(used: Tensor) -> Tensor | None:
-    """The units in use and so many more that their number is a multiple of LANES, as matrix products like it."""
-    number = -(-int(used.sum()) // LANES) * LANES
-    return None if number >= len(used) else used.to(torch.uint8).topk(number).indices.sort().values
+def used_units(on: Tensor) -> Tensor | None:
+    """The units that are on, and so many more that their number is a multiple of LANES, as matrix products like it."""
+    number = -(-int(on.sum()) // LANES) * LANES
+    return None if number >= len(on) else on.to(torch.uint8).topk(number).indices.sort().values
 
 
-def take(t: Tensor, dim: int, index: Tensor | None) -> Tensor:
+def select(t: Tensor, dim: int, index: Tensor | None) -> Tensor:
     """Those indices along a dimension; None for all."""
     return t if index is None else t.index_select(dim, index)
-
-
-def chunks(stages: list[Tensor], z: Tensor, width: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Which data, and their stages, so that tangents of this width in all directions of z fill a CPU's cache."""
-    size = max(1, CACHE // max(1, z.shape[-1] * width)) if z.device.type == "cpu" else len(z)
-    if all(s.dim() == 2 for s in stages):  # one Jacobian for all data
-        size = len(z)
-    for start in range(0, len(z), size):
-        rows = slice(start, start + size)
-        yield rows, [s if s.dim() == 2 else s[rows] for s in stages]
-
-
-def push(rows: Tensor, stages: list[Tensor]) -> Tensor:
-    """Tangents of z, rows ``(..., k, d)``, as tangents of the last hidden layer, ``(B, k, H)``."""
-    for stage in stages:
-        rows = linear(rows, stage) if stage.dim() == 2 else rows * stage
-    return rows
-
-
-def push_basis(basis: Tensor, stages: list[Tensor]) -> Tensor:
-    """:func:`push` of the rows of one matrix ``(d, d)`` for all data; ``(1, d, H)`` if they are the same for all."""
-    rows = push(basis, stages)
-    return rows if rows.dim() == 3 else rows.unsqueeze(0)
-
-
-def pull(rows: Tensor, stages: list[Tensor]) -> Tensor:
-    """Cotangents ``(B, H)`` of the last hidden layer as cotangents ``(B, d)`` of z."""
-    for stage in reversed(stages):
-        rows = linear(rows, stage.T) if stage.dim() == 2 else rows * stage.squeeze(-2)
-    return rows

@@ -14,10 +14,11 @@ References:
     | https://proceedings.mlr.press/v97/park19a.html
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import pyro
 import torch
@@ -33,7 +34,7 @@ from pyro_vaes.guides.joint import Joint, JointSite
 from pyro_vaes.guides.laplace.eigenvalues import floor_eigenvalues
 from pyro_vaes.guides.laplace.fisher import Fisher, find_fisher
 
-__all__ = ["Linearised", "linearise"]
+__all__ = ["Linearised", "ProgramRun", "depends", "linearise", "run_program"]
 
 Derivatives = TypeVar("Derivatives", Tensor, tuple[tuple[Tensor, ...], ...])
 Overrides = Mapping[type[Distribution], Fisher]
@@ -55,6 +56,29 @@ class Linearised:
     residual: Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class ProgramRun:
+    """The sites of a program at one point per datum, with the gradient's graph that leads there from z.
+
+    Attributes:
+        given: The point that the run was asked for.
+        z: The same numbers, where the graph starts.
+        sites: The sites.
+    """
+
+    given: Tensor
+    z: Tensor
+    sites: list[JointSite]
+
+
+def run_program(joint: Joint, given: Tensor) -> ProgramRun:
+    """Run a program at the vectors ``(B, d)``; gradients are recorded in it even where they are disabled around it."""
+    recording = torch.is_grad_enabled() and given.requires_grad
+    with torch.enable_grad():
+        z = given if recording else given.detach().requires_grad_()
+        return ProgramRun(given, z, joint.sites(z))
+
+
 def linearise(
     joint: Joint,
     z: Tensor,
@@ -64,6 +88,7 @@ def linearise(
     fallback: str | None = None,
     overrides: Overrides | None = None,
     chunk_size: int | None = None,
+    known: ProgramRun | None = None,
 ) -> Linearised:
     """Linearise a program around the vectors ``z`` with shape ``(B, d)``, with gradients where they are enabled.
 
@@ -75,26 +100,31 @@ def linearise(
         fallback: ``"hessian"`` for the Hessian of observed sites without an entry in the registry; None refuses them.
         overrides: Entries that take precedence over the registry's.
         chunk_size: How many latent directions to push through the program at once; None for all.
+        known: A run of the program, which is not repeated if it was at ``z``.
 
     Raises:
         NotImplementedError: An observed site has no entry in the registry, and there is no fallback.
     """
     recording = torch.is_grad_enabled()
-    with torch.enable_grad():
-        z = z if recording and z.requires_grad else z.detach().requires_grad_()
-        sites = joint.sites(z)
-        plans = [_plan(site, z, fallback, overrides) for site in sites]
-        gradient = None
+    run = known if known is not None and known.given is z else run_program(joint, z)
+    gradient = None
+    with torch.enable_grad():  # what depends on z is seen from the graph of gradients
+        plans = [_plan(site, run.z, fallback, overrides) for site in run.sites]
         if score:
-            log_prob = joint.log_prob(sites, len(z)).sum()
-            (gradient,) = torch.autograd.grad(log_prob, z, create_graph=recording, retain_graph=True)
-    z = z if recording else z.detach()
+            log_prob = joint.log_prob(run.sites, len(z)).sum()
+            (gradient,) = torch.autograd.grad(log_prob, run.z, create_graph=recording, retain_graph=True)
+
+    z = run.z if recording else run.z.detach()
+    basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    by_hessian = [plan.name for plan in plans if plan.entry is None]
+    hessian: Tensor | None = None
     with pyro.validation_enabled(False):  # checks of values cannot run under vmap
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        by_hessian = [plan.name for plan in plans if plan.entry is None]
-        hessian = _floored_hessian(joint, z, by_hessian, basis, chunk_size) if by_hessian else None
+        if by_hessian:
+            hessian = _floored_hessian(joint, z, by_hessian, basis, chunk_size)
         with torch.set_grad_enabled(recording and not constant):
-            precision = _gauss_newton(joint, z, plans, basis, chunk_size) + (0 if hessian is None else hessian)
+            precision = _gauss_newton(joint, z, plans, basis, chunk_size)
+            if hessian is not None:
+                precision = precision + hessian
 
     def residual(step: Tensor) -> Tensor:
         assert gradient is not None
@@ -102,7 +132,9 @@ def linearise(
             v = step.detach().requires_grad_()
             half = 0.5 * _gauss_newton(joint, z, plans, v.unsqueeze(0), None).sum()  # P v is the gradient of ½ vᵀ P v
             (product,) = torch.autograd.grad(half, v, create_graph=recording, materialize_grads=True)
-        return gradient - (product if hessian is None else product + (hessian @ step.unsqueeze(-1)).squeeze(-1))
+        if hessian is not None:
+            product = product + (hessian @ step.unsqueeze(-1)).squeeze(-1)
+        return gradient - product
 
     return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
 
@@ -131,6 +163,7 @@ def _unwrap(site: JointSite) -> tuple[Distribution, int, list[tuple[Tensor | boo
         elif isinstance(fn, Independent):
             depth += fn.reinterpreted_batch_ndims
         fn = fn.base_dist
+
     observed = site.value.shape[: site.value.dim() - len(fn.event_shape)]
     full = torch.Size(broadcast_shape(site.fn.batch_shape + site.fn.event_shape[:depth], observed))
     return fn if fn.batch_shape == full else fn.expand(full), depth, masks
@@ -139,10 +172,10 @@ def _unwrap(site: JointSite) -> tuple[Distribution, int, list[tuple[Tensor | boo
 def _plan(site: JointSite, z: Tensor, fallback: str | None, overrides: Overrides | None) -> _Plan:
     base, event_dims, masks = _unwrap(site)
     entry = find_fisher(base, overrides)
+    name = type(base).__name__
     if site.latent is not None and not site.latent.is_real:
         entry = None
-    name = type(base).__name__
-    if entry is not None and any(_depends(t, z) for t in entry.constants(base)):
+    if entry is not None and any(depends(t, z) for t in entry.constants(base)):
         entry, name = None, f"{name} of which a parameter that the registry takes as constant depends on the latents"
     if entry is None and site.latent is None and fallback is None:
         raise NotImplementedError(
@@ -150,7 +183,10 @@ def _plan(site: JointSite, z: Tensor, fallback: str | None, overrides: Overrides
             "pyro_vaes.guides.register_fisher, or pass fallback='hessian' to use the Hessian of its log-density with "
             "negative eigenvalues raised to zero."
         )
-    dependent = tuple(_depends(t, z) for t in entry.parameters(base, site.value)) if entry is not None else ()
+
+    parameters = () if entry is None else entry.parameters(base, site.value)
+    dependent = tuple(depends(t, z) for t in parameters)
+
     weight = _right(site.scale, event_dims)
     for mask, depth in [(site.mask, 0), *masks]:
         if mask is not None and mask is not True:
@@ -163,10 +199,11 @@ def _right(t: Tensor | float, dims: int) -> Tensor | float:
     return t.reshape(t.shape + (1,) * dims) if isinstance(t, Tensor) else t
 
 
-def _depends(t: Tensor, z: Tensor) -> bool:
+def depends(t: Tensor, z: Tensor) -> bool:
     """Whether z lies upstream of t in the graph of gradients."""
     if t is z:
         return True
+
     todo, seen = [t.grad_fn], set()
     while todo:
         node = todo.pop()
@@ -179,12 +216,20 @@ def _depends(t: Tensor, z: Tensor) -> bool:
     return False
 
 
-def _along(directions: Tensor, column: Callable[[Tensor], Derivatives], chunk_size: int | None) -> Derivatives:
-    """``column`` of all directions ``(k, ...)`` at once; the results have that dimension more on the left."""
+def _tangents(
+    function: Callable[[Tensor], Derivatives], z: Tensor, directions: Tensor, chunk_size: int | None
+) -> Derivatives:
+    """Those of a function at z along all directions ``(k, ...)``; they have that dimension more on the left."""
+
+    def along(direction: Tensor) -> Derivatives:
+        tangent: Derivatives = jvp(function, (z,), (direction.expand_as(z),))[1]
+        return tangent
+
     with warnings.catch_warnings():  # torch announces at the first use of forward mode that it scripts a few formulae
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-        return cast(Derivatives, vmap(column, chunk_size=chunk_size)(directions))
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=category)
+        tangents: Derivatives = vmap(along, chunk_size=chunk_size)(directions)
+    return tangents
 
 
 def _gauss_newton(joint: Joint, z: Tensor, plans: list[_Plan], directions: Tensor, chunk_size: int | None) -> Tensor:
@@ -194,44 +239,42 @@ def _gauss_newton(joint: Joint, z: Tensor, plans: list[_Plan], directions: Tenso
     if not plans:
         return total
 
-    def eta(z: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    def parameters(z: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         sites = {site.name: site for site in joint.sites(z)}
-        return tuple(_parameters(plan, sites[plan.name]) for plan in plans)
+        return tuple(_dependent_parameters(plan, sites[plan.name]) for plan in plans)
 
-    def column(direction: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-        return cast(tuple[tuple[Tensor, ...], ...], jvp(eta, (z,), (direction.expand_as(z),))[1])
-
-    jacobians = _along(directions, column, chunk_size)
+    jacobians = _tangents(parameters, z, directions, chunk_size)
     for plan, tangents in zip(plans, jacobians, strict=True):
         total = total + _quadratic(joint, plan, tangents)
     return total
 
 
-def _parameters(plan: _Plan, site: JointSite) -> tuple[Tensor, ...]:
+def _dependent_parameters(plan: _Plan, site: JointSite) -> tuple[Tensor, ...]:
     """The parameters of a site that depend on z."""
     assert plan.entry is not None
     parameters = plan.entry.parameters(_unwrap(site)[0], site.value)
-    return tuple(t for t, keep in zip(parameters, plan.dependent, strict=True) if keep)
+    return tuple(itertools.compress(parameters, plan.dependent))
 
 
 def _quadratic(joint: Joint, plan: _Plan, tangents: tuple[Tensor, ...]) -> Tensor:
-    """J I Jᵀ per datum, from tangents with shape ``(d, *batch of the base, ...)``."""
+    """J I Jᵀ per datum, from tangents with shape ``(k, *batch of the base, ...)``."""
     assert plan.entry is not None
     given = iter(tangents)
-    every = tuple(next(given) if keep else tangents[0].new_zeros(()) for keep in plan.dependent)
+    zero = tangents[0].new_zeros(())
+    every = tuple(next(given) if depends_on_z else zero for depends_on_z in plan.dependent)
     products = plan.entry.product(plan.base, every)
-    total: Tensor | float = 0.0
-    for tangent, product, keep in zip(every, products, plan.dependent, strict=True):
-        if keep:
-            trailing = tangent.dim() - 1 - len(plan.base.batch_shape)
-            weighted = product * _right(plan.weight, trailing)
-            right = trailing + plan.event_dims
-            left, weighted = (
-                moved.reshape(*moved.shape[:2], -1)  # (d, B, n)
-                for moved in (joint.rows_first(t, right=right, left=1) for t in (tangent, weighted))
-            )
-            total = total + left.transpose(0, 1) @ weighted.permute(1, 2, 0)  # (B, d, n) @ (B, n, d)
-    assert isinstance(total, Tensor)
+
+    total = zero
+    for tangent, product, depends_on_z in zip(every, products, plan.dependent, strict=True):
+        if not depends_on_z:
+            continue
+        trailing = tangent.dim() - 1 - len(plan.base.batch_shape)
+        weighted = product * _right(plan.weight, trailing)
+        left, right = (
+            joint.rows_first(t, right=trailing + plan.event_dims, left=1).unsqueeze(-1).flatten(2)  # (k, B, n)
+            for t in (tangent, weighted)
+        )
+        total = total + left.transpose(0, 1) @ right.permute(1, 2, 0)  # (B, k, n) @ (B, n, k)
     return total
 
 
@@ -240,10 +283,7 @@ def _floored_hessian(joint: Joint, z: Tensor, names: list[str], basis: Tensor, c
         sites = [site for site in joint.sites(z) if site.name in names]
         return -joint.log_prob(sites, len(z)).sum()
 
-    def column(direction: Tensor) -> Tensor:
-        return cast(Tensor, jvp(grad(energy), (z,), (direction.expand_as(z),))[1])
-
-    hessian = _along(basis, column, chunk_size).movedim(0, -1)
+    hessian = _tangents(grad(energy), z, basis, chunk_size).movedim(0, -1)
     floored, lowest, highest = floor_eigenvalues(0.5 * (hessian + hessian.mT))
     if bool((lowest < -1e-4 * highest.abs().clamp(min=1e-3)).any()):
         warnings.warn(

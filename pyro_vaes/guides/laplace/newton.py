@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from pyro_vaes.guides.laplace.linearise import Linearised
 
@@ -43,12 +42,26 @@ def newton_step(local: Linearised, factor: Tensor) -> Tensor:
         >>> step.item(), *(g.item() for g in torch.autograd.grad(step, (score, precision)))
         (1.5, 0.25, -0.375)
     """
-    score, factor = local.score, factor.detach()
-    assert score is not None
-    step = torch.cholesky_solve(score.detach().unsqueeze(-1), factor).squeeze(-1)
+    assert local.score is not None
+    score, factor = local.score.detach(), factor.detach()
+    step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
     if not torch.is_grad_enabled():
         return step
-    return _Solved.apply(local.residual(step), step, factor)
+
+    residual = local.residual(step)
+    if residual.requires_grad:
+        residual.register_hook(_refuse_second_derivatives)
+    nothing = (residual - residual.detach()).unsqueeze(-1)  # zero, for its gradient
+    return step + torch.cholesky_solve(nothing, factor).squeeze(-1)
+
+
+def _refuse_second_derivatives(_: Tensor) -> None:
+    """Residual and factor are constants of the first derivative, whose own derivative would be wrong."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "Gradients of the Laplace guide's updates are of first order only, but create_graph=True asks for "
+            "more. Leave it out, or pass detach_updates=True to the guide?"
+        )
 
 
 def improving(log_prob: Callable[[Tensor], Tensor], z: Tensor, step: Tensor, halvings: int) -> Tensor:
@@ -71,22 +84,3 @@ def improving(log_prob: Callable[[Tensor], Tensor], z: Tensor, step: Tensor, hal
     with torch.no_grad():
         found = torch.stack([log_prob(z + fraction * step) for fraction in fractions])
         return fractions[found.nan_to_num(nan=-math.inf).argmax(0)].unsqueeze(-1)
-
-
-class _Solved(torch.autograd.Function):
-    """The solution ``step`` of ``residual = score - P step = 0``."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, residual: Tensor, step: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        return step.clone()
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():  # residual and factor are constants of this formula: its own derivative is wrong
-            raise NotImplementedError(
-                "Gradients of the Laplace guide's updates are of first order only, but create_graph=True asks for "
-                "more. Leave it out, or pass detach_updates=True to the guide?"
-            )
-        (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1), None, None
