@@ -63,8 +63,8 @@ from pyro_vaes.nn import (
     PixelCNN,
     WeightHead,
     mlp_ladder,
+    pixel_cnn_layers,
     small_ladder,
-    stack,
 )
 
 B, D = 6, 16
@@ -204,7 +204,7 @@ def m2() -> Built:
 def lossy_vae() -> Built:
     shape = (1, 4, 4)
     encoder = Chain(ConvEncoder(shape, [2], 8), NormalHead(8, 3))
-    network = PixelCNN(shape, 4, stack(2), context_channels=2)
+    network = PixelCNN(shape, 4, pixel_cnn_layers(2), context_channels=2)
     likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
     prior = AutoregressivePrior(3, [8], steps=2)
     lossy = LossyVAE(encoder, ConvDecoder(3, [3], (2, 4, 4)), likelihood, 3, prior=prior)

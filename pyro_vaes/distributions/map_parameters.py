@@ -10,12 +10,12 @@ from torch.distributions import Distribution, Independent, TransformedDistributi
 
 from pyro_vaes.distributions.recursive_mixture import RecursiveMixture
 
-__all__ = ["elements", "has_map", "mapped"]
+__all__ = ["event_elements", "has_transforms", "map_parameters"]
 
 ParameterMap = Callable[[Tensor, int], Tensor]
 
 
-def mapped(fn: Distribution, function: ParameterMap) -> Distribution:
+def map_parameters(fn: Distribution, function: ParameterMap) -> Distribution:
     """A distribution of the same family with ``function(parameter, event_dim)`` in place of each of its parameters.
 
     Parameters have all batch dimensions, and the given number of dimensions behind them. Maps of a transformed
@@ -26,13 +26,13 @@ def mapped(fn: Distribution, function: ParameterMap) -> Distribution:
     """
     if isinstance(fn, Independent):
         k = fn.reinterpreted_batch_ndims
-        base = mapped(fn.base_dist, lambda p, event_dim: function(p, event_dim + k))
+        base = map_parameters(fn.base_dist, lambda p, event_dim: function(p, event_dim + k))
         return type(fn)(base, k)  # Pyro's own stays one, which can be sampled from at a site
     if isinstance(fn, RecursiveMixture):
-        components = [cast(TorchDistribution, mapped(c, function)) for c in fn.components]
+        components = [cast(TorchDistribution, map_parameters(c, function)) for c in fn.components]
         return RecursiveMixture(components, [function(a, 0) for a in fn.logits])
-    if has_map(fn):
-        return TransformedDistribution(mapped(fn.base_dist, function), fn.transforms)
+    if has_transforms(fn):
+        return TransformedDistribution(map_parameters(fn.base_dist, function), fn.transforms)
     names = fn.arg_constraints.keys()
     other_ways = {"logits": {"probs"}, "scale_tril": {"covariance_matrix", "precision_matrix"}}  # to say the same
     spare = set().union(*(other_ways[n] for n in names & other_ways.keys()))
@@ -47,12 +47,12 @@ def mapped(fn: Distribution, function: ParameterMap) -> Distribution:
     return make(**parameters, validate_args=False)
 
 
-def has_map(fn: Distribution) -> TypeGuard[TransformedDistribution]:
+def has_transforms(fn: Distribution) -> TypeGuard[TransformedDistribution]:
     """Whether a distribution is another one pushed through maps of its own (not a named family such as the Gumbel)."""
     return isinstance(fn, TransformedDistribution) and not fn.arg_constraints
 
 
-def elements(fn: Distribution) -> Distribution:
+def event_elements(fn: Distribution) -> Distribution:
     """The distribution of the elements of an event that factorises."""
     while isinstance(fn, Independent):
         fn = fn.base_dist

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
 from pyro_vaes.guides.plate_shapes import placed
-from pyro_vaes.nn.module import Program, as_posterior
+from pyro_vaes.nn import ProgramModule, as_posterior
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
 
 
-class AmortizedGuide(Program):
+class AmortizedGuide(ProgramModule):
     """What amortised guides share: the model's latents and plate, and an encoder over them.
 
     Arguments:

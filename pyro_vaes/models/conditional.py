@@ -14,12 +14,12 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["ConditionalVAE"]
 
 
-class ConditionalVAE(Program):
+class ConditionalVAE(ProgramModule):
     """A model/guide pair with one latent vector per datum, given a covariate.
 
     Sites: ``"z"`` and ``"x"`` in the plate ``"data"``. ``model(None, c)`` draws one x for each covariate, as for

@@ -24,13 +24,12 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_vaes.models.cluster_sites import as_labels, guess_cluster, one_hot, sample_cluster
-from pyro_vaes.nn.mixture_prior import MixturePrior
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe
+from pyro_vaes.nn import MixturePrior, ProgramModule, StandardNormal, as_posterior, observe
 
 __all__ = ["M2", "GaussianMixtureDGM"]
 
 
-class _ClusterProgram(Program):
+class _ClusterProgram(ProgramModule):
     """What the two share: the sites ``"y"``, ``"z"`` and ``"x"``, and the guide."""
 
     def __init__(

@@ -23,12 +23,12 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["HierarchicalVAE"]
 
 
-class HierarchicalVAE(Program):
+class HierarchicalVAE(ProgramModule):
     """A model/guide pair with the latent sites ``"z_1" .. "z_L"`` nested in the plate ``"data"``.
 
     Arguments:

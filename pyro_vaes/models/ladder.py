@@ -18,12 +18,12 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["LadderVAE"]
 
 
-class LadderVAE(Program):
+class LadderVAE(ProgramModule):
     """A model/guide pair with the independent latent sites ``"z_1" .. "z_L"`` in the plate ``"data"``.
 
     The four lists of networks run from the rung nearest the data upwards, as

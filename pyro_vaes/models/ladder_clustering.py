@@ -35,8 +35,7 @@ from pyro_vaes.models.cluster_sites import (
     sample_cluster,
 )
 from pyro_vaes.models.ladder import LadderVAE
-from pyro_vaes.nn.mixture_prior import MixturePrior
-from pyro_vaes.nn.module import as_posterior, observe
+from pyro_vaes.nn import MixturePrior, as_posterior, observe
 
 __all__ = ["LadderClusteringVAE"]
 

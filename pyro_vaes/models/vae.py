@@ -12,12 +12,12 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, as_posterior, observe, of_length
 
 __all__ = ["VAE"]
 
 
-class VAE(Program):
+class VAE(ProgramModule):
     """A model/guide pair with one latent vector per datum.
 
     Sites: ``"z"`` (latent) and ``"x"`` (observation) in the plate ``"data"``. Without ``x`` the same program draws

@@ -13,13 +13,13 @@ from functools import partial
 
 from torch import nn
 
+from pyro_vaes.nn.conv import ImageShape
 from pyro_vaes.nn.ladder import LadderNetworks, Merge
-from pyro_vaes.nn.layer_builder import Layers
+from pyro_vaes.nn.layer_builder import LayerBuilder
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
 
 __all__ = ["large_ladder", "medium_ladder", "small_ladder"]
 
-ImageShape = tuple[int, int, int]
 Shape = tuple[int, ...]
 
 
@@ -58,32 +58,32 @@ def small_ladder(
         torch.Size([2])
     """
     _count("small_ladder", latent_dims=(latent_dims, 3), channels=(channels, 2))
-    new = partial(Layers, batch_norm=batch_norm)
+    new = partial(LayerBuilder, batch_norm=batch_norm)
     low, high = channels
 
-    def pixels() -> Layers:
+    def pixels() -> LayerBuilder:
         return new(image_shape).conv(low).conv(high)
 
-    def features(width_in: int) -> Layers:
+    def features(width_in: int) -> LayerBuilder:
         return new((width_in,)).fc(width).fc(width)
 
-    def generate(width_in: int) -> Layers:
+    def generate(width_in: int) -> LayerBuilder:
         return new((width_in,)).fc(width, nn.ReLU).fc(width, nn.ReLU).linear(width)
 
     half = new(image_shape).conv(low).shape[1:]
     merges = [
-        merge(new((latent_dims[0],)).fc(width).stack(), (width,)),
-        merge(new((latent_dims[1],)).fc(width, nn.ReLU).stack(), (width,)),
+        merge(new((latent_dims[0],)).fc(width).build(), (width,)),
+        merge(new((latent_dims[1],)).fc(width, nn.ReLU).build(), (width,)),
     ]
     start = new(merges[0].out_shape).feature_map(pixels().shape, nn.ReLU)
     return LadderNetworks(
-        encoders=[pixels().linear(width).stack(), features(width).linear(width).stack()],
+        encoders=[pixels().linear(width).build(), features(width).linear(width).build()],
         rungs=[pixels().head(latent_dims[0]), *(features(width).head(d) for d in latent_dims[1:])],
         merges=list(merges),
         decoders=[
-            start.deconv(low, half).image(_shown(image_shape, out_channels)).add(output()).stack(),
-            generate(merges[1].out_shape[0]).stack(),
-            generate(latent_dims[2]).stack(),
+            start.deconv(low, half).image(_shown(image_shape, out_channels)).add(output()).build(),
+            generate(merges[1].out_shape[0]).build(),
+            generate(latent_dims[2]).build(),
         ],
     )
 
@@ -116,13 +116,13 @@ def medium_ladder(
         torch.Size([5, 8, 8, 8])
     """
     _count("medium_ladder", latent_dims=(latent_dims, 4), channels=(channels, 3))
-    new = partial(Layers, batch_norm=batch_norm)
+    new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c = channels
     blocks = _Blocks(new, image_shape, *([(deep, 2), (deep, 1)] for deep in channels))
     maps = blocks.maps
     merges = [
-        Concatenate(new((latent_dims[0],)).feature_map(maps[1], nn.ReLU).stack(), maps[1]),
-        Concatenate(new((latent_dims[1],)).feature_map(maps[2], nn.ReLU).stack(), maps[2]),
+        Concatenate(new((latent_dims[0],)).feature_map(maps[1], nn.ReLU).build(), maps[1]),
+        Concatenate(new((latent_dims[1],)).feature_map(maps[2], nn.ReLU).build(), maps[2]),
         Concatenate(nn.Identity(), (width,), injected=latent_dims[2]),
     ]
     full, half, quarter = (m[1:] for m in maps[:3])
@@ -132,10 +132,10 @@ def medium_ladder(
         rungs=blocks.rungs(latent_dims, width),
         merges=list(merges),
         decoders=[
-            new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).stack(),
-            new(merges[1].out_shape).deconv(b, half).deconv(a, half).stack(),
-            new(merges[2].out_shape).feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).stack(),
-            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).fc(width, nn.ReLU).stack(),
+            new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).build(),
+            new(merges[1].out_shape).deconv(b, half).deconv(a, half).build(),
+            new(merges[2].out_shape).feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).build(),
+            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).fc(width, nn.ReLU).build(),
         ],
     )
 
@@ -170,14 +170,14 @@ def large_ladder(
         (1, 64, 64)
     """
     _count("large_ladder", latent_dims=(latent_dims, 4), channels=(channels, 4))
-    new = partial(Layers, batch_norm=batch_norm)
+    new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c, d = channels
     blocks = _Blocks(new, image_shape, [(a, 2), (a, 1)], [(b, 2), (b, 1), (c, 2)], [(c, 1), (d, 2), (d, 1)])
     maps = blocks.maps
     full, half, eighth, sixteenth = (m[1:] for m in maps)
     quarter = new(maps[1]).conv(b).shape[1:]
     merges = [
-        Concatenate(new((dim,)).feature_map(shape, nn.ReLU).stack(), shape)
+        Concatenate(new((dim,)).feature_map(shape, nn.ReLU).build(), shape)
         for dim, shape in zip(latent_dims[:3], maps[1:], strict=True)
     ]
     start = [new(m.out_shape) for m in merges]
@@ -187,10 +187,10 @@ def large_ladder(
         rungs=blocks.rungs(latent_dims, width),
         merges=list(merges),
         decoders=[
-            start[0].deconv(a, full).image(shown).add(output()).stack(),
-            start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).stack(),
-            start[2].deconv(d, sixteenth).deconv(c, eighth).deconv(c, eighth).stack(),
-            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).stack(),
+            start[0].deconv(a, full).image(shown).add(output()).build(),
+            start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).build(),
+            start[2].deconv(d, sixteenth).deconv(c, eighth).deconv(c, eighth).build(),
+            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).build(),
         ],
     )
 
@@ -205,21 +205,21 @@ class _Blocks:
     """
 
     def __init__(
-        self, new: Callable[[Shape], Layers], image_shape: ImageShape, *blocks: Sequence[tuple[int, int]]
+        self, new: Callable[[Shape], LayerBuilder], image_shape: ImageShape, *blocks: Sequence[tuple[int, int]]
     ) -> None:
         self.new, self.blocks = new, blocks
         self.maps: list[Shape] = [image_shape]  # x, h_1, h_2, ..; the decoders return the same shapes
         for level in range(len(blocks)):
             self.maps.append(self._block(level).shape)
 
-    def _block(self, level: int) -> Layers:
+    def _block(self, level: int) -> LayerBuilder:
         layers = self.new(self.maps[level])
         for channels, stride in self.blocks[level]:
             layers.conv(channels, stride)
         return layers
 
     def encoders(self) -> list[nn.Module]:
-        return [self._block(level).stack() for level in range(len(self.blocks))]
+        return [self._block(level).build() for level in range(len(self.blocks))]
 
     def rungs(self, latent_dims: Sequence[int], width: int) -> list[nn.Module]:
         """One head on each block, and a last one on two fully connected layers."""

@@ -8,12 +8,12 @@ import math
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn import MLP, Chain, ConvDecoder, ConvEncoder, NormalHead, OneHot
-from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ImageShape
+from pyro_vaes.nn.heads import NormalHead
+from pyro_vaes.nn.mlp import MLP, Chain, OneHot, concatenate
 
 __all__ = ["ConvNetworks", "Labelled", "LinearNetworks", "MLPNetworks", "Networks", "Scaled"]
 
-ImageShape = tuple[int, int, int]
 Trunk = tuple[nn.Module, int]
 """A module from inputs to features, and the number of features."""
 

@@ -1,6 +1,6 @@
 """Stacks of convolutions and fully connected layers, written as tables in papers are: layer by layer, shapes inferred.
 
-Layers((1, 28, 28)).conv(64).conv(128).fc(1024).linear(10).stack()
+LayerBuilder((1, 28, 28)).conv(64).conv(128).fc(1024).linear(10).build()
 """
 
 import math
@@ -16,13 +16,13 @@ from pyro_vaes.nn.heads import SigmoidNormalHead
 from pyro_vaes.nn.linear import Linear
 from pyro_vaes.nn.mlp import Chain
 
-__all__ = ["Layers", "Stack"]
+__all__ = ["LayerBuilder", "ShapedSequential"]
 
 leaky_relu = partial(nn.LeakyReLU, 0.1)  # the slope of the authors of the ladder
 
 
-class Stack(nn.Sequential):
-    """Layers that take data of one shape, behind any number of leading dimensions (particles, batch).
+class ShapedSequential(nn.Sequential):
+    """LayerBuilder that take data of one shape, behind any number of leading dimensions (particles, batch).
 
     Arguments:
         layers: The layers, for inputs with one leading dimension.
@@ -45,7 +45,7 @@ class Stack(nn.Sequential):
         return super().forward(x.reshape(-1, *self.in_shape)).reshape(*lead, *self.out_shape)
 
 
-class Layers:
+class LayerBuilder:
     """Collects layers and keeps track of the shape; each method returns the collection itself.
 
     Hidden layers are followed by batch normalisation, if wanted, and an activation. Batch normalisation is that of
@@ -59,7 +59,7 @@ class Layers:
 
     Example:
         >>> import torch
-        >>> Layers((1, 9, 9), batch_norm=False).conv(4).fc(8).linear(2).stack()(torch.zeros(7, 5, 1, 9, 9)).shape
+        >>> LayerBuilder((1, 9, 9), batch_norm=False).conv(4).fc(8).linear(2).build()(torch.zeros(7, 5, 1, 9, 9)).shape
         torch.Size([7, 5, 2])
     """
 
@@ -120,16 +120,16 @@ class Layers:
         self.layers.append(layer)
         return self
 
-    def stack(self) -> Stack:
+    def build(self) -> ShapedSequential:
         """The network."""
-        return Stack(self.layers, self.in_shape, self.shape)
+        return ShapedSequential(self.layers, self.in_shape, self.shape)
 
     def head(self, dim: int) -> Chain:
         """The network with a diagonal normal over ``dim`` dimensions behind it."""
         if len(self.shape) > 1:
             self.layers.append(nn.Flatten())
             self.shape = (math.prod(self.shape),)
-        return Chain(self.stack(), SigmoidNormalHead(self.shape[0], dim))
+        return Chain(self.build(), SigmoidNormalHead(self.shape[0], dim))
 
     def _hidden(self, layer: nn.Module, activation: Callable[[], nn.Module]) -> Self:
         if self.batch_norm:

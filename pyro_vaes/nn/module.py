@@ -1,7 +1,8 @@
 """The base of every model and guide: a PyroModule whose parameters have names of their own.
 
 Pyro's parameter store is global and keyed by name, so two instances of one class would share (and fight over) their
-parameters under :class:`~pyro.infer.SVI`. A :class:`Program` therefore carries a name that is unique in the process.
+parameters under :class:`~pyro.infer.SVI`. A :class:`ProgramModule` therefore carries a name that is unique in the
+process.
 """
 
 import itertools
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn.heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead
 
-__all__ = ["Program", "StandardNormal", "as_posterior", "observe", "of_length"]
+__all__ = ["ProgramModule", "StandardNormal", "as_posterior", "observe", "of_length"]
 
 _instances = itertools.count()
 
 
-class Program(PyroModule):
+class ProgramModule(PyroModule):
     """A :class:`~pyro.nn.PyroModule` whose name in Pyro's parameter store no other instance has.
 
     Copies (``copy.deepcopy``, unpickling) get a new name as well. Methods that hold sample statements are decorated

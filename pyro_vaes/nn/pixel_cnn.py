@@ -31,20 +31,19 @@ from pyro_vaes.nn.causal_conv import (
     residual_block,
     stacked_groups,
 )
+from pyro_vaes.nn.conv import ImageShape
 
-__all__ = ["PixelCNN", "stack", "window"]
-
-ImageShape = tuple[int, int, int]
+__all__ = ["PixelCNN", "pixel_cnn_layers", "pixel_cnn_window"]
 
 
-def stack(num_layers: int, kernel_size: int = 3) -> list[Reach]:
+def pixel_cnn_layers(num_layers: int, kernel_size: int = 3) -> list[Reach]:
     """The layers of a stack of masked convolutions with an odd kernel size.
 
     With n layers of 3 × 3 a pixel sees n + 3 n (n + 1) / 2 others: n to its left, and n + 1 + r in the r-th row above.
     The receptive field grows upwards and to the left, and leaves out what lies further to the right.
 
     Example:
-        >>> stack(2)
+        >>> pixel_cnn_layers(2)
         [Reach(above=1, left=1, right=1), Reach(above=1, left=1, right=1)]
     """
     if num_layers < 1 or kernel_size < 1 or kernel_size % 2 == 0:
@@ -54,14 +53,14 @@ def stack(num_layers: int, kernel_size: int = 3) -> list[Reach]:
     return [Reach(kernel_size // 2, kernel_size // 2, kernel_size // 2)] * num_layers
 
 
-def window(width: int, height: int) -> list[Reach]:
+def pixel_cnn_window(width: int, height: int) -> list[Reach]:
     """The one layer that sees a window ``width × height`` ("4x2"); layers behind it are pixel by pixel.
 
     The window is the block of that size immediately above a pixel and ceil((width - 1) / 2) pixels to its left. A block
     of even width reaches one further to the left than to the right; ``height`` 0 leaves the row alone.
 
     Example:
-        >>> window(4, 2)
+        >>> pixel_cnn_window(4, 2)
         [Reach(above=2, left=2, right=1)]
     """
     if width < 1 or height < 0:
@@ -75,7 +74,8 @@ class PixelCNN(AutoregressiveNetwork):
     Arguments:
         image_shape: (C, H, W).
         channels: Hidden channels, at least C.
-        layers: What each masked convolution sees: ``stack(6)``, ``window(4, 2)``, or any list of :class:`Reach`.
+        layers: What each masked convolution sees: ``pixel_cnn_layers(6)``, ``pixel_cnn_window(4, 2)``, or any list of
+            :class:`Reach`.
         num_params: Numbers P per pixel and channel, as many as the likelihood takes.
         context_channels: Maps K of the context, with the image's height and width; 0 for none.
         context_size: Odd size of the kernel over the context.
@@ -89,7 +89,7 @@ class PixelCNN(AutoregressiveNetwork):
         ValueError: A size is not a positive whole number, or the arguments do not fit together.
 
     Example:
-        >>> net = PixelCNN((1, 28, 28), 12, stack(6), context_channels=4, num_pointwise=4, tied=True)
+        >>> net = PixelCNN((1, 28, 28), 12, pixel_cnn_layers(6), context_channels=4, num_pointwise=4, tied=True)
         >>> net(torch.zeros(5, 1, 28, 28), torch.zeros(3, 5, 4, 28, 28)).shape
         torch.Size([3, 5, 1, 28, 28])
         >>> len(net.receptive_field())

@@ -33,7 +33,7 @@ from pyro_vaes.guides.laplace.newton import factorise, improving, newton_step
 from pyro_vaes.guides.laplace.schedules import decaying
 from pyro_vaes.guides.latents import batch_rows
 from pyro_vaes.guides.plate_shapes import placed
-from pyro_vaes.nn.module import as_posterior
+from pyro_vaes.nn import as_posterior
 
 __all__ = ["AmortizedLaplace"]
 

@@ -31,8 +31,7 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.distributions import AggregateGaussian
-from pyro_vaes.distributions.aggregate import Moment
+from pyro_vaes.distributions import AggregateGaussian, Moment
 from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.bounds.global_batch import all_rows
 from pyro_vaes.infer.bounds.importance import find_data_plate, guide_and_model_traces

@@ -37,8 +37,8 @@ class AutoregressiveLikelihood(nn.Module):
         | https://arxiv.org/abs/1606.05328
 
     Example:
-        >>> from pyro_vaes.nn import BernoulliLikelihood, PixelCNN, window
-        >>> network = PixelCNN((1, 8, 8), 16, window(4, 2), context_channels=4)
+        >>> from pyro_vaes.nn import BernoulliLikelihood, PixelCNN, pixel_cnn_window
+        >>> network = PixelCNN((1, 8, 8), 16, pixel_cnn_window(4, 2), context_channels=4)
         >>> p = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)(torch.zeros(5, 4, 8, 8))
         >>> x = p.sample()
         >>> x.shape, p.log_prob(x).shape
