@@ -1,7 +1,6 @@
 """Mixtures of discretised logistics: the likelihood of PixelCNN++ for pixels with finitely many levels."""
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from pyro.distributions import Categorical, TorchDistribution
@@ -10,6 +9,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyro_vaes.distributions.constraints import grid
+from pyro_vaes.distributions.vector_distribution import expand_attributes
 
 __all__ = ["DiscretizedLogisticMixture"]
 
@@ -76,16 +76,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         self.num_levels = num_levels
         super().__init__(self.logits.shape[:-1], validate_args=validate_args)
 
-    def expand(
-        self, batch_shape: torch.Size, _instance: "DiscretizedLogisticMixture | None" = None
-    ) -> "DiscretizedLogisticMixture":
-        new = cast(DiscretizedLogisticMixture, self._get_checked_instance(DiscretizedLogisticMixture, _instance))
-        shape = torch.Size(batch_shape) + self.logits.shape[-1:]
-        new.logits, new.loc, new.scale = (t.expand(shape) for t in (self.logits, self.loc, self.scale))
-        new.num_levels = self.num_levels
-        super(DiscretizedLogisticMixture, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    expand = expand_attributes
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:

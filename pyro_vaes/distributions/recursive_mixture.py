@@ -4,13 +4,14 @@ Q_0 = q_0,    Q_m = (1 - eps_m) Q_{m-1} + eps_m q_m,    m = 1..M
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
+
+from pyro_vaes.distributions.vector_distribution import expand_attributes
 
 __all__ = ["RecursiveMixture", "log_weights"]
 
@@ -108,17 +109,10 @@ class RecursiveMixture(TorchDistribution):
         return innermost.mean.new_zeros((*self.batch_shape, 0))
 
     @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        return cast(constraints.Constraint, self.components[0].support)
+    def support(self) -> constraints.Constraint | None:
+        return self.components[0].support
 
-    def expand(self, batch_shape: torch.Size, _instance: "RecursiveMixture | None" = None) -> "RecursiveMixture":
-        new = cast(RecursiveMixture, self._get_checked_instance(RecursiveMixture, _instance))
-        batch_shape = torch.Size(batch_shape)
-        new.components = tuple(c.expand(batch_shape) for c in self.components)
-        new.logits = tuple(a.expand(batch_shape) for a in self.logits)
-        super(RecursiveMixture, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    expand = expand_attributes
 
     @property
     def log_alpha(self) -> Tensor:
