@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
 from pyro_vaes.nn.likelihoods.base import Likelihood
-from pyro_vaes.nn.likelihoods.levels import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
-from pyro_vaes.nn.likelihoods.unit import BernoulliLikelihood, ContinuousBernoulliLikelihood
 
 __all__ = ["AutoregressiveLikelihood"]
 
@@ -63,7 +61,6 @@ class AutoregressiveLikelihood(nn.Module):
                 f"num_params={network.num_params}; pass num_params={likelihood.num_params} to the network?"
             )
         self.likelihood, self.network = likelihood, network
-        self.low, self.high = _range(likelihood)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -93,7 +90,8 @@ class AutoregressiveLikelihood(nn.Module):
 
     def read(self, value: Tensor) -> Tensor:
         """x as the network reads it."""
-        return 2 * (value - self.low) / (self.high - self.low) - 1
+        low, high = self.likelihood.limits
+        return 2 * (value - low) / (high - low) - 1
 
 
 class _Conditionals:
@@ -114,11 +112,3 @@ class _Conditionals:
                 view, read = view.narrow(dim, i, 1), read.narrow(dim, i, 1)
             yield view, self.owner.likelihood(params)
             read.copy_(self.owner.read(view))
-
-
-def _range(likelihood: Likelihood) -> tuple[float, float]:
-    """The smallest and the largest value; -1 and 1, which scale nothing, where there are none."""
-    if isinstance(likelihood, CategoricalLikelihood):
-        return 0.0, likelihood.num_classes - 1.0
-    unit = (BernoulliLikelihood, ContinuousBernoulliLikelihood, DiscretizedLogisticMixtureLikelihood)
-    return (0.0, 1.0) if isinstance(likelihood, unit) else (-1.0, 1.0)
