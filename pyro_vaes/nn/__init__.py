@@ -2,7 +2,7 @@
 
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
 from pyro_vaes.nn.causal_conv import Reach, gated_block, plain_block, residual_block
-from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ImageShape, ResidualBlock
+from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
 from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
 from pyro_vaes.nn.default_networks import (
     ConvNetworks,
@@ -47,6 +47,7 @@ from pyro_vaes.nn.pixel_cnn import PixelCNN, pixel_cnn_layers, pixel_cnn_window
 from pyro_vaes.nn.residual_encoder import ResidualEncoder
 from pyro_vaes.nn.residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
 from pyro_vaes.nn.resnet_v2 import ResNetV2Decoder, ResNetV2Encoder
+from pyro_vaes.nn.shapes import ImageShape
 from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
 
 __all__ = [

@@ -13,10 +13,10 @@ from functools import partial
 
 from torch import nn
 
-from pyro_vaes.nn.conv import ImageShape
 from pyro_vaes.nn.ladder import LadderNetworks, Merge
 from pyro_vaes.nn.layer_builder import LayerBuilder
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["large_ladder", "medium_ladder", "small_ladder"]
 

@@ -8,9 +8,10 @@ import math
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ImageShape
+from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder
 from pyro_vaes.nn.heads import NormalHead
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot, concatenate
+from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["ConvNetworks", "Labelled", "LinearNetworks", "MLPNetworks", "Networks", "Scaled"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vaes.distributions import Mixture
-from pyro_vaes.nn.heads import MIN_SCALE
+from pyro_vaes.nn.heads import MIN_SCALE, lower_triangular
 
 __all__ = ["MixturePrior"]
 
@@ -163,10 +163,7 @@ class MixturePrior(nn.Module):
         diagonal = softplus(self.raw_scale) + self.min_scale
         if self.lower is None:
             return Normal(self.loc[k], diagonal[k]).to_event(1)
-        row, column = torch.tril_indices(self.dim, self.dim, offset=-1, device=diagonal.device)
-        scale_tril = torch.diag_embed(diagonal).clone()
-        scale_tril[:, row, column] = self.lower
-        return MultivariateNormal(self.loc[k], scale_tril=scale_tril[k])
+        return MultivariateNormal(self.loc[k], scale_tril=lower_triangular(diagonal, self.lower)[k])
 
     def forward(self) -> Mixture:
         return Mixture(self.weights, self.components)

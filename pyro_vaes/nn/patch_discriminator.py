@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn.conv import ImageShape, image_batch
-from pyro_vaes.nn.resnet_v2 import batch_norm, glorot
+from pyro_vaes.nn.glorot import glorot
+from pyro_vaes.nn.resnet_v2 import batch_norm
+from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
 
 __all__ = ["PatchDiscriminator"]
 
@@ -68,6 +69,4 @@ class PatchDiscriminator(nn.Module):
         glorot(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        images, batch_shape = image_batch(image, self.image_shape)
-        logits = self.trunk(images)
-        return logits.reshape(*batch_shape, *logits.shape[1:])
+        return over_leading_dims(self.trunk, as_images(image, self.image_shape), 3)

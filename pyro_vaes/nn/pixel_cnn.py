@@ -31,7 +31,7 @@ from pyro_vaes.nn.causal_conv import (
     residual_block,
     stacked_groups,
 )
-from pyro_vaes.nn.conv import ImageShape
+from pyro_vaes.nn.shapes import ImageShape, over_leading_dims
 
 __all__ = ["PixelCNN", "pixel_cnn_layers", "pixel_cnn_window"]
 
@@ -163,10 +163,12 @@ class PixelCNN(AutoregressiveNetwork):
         return seen
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = _over(lambda image: self.first(self.reaches[0].pad(image)), x)
+        h = over_leading_dims(lambda image: self.first(self.reaches[0].pad(image)), x, 3)
         if self.context is not None:
-            h = h + _over(self._features, context)  # they broadcast here: x is read once for all particles
-        return _over(self._after_first, h)
+            h = h + over_leading_dims(
+                self._features, context, 3
+            )  # they broadcast here: x is read once for all particles
+        return over_leading_dims(self._after_first, h, 3)
 
     def _features(self, context: Tensor) -> Tensor:
         assert self.context is not None
@@ -209,9 +211,3 @@ def _at_pixel(blocks: list[CausalBlock], inner: list[Tensor], row: int, column: 
     block, padded, reach = blocks[place], inner[place], blocks[place].reach
     padded[..., row + reach.above, column + reach.left] = block.before(h)[..., 0, 0]
     return block.finish(h, reach.patch(padded, row, column))
-
-
-def _over(function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Apply a function of ``(N, C, H, W)`` to ``(..., C, H, W)``."""
-    out = function(image.reshape(-1, *image.shape[-3:]))
-    return out.reshape(*image.shape[:-3], *out.shape[1:])

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from pyro_vaes.nn.shapes import ImageShape
+
 __all__ = ["ResidualEncoder"]
 
 
@@ -53,7 +55,7 @@ class ResidualEncoder(nn.Sequential):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageShape,
         channels: Sequence[int],
         out_features: int,
         *,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from pyro_vaes.nn.causal_conv import POINT, CausalBlock, MaskedConv2d, Reach, causal_mask, stacked_groups
-from pyro_vaes.nn.conv import ImageShape
 from pyro_vaes.nn.pixel_cnn import PixelCNN
+from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["ResidualPixelCNN", "bottleneck_block"]
 
