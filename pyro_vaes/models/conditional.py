@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn import ProgramModule, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 __all__ = ["ConditionalVAE"]
 
@@ -58,7 +58,7 @@ class ConditionalVAE(ProgramModule):
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim = latent_dim
-        self.marginal_prior = StandardNormal(latent_dim, prior_scale) if prior is None else None
+        self.marginal_prior = StandardNormal(latent_dim, prior_scale)  # has no part where there is a network
         self.conditional_prior = prior
         self.embedding = nn.Identity() if embedding is None else embedding
 
@@ -80,13 +80,11 @@ class ConditionalVAE(ProgramModule):
 
     def posterior(self, x: Tensor, covariate: Tensor) -> TorchDistribution:
         """q(z | x, c) with batch shape ``(B,)`` and event shape ``(d,)``."""
-        q = as_posterior(self.encoder(x, self.embedding(covariate)))
-        return of_length(q, self.latent_dim, self.encoder)
+        return of_length(self.encoder(x, self.embedding(covariate)), self.latent_dim, self.encoder)
 
     def prior(self, embedded: Tensor) -> TorchDistribution:
         """p(z | c) for an embedded covariate."""
-        if self.marginal_prior is not None:
+        network = self.conditional_prior
+        if network is None:
             return self.marginal_prior()
-        assert self.conditional_prior is not None
-        p = as_posterior(self.conditional_prior(embedded), "the prior network")
-        return of_length(p, self.latent_dim, self.conditional_prior, source="the prior network")
+        return of_length(network(embedded), self.latent_dim, network, source="the prior network")

@@ -63,7 +63,7 @@ class _ClusterProgram(ProgramModule):
     def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program: x with shape ``(B, ...)`` or None; labels ``(B,)``, -1 where there is none."""
         labels = as_labels(labels, x, self.num_clusters)
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             y = sample_cluster("y", self.weights(), labels)
             z = pyro.sample("z", self.latent(y))
             return observe("x", self.likelihood(self.parameters_of_x(z, y)), x)

@@ -23,7 +23,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn import ProgramModule, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 __all__ = ["HierarchicalVAE"]
 
@@ -82,7 +82,7 @@ class HierarchicalVAE(ProgramModule):
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
         priors, levels = self.priors, len(self.latent_dims)
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = [pyro.sample(f"z_{levels}", self.top_prior())]  # z[0] is the lowest level so far
             for level in range(levels - 1, 0, -1):
                 prior = self._latent(priors[level - 1], self._parents(z), level, f"the prior of z_{level}")
@@ -91,9 +91,8 @@ class HierarchicalVAE(ProgramModule):
 
     def _latent(self, network: nn.Module, inputs: list[Tensor], level: int, source: str) -> TorchDistribution:
         """What a network says about z_level, whose length is compared."""
-        index = level - 1
-        q = as_posterior(network(*inputs), source)
-        return of_length(q, self.latent_dims[index], network, source=source, argument=f"latent_dims[{index}]")
+        length, argument = self.latent_dims[level - 1], f"latent_dims[{level - 1}]"
+        return of_length(network(*inputs), length, network, source=source, argument=argument)
 
     def _parents(self, above: list[Tensor]) -> list[Tensor]:
         return above if self.skip else above[:1]

@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn import ProgramModule, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 __all__ = ["LadderVAE"]
 
@@ -78,7 +78,7 @@ class LadderVAE(ProgramModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = [pyro.sample(f"z_{level}", prior()) for level, prior in enumerate(self.priors, start=1)]
             return observe("x", self.likelihood(self.decode(z)), x)
 
@@ -98,12 +98,10 @@ class LadderVAE(ProgramModule):
 
     def posteriors(self, x: Tensor) -> list[TorchDistribution]:
         """q(z_1 | x), .., q(z_L | x), each with batch shape ``(B,)`` and event shape ``(d_l,)``."""
-        levels = []
-        for index, (rung, h) in enumerate(zip(self.rungs, self.path(x), strict=True)):
-            source = f"the rung of z_{index + 1}"
-            q = as_posterior(rung(h), source)
-            levels.append(of_length(q, self.latent_dims[index], rung, source=source, argument=f"latent_dims[{index}]"))
-        return levels
+        return [
+            of_length(rung(h), dim, rung, source=f"the rung of z_{index + 1}", argument=f"latent_dims[{index}]")
+            for index, (rung, h, dim) in enumerate(zip(self.rungs, self.path(x), self.latent_dims, strict=True))
+        ]
 
     def decode(self, z: Sequence[Tensor]) -> Tensor:
         """The parameters of the likelihood given z_1, .., z_L, each with shape ``(..., d_l)``; leading ones broadcast.

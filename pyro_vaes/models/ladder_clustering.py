@@ -19,7 +19,6 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import pyro
 import torch
@@ -111,7 +110,7 @@ class LadderClusteringVAE(LadderVAE):
     @property
     def mixtures(self) -> list[MixturePrior]:
         """The priors of z_1, .., z_L."""
-        return cast(list[MixturePrior], list(self.priors))
+        return [prior for prior in self.priors if isinstance(prior, MixturePrior)]
 
     @property
     def num_clusters(self) -> tuple[int, ...]:
@@ -126,7 +125,7 @@ class LadderClusteringVAE(LadderVAE):
         :meth:`cluster_model` with enumeration, draw by draw. A KL weight of the rung weighs the label too.
         """
         labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = []
             for level, mixture in enumerate(self.mixtures, start=1):
                 prior = mixture()
@@ -144,7 +143,7 @@ class LadderClusteringVAE(LadderVAE):
     def cluster_model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program with clusters; ``labels`` with shape ``(B,)``, -1 where there is none."""
         labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = []
             for level, prior in enumerate(self.mixtures, start=1):
                 y = sample_cluster(f"y_{level}", prior.weights, labels if level == self.labelled_rung else None)

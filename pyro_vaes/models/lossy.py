@@ -15,7 +15,6 @@ References:
     | https://arxiv.org/abs/1611.02731
 """
 
-import pyro
 import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
@@ -98,7 +97,7 @@ class UnconditionalDecoder(ProgramModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             return observe("x", self.likelihood(self.context), x)
 
     @pyro_method

@@ -6,8 +6,6 @@ process.
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import cast
 
 import pyro
 import torch
@@ -39,6 +37,10 @@ class ProgramModule(PyroModule):
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._pyro_set_supermodule(self._unique_name(), self._pyro_context)
+
+    def _data_plate(self, x: Tensor | None, size: int) -> pyro.plate:
+        """The plate of the data: of the rows of ``x``, or of ``size`` new ones where that is None."""
+        return pyro.plate("data", size if x is None else len(x))
 
 
 class StandardNormal(nn.Module):
@@ -81,9 +83,8 @@ def as_posterior(output: object, source: str = "the encoder") -> TorchDistributi
     Raises:
         ValueError: The output is none of these.
     """
-    if isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(o, Tensor) for o in output):
-        loc, scale = cast(Sequence[Tensor], output)
-        return Normal(loc, scale).to_event(1)
+    if isinstance(output, tuple | list) and [isinstance(o, Tensor) for o in output] == [True, True]:
+        return Normal(*output).to_event(1)
     if isinstance(output, TorchDistributionMixin):
         return output if len(output.event_shape) else output.to_event(1)
     if isinstance(output, torch.distributions.Distribution):
@@ -99,25 +100,26 @@ def as_posterior(output: object, source: str = "the encoder") -> TorchDistributi
 
 
 def of_length(
-    q: TorchDistribution,
+    output: object,
     length: int,
     network: nn.Module,
     *,
     source: str = "the encoder",
     argument: str = "latent_dim",
 ) -> TorchDistribution:
-    """A distribution over a latent vector, after comparing its length with the one that the model was built for.
+    """Read what a network returned as a distribution over a latent vector of the length that the model was built for.
 
     Arguments:
-        q: What :func:`as_posterior` returned.
+        output: What the network returned, see :func:`as_posterior`.
         length: The length wanted.
         network: The network that returned it, whose head the error message names.
         source: What the network is called there.
         argument: What the length is called there.
 
     Raises:
-        ValueError: Its vectors have another length.
+        ValueError: It is no distribution, or its vectors have another length.
     """
+    q = as_posterior(output, source)
     if len(q.event_shape) == 1 and q.event_shape[0] != length:
         (got,) = q.event_shape
         kinds = NormalHead | SigmoidNormalHead | LogVarianceHead | MultivariateNormalHead
