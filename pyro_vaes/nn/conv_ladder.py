@@ -79,7 +79,7 @@ def small_ladder(
     return LadderNetworks(
         encoders=[pixels().linear(width).build(), features(width).linear(width).build()],
         rungs=[pixels().head(latent_dims[0]), *(features(width).head(d) for d in latent_dims[1:])],
-        merges=list(merges),
+        merges=merges,
         decoders=[
             start.deconv(low, half).image(_shown(image_shape, out_channels)).add(output()).build(),
             generate(merges[1].out_shape[0]).build(),
@@ -130,7 +130,7 @@ def medium_ladder(
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
-        merges=list(merges),
+        merges=merges,
         decoders=[
             new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).build(),
             new(merges[1].out_shape).deconv(b, half).deconv(a, half).build(),
@@ -185,7 +185,7 @@ def large_ladder(
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
-        merges=list(merges),
+        merges=merges,
         decoders=[
             start[0].deconv(a, full).image(shown).add(output()).build(),
             start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).build(),

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from pyro.distributions import Normal, TorchDistribution, TransformedDistribution
+from pyro.distributions import TorchDistribution, TransformedDistribution
 from pyro.nn import ConditionalAutoRegressiveNN
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor, nn
-from torch.distributions import Independent
 
 from pyro_vaes.distributions import HouseholderNormal, InverseAutoregressive
 from pyro_vaes.nn.heads import MAX_SCALE, MIN_SCALE, NormalHead
@@ -66,15 +65,12 @@ class HouseholderHead(nn.Module):
         self.vectors = nn.ModuleList(Linear(out_features if k else in_features, out_features) for k in range(flows))
 
     def forward(self, features: Tensor) -> HouseholderNormal:
-        base = cast(Normal, cast(Independent, self.normal(features)).base_dist)
-        vectors, v = [], features
+        loc, scale = self.normal.loc_scale(features)
+        vectors, v = [loc.new_zeros((*loc.shape[:-1], 0, loc.shape[-1]))], features
         for layer in self.vectors:
             v = layer(v)
-            vectors.append(v)
-        if not vectors:
-            none = base.loc.new_zeros((*base.loc.shape[:-1], 0, base.loc.shape[-1]))
-            return HouseholderNormal(base.loc, base.scale, none)
-        return HouseholderNormal(base.loc, base.scale, torch.stack(vectors, -2))
+            vectors.append(v.unsqueeze(-2))
+        return HouseholderNormal(loc, scale, torch.cat(vectors, -2))
 
 
 class IAFHead(nn.Module):
@@ -151,9 +147,10 @@ def _masked(context: int, order: list[int], widths: list[int], activation: nn.Mo
             d, context, widths, permutation=cast(torch.LongTensor, torch.tensor(order)), nonlinearity=activation
         )
     network.register_buffer("permutation", network.permutation, persistent=False)
-    layers = cast(list[MaskedLinear], list(network.layers))
-    for layer in layers:
+    for layer in network.layers:
+        assert isinstance(layer, MaskedLinear)
         layer.register_buffer("mask", layer.mask, persistent=False)
+        bias = layer.bias
     with torch.no_grad():
-        layers[-1].bias[d:] += GATE_LOGIT  # the outputs are m, then s
+        bias[d:] += GATE_LOGIT  # the outputs are m, then s
     return network

@@ -110,13 +110,15 @@ class NormalHead(nn.Module):
             self.register_buffer("log_scale", shared.log())
 
     def forward(self, *inputs: Tensor) -> TorchDistribution:
-        features = concatenate(inputs)
+        return Normal(*self.loc_scale(concatenate(inputs))).to_event(1)
+
+    def loc_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations, both ``(..., d)``, of features ``(..., F)``."""
         loc = self.loc(features)
         if self.log_scale is not None:
-            return Normal(loc, self.log_scale.exp().expand_as(loc)).to_event(1)
+            return loc, self.log_scale.exp().expand_as(loc)
         assert self.raw_scale is not None
-        scale = bounded_scale(self.raw_scale(features), self.min_scale, self.max_scale)
-        return Normal(loc, scale).to_event(1)
+        return loc, bounded_scale(self.raw_scale(features), self.min_scale, self.max_scale)
 
 
 class SigmoidNormalHead(nn.Module):

@@ -30,10 +30,10 @@ class LadderNetworks(NamedTuple):
         decoders: L networks: of the parameters of x, of t_1, .., and the last one of t_{L-1} given z_L.
     """
 
-    encoders: list[nn.Module]
-    rungs: list[nn.Module]
-    merges: list[nn.Module]
-    decoders: list[nn.Module]
+    encoders: Sequence[nn.Module]
+    rungs: Sequence[nn.Module]
+    merges: Sequence[nn.Module]
+    decoders: Sequence[nn.Module]
 
 
 def mlp_ladder(
@@ -72,7 +72,7 @@ def mlp_ladder(
             Chain(hidden(i, [width], width), SigmoidNormalHead(width, d))
             for i, d in zip(sources, latent_dims, strict=True)
         ],
-        merges=list(merges),
+        merges=merges,
         decoders=[
             MLP(i, [width, width], o, activation=activation)
             for i, o in zip([*merged, latent_dims[-1]], [out, *[width] * (levels - 1)], strict=True)

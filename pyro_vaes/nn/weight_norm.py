@@ -12,7 +12,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +78,10 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
         mean, sd = output.mean(others), output.std(others, correction=0)
         constant = sd < SMALLEST
         mean, sd = mean.where(~constant, 0.0), sd.where(~constant, 1.0)
-        gain, bias = gains[layer], cast(Tensor | None, layer.bias)
+        gain, bias = gains[layer], layer.bias
         gain.div_(sd.reshape(gain.shape))
         shape = (-1,) + (1,) * (output.dim() - 1 - channel)
-        if bias is None:
+        if not isinstance(bias, Tensor):
             return output / sd.reshape(shape)
         bias.sub_(mean).div_(sd)
         return (output - mean.reshape(shape)) / sd.reshape(shape)
