@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from pyro_vaes.nn.mlp import Activation
+
 __all__ = ["CausalBlock", "MaskedConv2d", "Reach", "causal_mask", "gated_block", "plain_block", "residual_block"]
 
 M = TypeVar("M", bound=nn.Module)
@@ -166,7 +168,6 @@ class _Gate(nn.Module):
         return torch.tanh(a) * torch.sigmoid(b)
 
 
-Activation = Callable[[], nn.Module]
 Block = Callable[[Tensor, Reach, Activation, bool], CausalBlock]
 
 

@@ -1,12 +1,12 @@
 """Convolutional encoders and decoders for images; any number of leading dimensions (particles, batch)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from pyro_vaes.nn.linear import Linear
-from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.mlp import Activation, concatenate
 from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "same_conv", "same_deconv"]
@@ -20,7 +20,7 @@ class ResidualBlock(nn.Module):
         | https://arxiv.org/abs/1603.05027
     """
 
-    def __init__(self, channels: int, *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+    def __init__(self, channels: int, *, activation: Activation = nn.ReLU) -> None:
         super().__init__()
         self.body = nn.Sequential(
             activation(),
@@ -88,7 +88,7 @@ class ConvEncoder(nn.Module):
         *,
         extra_features: int = 0,
         num_residual: int = 0,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
@@ -132,7 +132,7 @@ class ConvDecoder(nn.Module):
         *,
         num_residual: int = 0,
         flat: bool = False,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         self.image_shape, self.flat = image_shape, flat

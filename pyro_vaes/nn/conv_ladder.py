@@ -16,6 +16,7 @@ from torch import nn
 from pyro_vaes.nn.ladder import LadderNetworks, Merge
 from pyro_vaes.nn.layer_builder import LayerBuilder
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.mlp import Activation
 from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["large_ladder", "medium_ladder", "small_ladder"]
@@ -31,7 +32,7 @@ def small_ladder(
     width: int = 1024,
     merge: Merge = GatedAdd,
     out_channels: int | None = None,
-    output: Callable[[], nn.Module] = nn.Sigmoid,
+    output: Activation = nn.Sigmoid,
     batch_norm: bool = True,
 ) -> LadderNetworks:
     """The paper's networks for MNIST ("Small"): three rungs, of which the lowest is convolutional.
@@ -95,7 +96,7 @@ def medium_ladder(
     channels: Sequence[int] = (64, 128, 256),
     width: int = 1024,
     out_channels: int | None = None,
-    output: Callable[[], nn.Module] = nn.Sigmoid,
+    output: Activation = nn.Sigmoid,
     batch_norm: bool = True,
 ) -> LadderNetworks:
     """The paper's networks for SVHN ("Medium"): four rungs, three of them convolutional, merged by concatenation.
@@ -147,7 +148,7 @@ def large_ladder(
     channels: Sequence[int] = (64, 128, 256, 512),
     width: int = 1024,
     out_channels: int | None = None,
-    output: Callable[[], nn.Module] = nn.Sigmoid,
+    output: Activation = nn.Sigmoid,
     batch_norm: bool = True,
 ) -> LadderNetworks:
     """The paper's networks for CelebA ("Large"): four rungs, three of them convolutional, merged by concatenation.

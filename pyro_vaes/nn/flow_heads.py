@@ -6,7 +6,7 @@ with h the features. More than a diagonal normal can say, at the cost of a few m
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_vaes.distributions import HouseholderNormal, InverseAutoregressive
 from pyro_vaes.nn.heads import MAX_SCALE, MIN_SCALE, NormalHead
 from pyro_vaes.nn.linear import Linear
+from pyro_vaes.nn.mlp import Activation
 
 __all__ = ["HouseholderHead", "IAFHead"]
 
@@ -114,7 +115,7 @@ class IAFHead(nn.Module):
         *,
         flows: int = 4,
         hidden: Sequence[int] = (320,),
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Activation = nn.ELU,
         min_scale: float = MIN_SCALE,
         max_scale: float = MAX_SCALE,
     ) -> None:

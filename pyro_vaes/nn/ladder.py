@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vaes.nn.heads import SigmoidNormalHead
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
-from pyro_vaes.nn.mlp import MLP, Chain
+from pyro_vaes.nn.mlp import MLP, Activation, Chain
 
 __all__ = ["LadderNetworks", "Merge", "mlp_ladder"]
 
@@ -43,7 +43,7 @@ def mlp_ladder(
     width: int = 256,
     out_features: int | None = None,
     merge: Merge = GatedAdd,
-    activation: Callable[[], nn.Module] = nn.ReLU,
+    activation: Activation = nn.ReLU,
 ) -> LadderNetworks:
     """A ladder of MLPs with two hidden layers per block, for flat data and any number of rungs.
 

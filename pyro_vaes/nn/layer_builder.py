@@ -4,7 +4,7 @@ LayerBuilder((1, 28, 28)).conv(64).conv(128).fc(1024).linear(10).build()
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Self
 
@@ -15,7 +15,7 @@ from pyro_vaes.nn.conv import same_conv, same_deconv
 from pyro_vaes.nn.glorot import glorot
 from pyro_vaes.nn.heads import SigmoidNormalHead
 from pyro_vaes.nn.linear import Linear
-from pyro_vaes.nn.mlp import Chain
+from pyro_vaes.nn.mlp import Activation, Chain
 from pyro_vaes.nn.shapes import over_leading_dims
 
 __all__ = ["LayerBuilder", "ShapedSequential"]
@@ -95,11 +95,11 @@ class LayerBuilder:
         self.shape = (channels, *size)
         return layer
 
-    def fc(self, width: int, activation: Callable[[], nn.Module] = leaky_relu) -> Self:
+    def fc(self, width: int, activation: Activation = leaky_relu) -> Self:
         """A fully connected layer with an activation, a leaky ReLU by default."""
         return self._hidden(self._linear(width), activation)
 
-    def feature_map(self, shape: Sequence[int], activation: Callable[[], nn.Module] = leaky_relu) -> Self:
+    def feature_map(self, shape: Sequence[int], activation: Activation = leaky_relu) -> Self:
         """A fully connected layer whose output is read as (C, H, W)."""
         self.fc(math.prod(shape), activation)
         self.shape = tuple(shape)
@@ -137,7 +137,7 @@ class LayerBuilder:
         self.shape = (features,)
         return Chain(self.build(), SigmoidNormalHead(features, dim))
 
-    def _hidden(self, layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, activation: Callable[[], nn.Module]) -> Self:
+    def _hidden(self, layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, activation: Activation) -> Self:
         if self.batch_norm:
             nn.init.normal_(layer.weight, std=0.02)
             layer.register_parameter("bias", None)  # the normalisation would take it away again

@@ -10,14 +10,14 @@ References:
     | https://arxiv.org/abs/1502.03509
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
-from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.mlp import Activation, concatenate
 from pyro_vaes.ops import linear
 
 __all__ = ["MADE", "MaskedLinear"]
@@ -73,7 +73,7 @@ class MADE(AutoregressiveNetwork):
         num_params: int = 1,
         *,
         context_features: int = 0,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         self._check_widths(dim=dim, num_params=num_params)

@@ -10,7 +10,10 @@ from torch.distributions.distribution import Distribution
 
 from pyro_vaes.nn.linear import Linear
 
-__all__ = ["MLP", "Chain", "OneHot", "concatenate"]
+__all__ = ["MLP", "Activation", "Chain", "OneHot", "concatenate"]
+
+Activation = Callable[[], nn.Module]
+"""The constructor of an activation."""
 
 
 def concatenate(inputs: Sequence[Tensor], dim: int = -1) -> Tensor:
@@ -50,7 +53,7 @@ class MLP(nn.Sequential):
         hidden: Sequence[int],
         out_features: int,
         *,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
         bias: bool = True,
         activate_output: bool = False,
     ) -> None:

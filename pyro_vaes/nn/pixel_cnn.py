@@ -31,6 +31,7 @@ from pyro_vaes.nn.causal_conv import (
     residual_block,
     stacked_groups,
 )
+from pyro_vaes.nn.mlp import Activation
 from pyro_vaes.nn.shapes import ImageShape, over_leading_dims
 
 __all__ = ["PixelCNN", "pixel_cnn_layers", "pixel_cnn_window"]
@@ -108,7 +109,7 @@ class PixelCNN(AutoregressiveNetwork):
         num_pointwise: int = 0,
         block: Block = residual_block,
         tied: bool = False,
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Activation = nn.ELU,
         weight_norm: bool = True,
     ) -> None:
         super().__init__()

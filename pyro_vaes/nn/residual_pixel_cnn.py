@@ -17,15 +17,14 @@ from functools import partial
 from torch import Tensor, nn
 
 from pyro_vaes.nn.causal_conv import POINT, CausalBlock, Reach, causal_conv, stacked_groups
+from pyro_vaes.nn.mlp import Activation
 from pyro_vaes.nn.pixel_cnn import PixelCNN
 from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["ResidualPixelCNN", "bottleneck_block"]
 
 
-def bottleneck_block(
-    groups: Tensor, reach: Reach, activation: Callable[[], nn.Module], weight_norm: bool
-) -> CausalBlock:
+def bottleneck_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:
     """``act(h + conv1x1(act(conv(act(conv1x1(h))))))`` with half as many channels around the convolution."""
     half = groups[::2]
     conv = partial(causal_conv, weight_norm=weight_norm)
@@ -67,7 +66,7 @@ class ResidualPixelCNN(PixelCNN):
         num_params: int = 1,
         *,
         context_channels: int = 0,
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Activation = nn.ELU,
         weight_norm: bool = True,
     ) -> None:
         if len(kernel_sizes) < 3 or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
