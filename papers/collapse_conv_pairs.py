@@ -126,4 +126,4 @@ def conv_hierarchical_vae(
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(conv_image(d1, image_shape, flat=True), nn.Tanh())
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE([bottom, top], [prior], decoder, likelihood, latent_dims, prior_scale=prior_scale)
+    return HierarchicalVAE([bottom, top], decoder, likelihood, latent_dims, priors=[prior], prior_scale=prior_scale)

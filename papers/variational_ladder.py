@@ -112,10 +112,10 @@ def build_hierarchy(setting: LadderSetting, image_shape: ImageShape) -> Hierarch
     below, above = s.latent_dims[:-1], s.latent_dims[1:]
     return HierarchicalVAE(
         [networks.rungs[0], *(block(b, partial(nn.LeakyReLU, 0.1)).head(a) for b, a in zip(below, above, strict=True))],
-        [Chain(block(a, nn.ReLU).build(), NormalHead(s.width, b)) for b, a in zip(below, above, strict=True)],
         nn.Sequential(networks.merges[0].network, networks.decoders[0]),  # type: ignore[arg-type]
         _likelihood(s),
         s.latent_dims,
+        priors=[Chain(block(a, nn.ReLU).build(), NormalHead(s.width, b)) for b, a in zip(below, above, strict=True)],
     )
 
 

@@ -102,7 +102,7 @@ class GaussianMixtureDGM(_ClusterProgram):
     Example:
         >>> from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
         >>> encoder = Chain(MLP(64 + 5, [32], 32), NormalHead(32, 2))
-        >>> prior = MixturePrior(5, 2, learn_weights=False)
+        >>> prior = MixturePrior(2, 5, learn_weights=False)
         >>> gmdgm = GaussianMixtureDGM(MLP(64, [32], 5), encoder, MLP(2, [32], 64), BernoulliLikelihood(), prior)
         >>> gmdgm.model(size=3).shape, gmdgm.responsibilities(torch.zeros(7, 64)).shape
         (torch.Size([3, 64]), torch.Size([7, 5]))

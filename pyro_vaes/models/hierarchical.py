@@ -34,11 +34,11 @@ class HierarchicalVAE(ProgramModule):
     Arguments:
         encoders: L modules that return distributions, of z_1, .., z_L in this order, given what the guide above says,
             in the order in which it is listed there.
-        priors: L - 1 modules that return the distributions of z_1, .., z_{L-1} given z_{l+1} (with skips: given
-            z_{l+1}, .., z_L).
         decoder: ``z_1 -> parameters`` (with skips: ``(z_1, .., z_L)``).
         likelihood: ``parameters -> distribution`` of x.
         latent_dims: Dimensions of z_1, .., z_L.
+        priors: L - 1 modules that return the distributions of z_1, .., z_{L-1} given z_{l+1} (with skips: given
+            z_{l+1}, .., z_L).
         skip: Whether there are skip connections.
         top_down: Whether the guide runs from the top.
         prior_scale: Standard deviation of the top prior.
@@ -48,7 +48,7 @@ class HierarchicalVAE(ProgramModule):
         >>> from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
         >>> encoders = [Chain(MLP(64, [32], 32), NormalHead(32, 4)), Chain(MLP(4, [32], 32), NormalHead(32, 2))]
         >>> priors = [Chain(MLP(2, [32], 32), NormalHead(32, 4))]
-        >>> hvae = HierarchicalVAE(encoders, priors, MLP(4, [32], 64), BernoulliLikelihood(), [4, 2])
+        >>> hvae = HierarchicalVAE(encoders, MLP(4, [32], 64), BernoulliLikelihood(), [4, 2], priors=priors)
         >>> hvae.model(size=3).shape
         torch.Size([3, 64])
     """
@@ -56,11 +56,11 @@ class HierarchicalVAE(ProgramModule):
     def __init__(
         self,
         encoders: Sequence[nn.Module],
-        priors: Sequence[nn.Module],
         decoder: nn.Module,
         likelihood: nn.Module,
         latent_dims: Sequence[int],
         *,
+        priors: Sequence[nn.Module],
         skip: bool = False,
         top_down: bool = False,
         prior_scale: float = 1.0,

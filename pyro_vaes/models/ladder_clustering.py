@@ -65,7 +65,7 @@ class LadderClusteringVAE(LadderVAE):
 
     Example:
         >>> from pyro_vaes.nn import BernoulliLikelihood, mlp_ladder
-        >>> priors = [MixturePrior(6, 2), MixturePrior(4, 3)]
+        >>> priors = [MixturePrior(2, 6), MixturePrior(3, 4)]
         >>> vlac = LadderClusteringVAE(*mlp_ladder(64, [2, 3], width=16), BernoulliLikelihood(), [2, 3], priors=priors)
         >>> [r.shape for r in vlac.responsibilities(torch.zeros(5, 64))]
         [torch.Size([5, 6]), torch.Size([5, 4])]
@@ -93,7 +93,7 @@ class LadderClusteringVAE(LadderVAE):
         if wrong or [p.dim for p in priors] != list(latent_dims):
             raise ValueError(
                 f"The priors must be MixturePriors of {list(latent_dims)} dimensions, but got "
-                f"{wrong or [p.dim for p in priors]}. Where a rung is not to cluster, MixturePrior(1, dim) is a normal."
+                f"{wrong or [p.dim for p in priors]}. Where a rung is not to cluster, MixturePrior(dim, 1) is a normal."
             )
         if classifiers is not None and len(classifiers) != levels:
             raise ValueError(f"{levels} rungs need {levels} classifiers, but got {len(classifiers)}.")

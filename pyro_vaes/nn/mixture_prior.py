@@ -34,8 +34,8 @@ class MixturePrior(nn.Module):
     N(0, I); :meth:`start_from` puts them where the codes of data lie.
 
     Arguments:
-        num_components: K.
         dim: Number of dimensions.
+        num_components: K.
         full_covariance: Whether the components have full covariances, rather than diagonal ones.
         learn_weights: Whether the weights pi are learned; else they are uniform.
         scale: Standard deviation at the start.
@@ -45,7 +45,7 @@ class MixturePrior(nn.Module):
         ValueError: A number is out of range.
 
     Example:
-        >>> prior = MixturePrior(4, 2)
+        >>> prior = MixturePrior(2, 4)
         >>> prior().log_prob(torch.zeros(5, 2)).shape, prior().responsibilities(torch.zeros(5, 2)).shape
         (torch.Size([5]), torch.Size([5, 4]))
     """
@@ -54,8 +54,8 @@ class MixturePrior(nn.Module):
 
     def __init__(
         self,
-        num_components: int,
         dim: int,
+        num_components: int,
         *,
         full_covariance: bool = False,
         learn_weights: bool = True,
