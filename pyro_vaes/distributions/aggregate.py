@@ -194,12 +194,14 @@ class MixturePosterior(_Posteriors):
                 f"The estimate is of one mixture from at least 2 draws of each of its parts, but got batch shape "
                 f"{tuple(self.batch_shape)} and num_samples={num_samples}."
             )
+
         parts = Normal(self.loc, self.scale, validate_args=False).to_event(1)
         rows = max(1, MAX_ELEMENTS // self.loc.numel())
         values = []
         for z in parts.sample(torch.Size([num_samples])):  # (n, d), one draw of each
             log_q = torch.cat([self.log_prob(some) for some in z.split(rows)])
             values.append(integrand(z, log_q, parts.log_prob(z)))
+
         value = torch.stack(values)  # (S, n)
         return value.mean(), value.var(0).mean().div(value.numel()).sqrt()
 

@@ -69,11 +69,13 @@ class Autoregressive(TorchDistribution):
                 f"support={support} constrains values with {support.event_dim} dimensions, but event_shape="
                 f"{tuple(event_shape)} has {len(event_shape)}; wrap it in constraints.independent(support, n)?"
             )
+
         if context.dim() < context_dim:
             raise ValueError(
                 f"context has shape {tuple(context.shape)}, but context_dim={context_dim} of its dimensions belong to "
                 "one datum; add the missing ones, or pass context_dim?"
             )
+
         self.conditionals, self.context, self.context_dim, self._support = conditionals, context, context_dim, support
         super().__init__(context.shape[: context.dim() - context_dim], event_shape, validate_args=validate_args)
 

@@ -65,6 +65,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     ) -> None:
         if not isinstance(num_levels, int) or num_levels < 2:
             raise ValueError(f"num_levels must be a whole number of at least 2, but got {num_levels!r}.")
+
         shapes = [tuple(t.shape) for t in (logits, loc, scale)]
         if min(map(len, shapes)) < 1 or len({shape[-1] for shape in shapes}) > 1:
             raise ValueError(
@@ -72,6 +73,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
                 f"have shapes {', '.join(map(str, shapes))}. Unsqueeze a last dimension of size 1 for a "
                 "single component?"
             )
+
         self.logits, self.loc, self.scale = torch.broadcast_tensors(logits, loc, scale)
         self.num_levels = num_levels
         super().__init__(self.logits.shape[:-1], validate_args=validate_args)

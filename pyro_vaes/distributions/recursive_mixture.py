@@ -75,18 +75,21 @@ class RecursiveMixture(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         components = tuple(components)
+
         logits = eps_logits.unbind(-1) if isinstance(eps_logits, Tensor) and eps_logits.dim() else tuple(eps_logits)
         if len(components) != len(logits) + 1:
             raise ValueError(
                 f"{len(components)} components need {max(len(components) - 1, 0)} logits in the last dimension of "
                 f"eps_logits, one for each component but the first, but got {len(logits)}."
             )
+
         event_shapes = {tuple(c.event_shape) for c in components}
         if len(event_shapes) > 1:
             raise ValueError(
                 f"The components of a mixture need one event shape, but got {sorted(event_shapes)}. Is .to_event(1) "
                 "missing on one of them?"
             )
+
         batch_shape = torch.broadcast_shapes(*(a.shape for a in logits), *(c.batch_shape for c in components))
         self.components = tuple(c if c.batch_shape == batch_shape else c.expand(batch_shape) for c in components)
         self.logits = tuple(a.expand(batch_shape) for a in logits)

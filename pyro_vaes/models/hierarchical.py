@@ -72,6 +72,7 @@ class HierarchicalVAE(ProgramModule):
                 f"{levels} latent_dims need {levels} encoders and {levels - 1} priors (the top level's prior is "
                 f"N(0, I)), but got {len(encoders)} encoders and {len(priors)} priors."
             )
+
         self.encoders, self.priors = nn.ModuleList(encoders), nn.ModuleList(priors)
         self.decoder, self.likelihood = decoder, likelihood
         self.top_prior = StandardNormal(latent_dims[-1], prior_scale)

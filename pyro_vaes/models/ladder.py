@@ -70,6 +70,7 @@ class LadderVAE(ProgramModule):
                 f"between them, but got {got[1]} rungs, {got[3]} decoders, {got[4]} priors, {got[0]} encoders and "
                 f"{got[2]} merges."
             )
+
         self.encoders, self.rungs = nn.ModuleList(encoders), nn.ModuleList(rungs)
         self.merges, self.decoders = nn.ModuleList(merges), nn.ModuleList(decoders)
         self.likelihood, self.priors = likelihood, nn.ModuleList(priors)

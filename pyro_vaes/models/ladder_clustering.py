@@ -89,12 +89,14 @@ class LadderClusteringVAE(LadderVAE):
         super().__init__(encoders, rungs, merges, decoders, likelihood, latent_dims, priors=priors)
         levels = len(latent_dims)
         labelled_rung = levels if labelled_rung is None else labelled_rung
+
         wrong = [type(p).__name__ for p in priors if not isinstance(p, MixturePrior)]
         if wrong or [p.dim for p in priors] != list(latent_dims):
             raise ValueError(
                 f"The priors must be MixturePriors of {list(latent_dims)} dimensions, but got "
                 f"{wrong or [p.dim for p in priors]}. Where a rung is not to cluster, MixturePrior(dim, 1) is a normal."
             )
+
         if classifiers is not None and len(classifiers) != levels:
             raise ValueError(f"{levels} rungs need {levels} classifiers, but got {len(classifiers)}.")
         if clusters_to_rungs and classifiers is None:
@@ -104,6 +106,7 @@ class LadderClusteringVAE(LadderVAE):
                 f"labelled_rung is one of 1..{levels} and label_weight at least 0, but got {labelled_rung} and "
                 f"{label_weight}."
             )
+
         self.classifiers = None if classifiers is None else nn.ModuleList(classifiers)
         self.clusters_to_rungs, self.labelled_rung, self.label_weight = clusters_to_rungs, labelled_rung, label_weight
 

@@ -72,11 +72,14 @@ def small_ladder(
         return new((width_in,)).fc(width, nn.ReLU).fc(width, nn.ReLU).linear(width)
 
     half = new(image_shape).conv(low).shape[1:]
+
     merges = [
         merge(new((latent_dims[0],)).fc(width).build(), (width,)),
         merge(new((latent_dims[1],)).fc(width, nn.ReLU).build(), (width,)),
     ]
+
     start = new(merges[0].out_shape).feature_map(pixels().shape, nn.ReLU)
+
     return LadderNetworks(
         encoders=[pixels().linear(width).build(), features(width).linear(width).build()],
         rungs=[pixels().head(latent_dims[0]), *(features(width).head(d) for d in latent_dims[1:])],
@@ -119,15 +122,19 @@ def medium_ladder(
     _count("medium_ladder", latent_dims=(latent_dims, 4), channels=(channels, 3))
     new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c = channels
+
     blocks = _Blocks(new, image_shape, *([(deep, 2), (deep, 1)] for deep in channels))
     maps = blocks.maps
+
     merges = [
         Concatenate(new((latent_dims[0],)).feature_map(maps[1], nn.ReLU).build(), maps[1]),
         Concatenate(new((latent_dims[1],)).feature_map(maps[2], nn.ReLU).build(), maps[2]),
         Concatenate(nn.Identity(), (width,), injected=latent_dims[2]),
     ]
+
     full, half, quarter = (m[1:] for m in maps[:3])
     shown = _shown(image_shape, out_channels)
+
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
@@ -173,16 +180,21 @@ def large_ladder(
     _count("large_ladder", latent_dims=(latent_dims, 4), channels=(channels, 4))
     new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c, d = channels
+
     blocks = _Blocks(new, image_shape, [(a, 2), (a, 1)], [(b, 2), (b, 1), (c, 2)], [(c, 1), (d, 2), (d, 1)])
     maps = blocks.maps
+
     full, half, eighth, sixteenth = (m[1:] for m in maps)
     quarter = new(maps[1]).conv(b).shape[1:]
+
     merges = [
         Concatenate(new((dim,)).feature_map(shape, nn.ReLU).build(), shape)
         for dim, shape in zip(latent_dims[:3], maps[1:], strict=True)
     ]
+
     start = [new(m.out_shape) for m in merges]
     shown = _shown(image_shape, out_channels)
+
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),

@@ -122,12 +122,14 @@ class IAFHead(nn.Module):
         super().__init__()
         if not isinstance(flows, int) or flows < 1:
             raise ValueError(f"flows is the number of steps, 1 or more, but got {flows!r}; use NormalHead for none?")
+
         widths = list(hidden)
         if not widths or any(not isinstance(w, int) or w < out_features for w in widths):
             raise ValueError(
                 f"hidden holds the widths of the masked networks' layers, at least one and each at least "
                 f"out_features={out_features}, or some dimensions would be cut off; but got {widths}."
             )
+
         self.normal = NormalHead(in_features, out_features, min_scale=min_scale, max_scale=max_scale)
         forwards = list(range(out_features))
         self.orders = [forwards[::-1] if k % 2 else forwards for k in range(flows)]
@@ -147,11 +149,13 @@ def _masked(context: int, order: list[int], widths: list[int], activation: nn.Mo
         network = ConditionalAutoRegressiveNN(
             d, context, widths, permutation=cast(torch.LongTensor, torch.tensor(order)), nonlinearity=activation
         )
+
     network.register_buffer("permutation", network.permutation, persistent=False)
     for layer in network.layers:
         assert isinstance(layer, MaskedLinear)
         layer.register_buffer("mask", layer.mask, persistent=False)
         bias = layer.bias
+
     with torch.no_grad():
         bias[d:] += GATE_LOGIT  # the outputs are m, then s
     return network

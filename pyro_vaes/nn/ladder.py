@@ -63,9 +63,12 @@ def mlp_ladder(
     levels = len(latent_dims)
     hidden = partial(MLP, activation=activation, activate_output=True)
     sources = [in_features, *[width] * (levels - 1)]
+
     merges = [merge(hidden(dim, [], width), (width,)) for dim in latent_dims[:-1]]
     merged = [m.out_shape[0] for m in merges]
+
     out = in_features if out_features is None else out_features
+
     return LadderNetworks(
         encoders=[hidden(i, [width], width) for i in sources[:-1]],
         rungs=[

@@ -81,14 +81,18 @@ class MADE(AutoregressiveNetwork):
         self._check_widths(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         if not hidden:
             raise ValueError("MADE needs at least one hidden layer; hidden=[64]?")
+
         self.event_shape, self.context_shape, self.num_params = (dim,), (context_features,), num_params
+
         lowest = 0 if context_features or dim == 1 else 1  # degree 0: units that see the context alone
         degrees = [torch.cat([torch.arange(1, dim + 1), torch.zeros(context_features, dtype=torch.long)])]
         for width in hidden:
             degrees.append(lowest + torch.arange(width) * (dim - lowest) // width)
+
         layers: list[nn.Module] = []
         for below, above in pairwise(degrees):
             layers += [MaskedLinear(above.unsqueeze(-1) >= below), activation()]
+
         outputs = torch.arange(1, dim + 1).repeat(num_params)  # laid out as (P, D)
         layers.append(MaskedLinear(outputs.unsqueeze(-1) > degrees[-1]))
         self.layers = nn.Sequential(*layers)

@@ -85,13 +85,16 @@ def as_posterior(output: object, source: str = "the encoder") -> TorchDistributi
     """
     if isinstance(output, tuple | list) and [isinstance(o, Tensor) for o in output] == [True, True]:
         return Normal(*output).to_event(1)
+
     if isinstance(output, TorchDistributionMixin):
         return output if len(output.event_shape) else output.to_event(1)
+
     if isinstance(output, torch.distributions.Distribution):
         raise ValueError(
             f"{source} returned torch's {type(output).__name__}, which Pyro cannot sample from at a site: return "
             f"pyro.distributions.{type(output).__name__} instead."
         )
+
     raise ValueError(
         f"{source} returned {type(output).__name__}, but a distribution over the latent vector is wanted, or a pair "
         "(loc, scale) of tensors. Put a head behind the network, for example "
@@ -123,6 +126,7 @@ def of_length(
     if len(q.event_shape) == 1 and q.event_shape[0] != length:
         (got,) = q.event_shape
         kinds = NormalHead | SigmoidNormalHead | LogVarianceHead | MultivariateNormalHead
+
         heads = [m for m in network.modules() if isinstance(m, kinds) and m.loc.out_features == got]
         cure = f"let it return vectors of length {length}"
         if heads:
@@ -132,6 +136,7 @@ def of_length(
             f"{source[0].upper()}{source[1:]} returns a distribution over vectors of length {got}, but {argument} is "
             f"{length}: {cure}."
         )
+
     return q
 
 

@@ -57,14 +57,17 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(f"filters are the channels of the first five convolutions, but got {tuple(filters)}.")
         if min(image_shape[1:]) < 8:
             raise ValueError(f"Three of the convolutions halve the image, so it needs 8 x 8 pixels; got {image_shape}.")
+
         self.image_shape = image_shape
         layers: list[nn.Module] = []
         widths = (image_shape[0], *filters, 1)
+
         for number, stride in enumerate(STRIDES):
             i, o = widths[number : number + 2]
             layers += [nn.Conv2d(i, o, 3, stride=stride, padding=1), batch_norm(o, live=live_batch_norm)]
             layers += [nn.LeakyReLU(0.3, inplace=True)] if number < len(filters) else []
             layers += [nn.Dropout(dropout)] if dropout else []
+
         self.trunk = nn.Sequential(*layers)
         glorot(self)
 

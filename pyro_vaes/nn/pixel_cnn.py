@@ -123,6 +123,7 @@ class PixelCNN(AutoregressiveNetwork):
                 f"the image has, but got {len(layers)} layers, context_size={context_size} and channels={channels} for "
                 f"{image_channels} image channels."
             )
+
         first, *rest = (Reach(*reach) for reach in layers)
         if tied and len(set(rest)) > 1:
             raise ValueError(f"tied=True needs masked layers of one reach behind the first, but got {rest}.")

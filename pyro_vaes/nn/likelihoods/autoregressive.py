@@ -50,16 +50,19 @@ class AutoregressiveLikelihood(nn.Module):
                 "AutoregressiveLikelihood takes (likelihood, network), such as BernoulliLikelihood(event_dim=3) and a "
                 f"PixelCNN, but got {type(likelihood).__name__} and {type(network).__name__}."
             )
+
         if likelihood.event_dim != len(network.event_shape):
             raise ValueError(
                 f"The likelihood has event_dim={likelihood.event_dim}, but the network's data have shape "
                 f"{network.event_shape}; pass event_dim={len(network.event_shape)}?"
             )
+
         if likelihood.num_params != network.num_params:
             raise ValueError(
                 f"{type(likelihood).__name__} takes {likelihood.num_params} numbers per value, but the network has "
                 f"num_params={network.num_params}; pass num_params={likelihood.num_params} to the network?"
             )
+
         self.likelihood, self.network = likelihood, network
 
     @property

@@ -138,11 +138,13 @@ class PositiveParameter(nn.Module):
                 f"{name} must be a finite number above its floor of {floor:g}, but got {value!r}; for data "
                 "with less spread than that, rescale the data?"
             )
+
         if len(shape) > event_dim:
             raise ValueError(
                 f"shape={tuple(shape)} is the shape of {name} within one datum, but has more dimensions than "
                 f"event_dim={event_dim}; pass the datum's shape, without the batch?"
             )
+
         self.floor, self.event_dim, self.name = floor, event_dim, name
         raw = torch.full(tuple(shape), math.log(value - floor))
         if learn:

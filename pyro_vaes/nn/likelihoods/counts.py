@@ -21,6 +21,7 @@ class _CountLikelihood(Likelihood):
                 f"counts are 0, 1, 2, ..., but the smallest value is {value.min().item():.4g}; use the raw "
                 "counts rather than centred or logarithmic ones, or GaussianLikelihood."
             )
+
         if value.is_floating_point() and (value != value.round()).any():
             share = (value != value.round()).float().mean().item()
             return (

@@ -46,6 +46,7 @@ class CategoricalLikelihood(Likelihood):
                 f"{self.num_classes - 1}; relabel the data from 0, or give CategoricalLikelihood more "
                 "classes (and the decoder more outputs)."
             )
+
         if value.is_floating_point() and (value != value.round()).any():
             return (
                 f"classes are whole numbers 0, ..., {self.num_classes - 1}, but the data hold others; "
