@@ -58,7 +58,7 @@ class ConditionalVAE(ProgramModule):
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim = latent_dim
-        self.marginal_prior = StandardNormal(latent_dim, prior_scale)  # has no part where there is a network
+        self.marginal_prior = StandardNormal(latent_dim, prior_scale) if prior is None else None
         self.conditional_prior = prior
         self.embedding = nn.Identity() if embedding is None else embedding
 
@@ -84,7 +84,8 @@ class ConditionalVAE(ProgramModule):
 
     def prior(self, embedded: Tensor) -> TorchDistribution:
         """p(z | c) for an embedded covariate."""
-        network = self.conditional_prior
-        if network is None:
+        if self.marginal_prior is not None:
             return self.marginal_prior()
+        network = self.conditional_prior
+        assert network is not None
         return of_length(network(embedded), self.latent_dim, network, source="the prior network")

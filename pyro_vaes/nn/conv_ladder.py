@@ -127,8 +127,7 @@ def medium_ladder(
     maps = blocks.maps
 
     merges = [
-        Concatenate(new((latent_dims[0],)).feature_map(maps[1], nn.ReLU).build(), maps[1]),
-        Concatenate(new((latent_dims[1],)).feature_map(maps[2], nn.ReLU).build(), maps[2]),
+        *blocks.merges(latent_dims[:2]),
         Concatenate(nn.Identity(), (width,), injected=latent_dims[2]),
     ]
 
@@ -187,10 +186,7 @@ def large_ladder(
     full, half, eighth, sixteenth = (m[1:] for m in maps)
     quarter = new(maps[1]).conv(b).shape[1:]
 
-    merges = [
-        Concatenate(new((dim,)).feature_map(shape, nn.ReLU).build(), shape)
-        for dim, shape in zip(latent_dims[:3], maps[1:], strict=True)
-    ]
+    merges = blocks.merges(latent_dims[:3])
 
     start = [new(m.out_shape) for m in merges]
     shown = _shown(image_shape, out_channels)
@@ -233,6 +229,13 @@ class _Blocks:
 
     def encoders(self) -> list[nn.Module]:
         return [self._block(level).build() for level in range(len(self.blocks))]
+
+    def merges(self, latent_dims: Sequence[int]) -> list[Concatenate]:
+        """What puts z_1, z_2, .. beside feature maps of the shapes of h_1, h_2, .."""
+        return [
+            Concatenate(self.new((dim,)).feature_map(shape, nn.ReLU).build(), shape)
+            for dim, shape in zip(latent_dims, self.maps[1:], strict=False)
+        ]
 
     def rungs(self, latent_dims: Sequence[int], width: int) -> list[nn.Module]:
         """One head on each block, and a last one on two fully connected layers."""
