@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from papers.collapse_pairs import Added, AddedNormal, TanhNormal
 from pyro_vaes.data import assemble, complete
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, ConvDecoder, ConvEncoder, GaussianLikelihood
-from pyro_vaes.nn.conv import ImageShape
+from pyro_vaes.nn import MLP, ConvDecoder, ConvEncoder, GaussianLikelihood, ImageShape
 
 __all__ = ["AroundHole", "WithHole", "conv_cvae", "conv_hierarchical_vae"]
 
@@ -127,4 +126,4 @@ def conv_hierarchical_vae(
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(conv_image(d1, image_shape, flat=True), nn.Tanh())
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE([bottom, top], [prior], decoder, likelihood, latent_dims, prior_scale=prior_scale)
+    return HierarchicalVAE([bottom, top], decoder, likelihood, latent_dims, priors=[prior], prior_scale=prior_scale)

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
-from pyro_vaes.nn.heads import bounded_scale
+from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead, bounded_scale
 
 __all__ = [
     "Added",
@@ -139,7 +138,7 @@ def relu_hierarchical_vae(
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(MLP(d1, [hidden], features), nn.Tanh())
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE([bottom, top], [prior], decoder, likelihood, latent_dims, prior_scale=prior_scale)
+    return HierarchicalVAE([bottom, top], decoder, likelihood, latent_dims, priors=[prior], prior_scale=prior_scale)
 
 
 def linear_head(features: int, units: int, scale: float | Tensor | None) -> NormalHead:
@@ -182,4 +181,4 @@ def linear_hierarchical_pair(
     encoders = [linear_head(features, d1, encoder_scales[0]), linear_head(d1, d2, encoder_scales[1])]
     priors, decoder = [linear_head(d2, d1, noise)], MLP(d1, [], features, bias=False)
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE(encoders, priors, decoder, likelihood, latent_dims, prior_scale=prior_scale)
+    return HierarchicalVAE(encoders, decoder, likelihood, latent_dims, priors=priors, prior_scale=prior_scale)

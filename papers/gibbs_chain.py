@@ -109,13 +109,10 @@ def build(setting: GibbsSetting, pixels: int) -> HierarchicalVAE:
     def normal(width_in: int, dim: int) -> Chain:
         return Chain(MLP(width_in, [width], width, activate_output=True), NormalHead(width, dim))
 
-    return HierarchicalVAE(
-        [normal(below, dim) for below, dim in pairwise((pixels, *dims))],
-        [normal(above, dim) for dim, above in pairwise(dims)],
-        MLP(dims[0], [width, width], pixels),
-        BernoulliLikelihood(),
-        dims,
-    )
+    encoders = [normal(below, dim) for below, dim in pairwise((pixels, *dims))]
+    priors = [normal(above, dim) for dim, above in pairwise(dims)]
+    decoder = MLP(dims[0], [width, width], pixels)
+    return HierarchicalVAE(encoders, decoder, BernoulliLikelihood(), dims, priors=priors)
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def gmdgm(s: LadderClusteringSetting, job: Job) -> Result:
     torch.manual_seed(job.seed)
     data = s.load(job, s.dgm_images)
     pixels, width, dim, k = math.prod(data.image_shape), s.dgm_width, s.dgm_latent_dim, s.clusters[-1]
-    prior = MixturePrior(k, dim, learn_weights=False)
+    prior = MixturePrior(dim, k, learn_weights=False)
     prior.place(1e-3 * prior.loc, 1.0)
     encoder = Chain(MLP(pixels + k, [width], width, activate_output=True), NormalHead(width, dim))
     classifier, decoder = MLP(pixels, [width, width], k), MLP(dim, [width, width], pixels)

@@ -112,7 +112,7 @@ def train_vlac(s: LadderClusteringSetting, data: ImageData, job: Job) -> tuple[L
     pixels = math.prod(data.image_shape)
     networks, likelihood = mlp_ladder(pixels, s.latent_dims, width=s.width), s.likelihood()
     warm = LadderVAE(*networks, likelihood, s.latent_dims).to(job.device)
-    priors = [MixturePrior(k, d, learn_weights=s.learn_weights) for k, d in zip(s.clusters, s.latent_dims, strict=True)]
+    priors = [MixturePrior(d, k, learn_weights=s.learn_weights) for k, d in zip(s.clusters, s.latent_dims, strict=True)]
     for prior in priors:
         prior.place(0.01 * prior.loc, 1.0)  # N(0, I) until it starts
     vlac = LadderClusteringVAE(*networks, likelihood, s.latent_dims, priors=priors).to(job.device)

@@ -18,7 +18,7 @@ from pyro_vaes.nn import (
     PixelCNN,
     Reach,
     StandardNormal,
-    stack,
+    pixel_cnn_layers,
     weight_norm,
 )
 
@@ -118,6 +118,6 @@ def lossy_vae(s: LossySetting, shape: ImageShape, layers: Sequence[Reach] | None
 
 def unconditional_decoder(s: LossySetting, shape: ImageShape) -> UnconditionalDecoder:
     """The same autoregressive network without z."""
-    network = likelihood(s, shape, stack(s.layers))
+    network = likelihood(s, shape, pixel_cnn_layers(s.layers))
     assert isinstance(network, AutoregressiveLikelihood)
     return UnconditionalDecoder(network)

@@ -30,8 +30,7 @@ from pyro_vaes.diagnostics.representation.representation import knn_accuracy
 from pyro_vaes.infer import MMD_ELBO, KLWarmup, evaluate, fit
 from pyro_vaes.infer.training.callbacks import Callback, Run
 from pyro_vaes.models import HierarchicalVAE, LadderVAE
-from pyro_vaes.nn import Chain, LaplaceLikelihood, NormalHead, small_ladder
-from pyro_vaes.nn.layer_builder import Layers
+from pyro_vaes.nn import Chain, LaplaceLikelihood, LayerBuilder, NormalHead, small_ladder
 from pyro_vaes.plots import level_manifolds
 from pyro_vaes.plots.style import legend, quiet
 from pyro_vaes.programs.pair import preserve_rng
@@ -107,16 +106,16 @@ def build_hierarchy(setting: LadderSetting, image_shape: ImageShape) -> Hierarch
     s = setting
     networks = small_ladder(image_shape, s.latent_dims, channels=s.channels, width=s.width)
 
-    def block(width_in: int, activation: Callable[[], nn.Module]) -> Layers:
-        return Layers((width_in,), batch_norm=True).fc(s.width, activation).fc(s.width, activation)
+    def block(width_in: int, activation: Callable[[], nn.Module]) -> LayerBuilder:
+        return LayerBuilder((width_in,), batch_norm=True).fc(s.width, activation).fc(s.width, activation)
 
     below, above = s.latent_dims[:-1], s.latent_dims[1:]
     return HierarchicalVAE(
         [networks.rungs[0], *(block(b, partial(nn.LeakyReLU, 0.1)).head(a) for b, a in zip(below, above, strict=True))],
-        [Chain(block(a, nn.ReLU).stack(), NormalHead(s.width, b)) for b, a in zip(below, above, strict=True)],
         nn.Sequential(networks.merges[0].network, networks.decoders[0]),  # type: ignore[arg-type]
         _likelihood(s),
         s.latent_dims,
+        priors=[Chain(block(a, nn.ReLU).build(), NormalHead(s.width, b)) for b, a in zip(below, above, strict=True)],
     )
 
 

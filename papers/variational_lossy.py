@@ -30,7 +30,7 @@ from pyro_vaes.data import Binarize, ImageData, Split, ToUnit, load_data
 from pyro_vaes.diagnostics import code_length, collapse_report, log_likelihood
 from pyro_vaes.infer import FreeBits_ELBO, WeightAverage, fit
 from pyro_vaes.models import LossyVAE, UnconditionalDecoder
-from pyro_vaes.nn import PixelCNN, initialise_weight_norm, stack, window
+from pyro_vaes.nn import PixelCNN, initialise_weight_norm, pixel_cnn_layers, pixel_cnn_window
 from pyro_vaes.plots import image_grid
 from pyro_vaes.programs.pair import preserve_rng
 
@@ -105,13 +105,15 @@ Build = Callable[[LossySetting, ImageShape], LossyVAE | UnconditionalDecoder]
 
 def cases(s: LossySetting) -> Mapping[str, Callable[[LossySetting, Job], Result]]:
     """By name, what is trained and measured."""
-    full = stack(s.layers)
+    full = pixel_cnn_layers(s.layers)
     builds: dict[str, Build] = {
         ALONE: unconditional_decoder,
         NORMAL: functools.partial(lossy_vae, layers=full, flow=False),
         FLOW: functools.partial(lossy_vae, layers=full, flow=True),
         **{
-            f"AF prior, window {width}x{height}": functools.partial(lossy_vae, layers=window(width, height), flow=True)
+            f"AF prior, window {width}x{height}": functools.partial(
+                lossy_vae, layers=pixel_cnn_window(width, height), flow=True
+            )
             for width, height in s.windows
         },
         FACTORISED: functools.partial(lossy_vae, layers=None, flow=True),
@@ -240,10 +242,11 @@ def remark(s: LossySetting) -> str:
     """Where the published figures are from, and what is smaller here."""
     images = "all" if s.train_images is None else f"{s.train_images:,}"
     tests = "all" if s.test_images is None else f"{s.test_images:,}"
+    pixels = len(PixelCNN((1, 9, 9), 1, pixel_cnn_layers(s.layers)).receptive_field())
     return (
         f"{SOURCES[s.data]}. Theirs: 4096 importance samples, all images, a decoder that sees 69 pixels; batch size "
         f"and epochs are not stated. Here: {s.num_particles} samples on {tests} test images, {images} training images "
-        f"for {s.epochs} epochs, a decoder that sees {len(PixelCNN((1, 9, 9), 1, stack(s.layers)).receptive_field())} "
+        f"for {s.epochs} epochs, a decoder that sees {pixels} "
         "pixels. NLL of few samples is too high by some tenths of a nat."
     )
 

@@ -63,8 +63,8 @@ from pyro_vaes.nn import (
     PixelCNN,
     WeightHead,
     mlp_ladder,
+    pixel_cnn_layers,
     small_ladder,
-    stack,
 )
 
 B, D = 6, 16
@@ -132,7 +132,7 @@ def _hierarchical(*, skip: bool, top_down: bool) -> Built:
         widths = [D] + [D + sum(dims[: i + 1]) if skip else dims[i] for i in range(2)]
     encoders = [Chain(MLP(w, [8], 8), NormalHead(8, d)) for w, d in zip(widths, dims, strict=True)]
     decoder = MLP(sum(dims) if skip else dims[0], [8], D)
-    hvae = HierarchicalVAE(encoders, priors, decoder, BernoulliLikelihood(), dims, skip=skip, top_down=top_down)
+    hvae = HierarchicalVAE(encoders, decoder, BernoulliLikelihood(), dims, priors=priors, skip=skip, top_down=top_down)
     return Built(hvae.model, (_binary(),), hvae.guide, lambda: MLP(D, [8], 8), sum(dims), hvae)
 
 
@@ -171,7 +171,7 @@ def _ladder_clustering(form: str) -> Built:
     if form == "C":
         rungs = [_WithClusters(*sizes) for sizes in zip(widths, clusters, dims, strict=True)]
         networks = networks._replace(rungs=rungs)
-    priors = [MixturePrior(clusters[0], dims[0]), MixturePrior(clusters[1], dims[1], full_covariance=True)]
+    priors = [MixturePrior(dims[0], clusters[0]), MixturePrior(dims[1], clusters[1], full_covariance=True)]
     for prior in priors:  # close together, so that their log-density is concave and a Laplace guide does not warn
         prior.place(0.3 * prior.loc, 1.0)
     vlac = LadderClusteringVAE(
@@ -188,7 +188,7 @@ def _ladder_clustering(form: str) -> Built:
 
 
 def gaussian_mixture_dgm() -> Built:
-    prior = MixturePrior(4, 3, learn_weights=False)
+    prior = MixturePrior(3, 4, learn_weights=False)
     gmdgm = GaussianMixtureDGM(
         MLP(D, [8], 4), _WithClusters(D, 4, 3), MLP(3, [8], D), BernoulliLikelihood(), prior, label_weight=1.1
     )
@@ -204,7 +204,7 @@ def m2() -> Built:
 def lossy_vae() -> Built:
     shape = (1, 4, 4)
     encoder = Chain(ConvEncoder(shape, [2], 8), NormalHead(8, 3))
-    network = PixelCNN(shape, 4, stack(2), context_channels=2)
+    network = PixelCNN(shape, 4, pixel_cnn_layers(2), context_channels=2)
     likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
     prior = AutoregressivePrior(3, [8], steps=2)
     lossy = LossyVAE(encoder, ConvDecoder(3, [3], (2, 4, 4)), likelihood, 3, prior=prior)

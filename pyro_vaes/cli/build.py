@@ -135,7 +135,7 @@ def _hierarchical(options: Options, data: ImageData, networks: Networks, likelih
     encoders = [networks.head(trunk, dim) for trunk, dim in zip(trunks, dims, strict=True)]
     priors = [networks.head(networks.vector_trunk(a), dim) for a, dim in zip(above, dims, strict=False)]
     decoder = networks.decoder(sum(dims) if skip else dims[0], likelihood.num_params)
-    return HierarchicalVAE(encoders, priors, decoder, likelihood, dims, skip=skip, top_down=options.top_down)
+    return HierarchicalVAE(encoders, decoder, likelihood, dims, priors=priors, skip=skip, top_down=options.top_down)
 
 
 _MODELS: dict[str, Callable[[Options, ImageData, Networks, Likelihood], VAE | ConditionalVAE | HierarchicalVAE]] = {

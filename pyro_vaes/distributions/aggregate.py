@@ -12,13 +12,15 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Literal, Self, cast, get_args
+from typing import Literal, get_args
 
 import torch
-from pyro.distributions import Independent, Normal, TorchDistribution
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 from torch.distributions.kl import register_kl
+
+from pyro_vaes.distributions.vector_distribution import VectorDistribution, base_normal
 
 __all__ = ["AggregateGaussian", "MixturePosterior", "Moment"]
 
@@ -27,14 +29,14 @@ MAX_ELEMENTS = 2**22  # of a tensor of draws, posteriors and units
 SMALL = 1e-8  # as released: the variance ratio at which the logarithm of the KL stops running off to minus infinity
 
 
-class _Posteriors(TorchDistribution):
+class _Posteriors(VectorDistribution):
     """A distribution over vectors made of n diagonal normals, with means and standard deviations ``(..., n, d)``."""
 
     arg_constraints = {
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),
     }
-    support = constraints.real_vector
+    scale: Tensor
 
     def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         if loc.dim() < 2 or scale.dim() < 2 or loc.shape[-2:] != scale.shape[-2:]:
@@ -42,14 +44,7 @@ class _Posteriors(TorchDistribution):
                 f"loc and scale are those of n posteriors over d units, with shape (..., n, d), but got "
                 f"{tuple(loc.shape)} and {tuple(scale.shape)}; scale.expand_as(loc)?"
             )
-        batch_shape = torch.broadcast_shapes(loc.shape[:-2], scale.shape[:-2])
-        self.loc, self.scale = (t.expand(batch_shape + loc.shape[-2:]) for t in (loc, scale))
-        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
-
-    @staticmethod
-    def infer_shapes(loc: torch.Size, scale: torch.Size) -> tuple[torch.Size, torch.Size]:
-        """Batch and event shape from the shapes of the arguments."""
-        return torch.broadcast_shapes(loc[:-2], scale[:-2]), torch.Size(loc[-1:])
+        super().__init__(loc=loc, scale=scale, validate_args=validate_args)
 
     @property
     def num_posteriors(self) -> int:
@@ -64,15 +59,6 @@ class _Posteriors(TorchDistribution):
         """V, or V + mean_i sigma_i², ``(..., d)``."""
         variance = self.loc.var(-2, correction=0)
         return variance + self.scale.square().mean(-2) if moment == "mixture" else variance
-
-    def expand(self, batch_shape: torch.Size, _instance: Self | None = None) -> Self:
-        new = cast(Self, self._get_checked_instance(type(self), _instance))
-        new.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_")})
-        batch_shape = torch.Size(batch_shape)
-        new.loc, new.scale = (t.expand(batch_shape + t.shape[-2:]) for t in (self.loc, self.scale))
-        TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
 
 class AggregateGaussian(_Posteriors):
@@ -208,27 +194,23 @@ class MixturePosterior(_Posteriors):
                 f"The estimate is of one mixture from at least 2 draws of each of its parts, but got batch shape "
                 f"{tuple(self.batch_shape)} and num_samples={num_samples}."
             )
+
         parts = Normal(self.loc, self.scale, validate_args=False).to_event(1)
         rows = max(1, MAX_ELEMENTS // self.loc.numel())
         values = []
         for z in parts.sample(torch.Size([num_samples])):  # (n, d), one draw of each
             log_q = torch.cat([self.log_prob(some) for some in z.split(rows)])
             values.append(integrand(z, log_q, parts.log_prob(z)))
+
         value = torch.stack(values)  # (S, n)
         return value.mean(), value.var(0).mean().div(value.numel()).sqrt()
 
 
-def _total(p: AggregateGaussian, q: torch.distributions.Normal) -> Tensor:
-    return p.kl_units(q.loc, q.scale).sum(-1)
-
-
 @register_kl(AggregateGaussian, torch.distributions.Normal)
-def _kl_normal(p: AggregateGaussian, q: Normal) -> Tensor:
-    return _total(p, q)  # its last batch dimension are the independent units
+def _kl_normal(p: AggregateGaussian, q: torch.distributions.Normal) -> Tensor:
+    return p.kl_units(q.loc, q.scale).sum(-1)  # the last batch dimension of q are the independent units
 
 
-@register_kl(AggregateGaussian, torch.distributions.Independent)
+@register_kl(AggregateGaussian, Independent)
 def _kl_diagonal_normal(p: AggregateGaussian, q: Independent) -> Tensor:
-    if not isinstance(q.base_dist, torch.distributions.Normal) or q.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError(f"There is no closed-form KL from an AggregateGaussian to {q}; estimate it by draws.")
-    return _total(p, q.base_dist)
+    return _kl_normal(p, base_normal(p, q))

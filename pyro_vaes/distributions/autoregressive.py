@@ -1,12 +1,13 @@
 """Distributions whose elements are drawn one after the other, each given those before it."""
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+
+from pyro_vaes.distributions.vector_distribution import expand_attributes
 
 __all__ = ["Autoregressive"]
 
@@ -68,11 +69,13 @@ class Autoregressive(TorchDistribution):
                 f"support={support} constrains values with {support.event_dim} dimensions, but event_shape="
                 f"{tuple(event_shape)} has {len(event_shape)}; wrap it in constraints.independent(support, n)?"
             )
+
         if context.dim() < context_dim:
             raise ValueError(
                 f"context has shape {tuple(context.shape)}, but context_dim={context_dim} of its dimensions belong to "
                 "one datum; add the missing ones, or pass context_dim?"
             )
+
         self.conditionals, self.context, self.context_dim, self._support = conditionals, context, context_dim, support
         super().__init__(context.shape[: context.dim() - context_dim], event_shape, validate_args=validate_args)
 
@@ -84,17 +87,7 @@ class Autoregressive(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return self._support
 
-    def expand(self, batch_shape: torch.Size, _instance: "Autoregressive | None" = None) -> "Autoregressive":
-        new = cast(Autoregressive, self._get_checked_instance(Autoregressive, _instance))
-        batch_shape = torch.Size(batch_shape)
-        new.conditionals, new.context_dim, new._support = self.conditionals, self.context_dim, self._support
-        new.context = self._context(batch_shape)
-        super(Autoregressive, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def _context(self, batch_shape: torch.Size) -> Tensor:
-        return self.context.expand(batch_shape + self.context.shape[self.context.dim() - self.context_dim :])
+    expand = expand_attributes
 
     def given(self, value: Tensor) -> TorchDistribution:
         """The conditionals p(x_i | x_<i, h) at ``value``, as one factorised distribution over the event."""
@@ -107,22 +100,25 @@ class Autoregressive(TorchDistribution):
         lead = value.shape[: value.dim() - len(self.event_shape)]
         return log_prob.expand(torch.broadcast_shapes(lead, self.batch_shape))  # conditionals may ignore the context
 
+    @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        with torch.no_grad():
-            context = self._context(shape[: len(shape) - len(self.event_shape)])
-            value = context.new_zeros(shape)
-            if 0 in shape:
-                return value
-            walk = cast(Walk | None, getattr(self.conditionals, "walk", None))
-            if walk is not None:
-                for view, fn in walk(value, context):
-                    view.copy_(fn.sample())
-                return value
-            flat = value.flatten(-len(self.event_shape))  # a view: value is contiguous
-            for i in range(flat.shape[-1]):  # a parallel pass for each element: right for any conditionals, and slow
-                flat[..., i] = self.conditionals(value, context).sample().flatten(-len(self.event_shape))[..., i]
+        wide = self.expand(torch.Size(sample_shape) + self.batch_shape)
+        context, value = wide.context, wide.context.new_zeros(wide.shape())
+        if not value.numel():
             return value
+
+        walk: Walk | None = getattr(self.conditionals, "walk", None)
+        if walk is not None:
+            for view, fn in walk(value, context):
+                view.copy_(fn.sample())
+            return value
+
+        # a parallel pass for each element: right for any conditionals, and slow
+        first = -len(self.event_shape)
+        flat = value.flatten(first)  # a view: value is contiguous
+        for i in range(flat.shape[-1]):
+            flat[..., i] = self.conditionals(value, context).sample().flatten(first)[..., i]
+        return value
 
     @property
     def mean(self) -> Tensor:

@@ -15,20 +15,20 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
-from pyro.distributions import Normal, TorchDistribution
-from pyro.distributions.util import broadcast_shape
+from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import constraints
+
+from pyro_vaes.distributions.vector_distribution import VectorDistribution
 
 __all__ = ["AutoregressiveFlow"]
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
-class AutoregressiveFlow(TorchDistribution):
+class AutoregressiveFlow(VectorDistribution):
     """A diagonal normal pushed through T autoregressive steps.
 
     Arguments:
@@ -51,8 +51,8 @@ class AutoregressiveFlow(TorchDistribution):
     """
 
     arg_constraints = {"loc": constraints.real_vector, "scale": constraints.independent(constraints.positive, 1)}
-    support = constraints.real_vector
     has_rsample = True
+    scale: Tensor
 
     def __init__(self, loc: Tensor, scale: Tensor, steps: Sequence[Step], *, validate_args: bool | None = None) -> None:
         if loc.dim() < 1 or scale.dim() < 1:
@@ -60,23 +60,8 @@ class AutoregressiveFlow(TorchDistribution):
                 f"loc and scale have shape (..., D), but got {tuple(loc.shape)} and {tuple(scale.shape)}; for one "
                 "dimension use shape (1,)?"
             )
-        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         self.steps = tuple(steps)
-        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
-
-    @staticmethod
-    def infer_shapes(loc: torch.Size, scale: torch.Size) -> tuple[torch.Size, torch.Size]:
-        """Batch and event shape from the shapes of the arguments."""
-        shape = torch.Size(broadcast_shape(loc, scale))
-        return shape[:-1], shape[-1:]
-
-    def expand(self, batch_shape: torch.Size, _instance: "AutoregressiveFlow | None" = None) -> "AutoregressiveFlow":
-        new = cast(AutoregressiveFlow, self._get_checked_instance(AutoregressiveFlow, _instance))
-        shape = torch.Size(batch_shape) + self.event_shape
-        new.loc, new.scale, new.steps = self.loc.expand(shape), self.scale.expand(shape), self.steps
-        super(AutoregressiveFlow, new).__init__(shape[:-1], self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        super().__init__(loc=loc, scale=scale, validate_args=validate_args)
 
     def whiten(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """eps of z with shape ``(..., D)``, and log |det d eps / dz| with shape ``(...)``; one parallel pass."""

@@ -106,7 +106,9 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         series = value + small * w * (
             1 / 2 + small * ((1 - 2 * value) / 6 + small * ((1 - 6 * w) / 24 + small * fifth))
         )
+
         # F^-1(u; -m) = log(1 - u + u exp(-m)) / -m, and F^-1(u; m) = 1 - F^-1(1 - u; -m)
+
         u = torch.where(logits > 0, 1 - value, value)
         upper = (u > 0.5) & (magnitude > 1)  # where log1p would lose 1 - u + u exp(-m) to rounding
         high = torch.where(upper, u, torch.ones_like(u))

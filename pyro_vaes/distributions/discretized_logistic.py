@@ -1,7 +1,6 @@
 """Mixtures of discretised logistics: the likelihood of PixelCNN++ for pixels with finitely many levels."""
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from pyro.distributions import Categorical, TorchDistribution
@@ -10,6 +9,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyro_vaes.distributions.constraints import grid
+from pyro_vaes.distributions.vector_distribution import expand_attributes
 
 __all__ = ["DiscretizedLogisticMixture"]
 
@@ -65,6 +65,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     ) -> None:
         if not isinstance(num_levels, int) or num_levels < 2:
             raise ValueError(f"num_levels must be a whole number of at least 2, but got {num_levels!r}.")
+
         shapes = [tuple(t.shape) for t in (logits, loc, scale)]
         if min(map(len, shapes)) < 1 or len({shape[-1] for shape in shapes}) > 1:
             raise ValueError(
@@ -72,20 +73,12 @@ class DiscretizedLogisticMixture(TorchDistribution):
                 f"have shapes {', '.join(map(str, shapes))}. Unsqueeze a last dimension of size 1 for a "
                 "single component?"
             )
+
         self.logits, self.loc, self.scale = torch.broadcast_tensors(logits, loc, scale)
         self.num_levels = num_levels
         super().__init__(self.logits.shape[:-1], validate_args=validate_args)
 
-    def expand(
-        self, batch_shape: torch.Size, _instance: "DiscretizedLogisticMixture | None" = None
-    ) -> "DiscretizedLogisticMixture":
-        new = cast(DiscretizedLogisticMixture, self._get_checked_instance(DiscretizedLogisticMixture, _instance))
-        shape = torch.Size(batch_shape) + self.logits.shape[-1:]
-        new.logits, new.loc, new.scale = (t.expand(shape) for t in (self.logits, self.loc, self.scale))
-        new.num_levels = self.num_levels
-        super(DiscretizedLogisticMixture, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    expand = expand_attributes
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:

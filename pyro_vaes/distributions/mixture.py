@@ -3,8 +3,6 @@ r"""Finite mixtures of components of one family, with the component of a draw wi
 p(z) = sum_k pi_k p(z | k),    log p(z, k) = log pi_k + log p(z | k),    p(k | z) = p(z, k) / p(z)
 """
 
-from typing import cast
-
 import torch
 from pyro.distributions import MixtureSameFamily
 from torch import Tensor
@@ -32,12 +30,12 @@ class Mixture(MixtureSameFamily):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return cast(constraints.Constraint, self.component_distribution.support)
+        return self.component_distribution.support
 
     def log_joint(self, value: Tensor) -> Tensor:
         """log pi_k + log p(value | k), with shape ``(..., K)``."""
         weights = torch.log_softmax(self.mixture_distribution.logits, -1)
-        return cast(Tensor, weights + self.component_distribution.log_prob(self._pad(value)))
+        return weights + self.component_distribution.log_prob(self._pad(value))
 
     def responsibilities(self, value: Tensor) -> Tensor:
         """p(k | value), with shape ``(..., K)``; they sum to one over k."""

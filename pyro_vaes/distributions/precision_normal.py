@@ -1,20 +1,21 @@
 """The multivariate normal held by the Cholesky factor of its precision matrix."""
 
-import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
-from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
+from pyro.distributions import MultivariateNormal
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Independent, constraints
 from torch.distributions.kl import register_kl
 
+from pyro_vaes.distributions.factored_normal import FactoredNormal
+from pyro_vaes.distributions.vector_distribution import base_normal
+
 __all__ = ["PrecisionNormal"]
 
 
-class PrecisionNormal(TorchDistribution):
+class PrecisionNormal(FactoredNormal):
     r"""A full-covariance normal N(loc, P⁻¹) with P = C Cᵀ, in which nothing is inverted or factorised again.
 
     .. math::
@@ -45,8 +46,7 @@ class PrecisionNormal(TorchDistribution):
     """
 
     arg_constraints = {"loc": constraints.real_vector, "chol_precision": constraints.lower_cholesky}
-    support = constraints.real_vector
-    has_rsample = True
+    chol_precision: Tensor
 
     def __init__(self, loc: Tensor, chol_precision: Tensor, validate_args: bool | None = None) -> None:
         if loc.dim() < 1 or chol_precision.dim() < 2 or chol_precision.shape[-2:] != (*loc.shape[-1:], *loc.shape[-1:]):
@@ -54,65 +54,23 @@ class PrecisionNormal(TorchDistribution):
                 f"loc has shape (..., d) and chol_precision (..., d, d), but got {tuple(loc.shape)} and "
                 f"{tuple(chol_precision.shape)}; for a diagonal precision use Normal(...).to_event(1)?"
             )
-        batch_shape = broadcast_shape(loc.shape[:-1], chol_precision.shape[:-2])
-        event_shape = loc.shape[-1:]
-        self.loc = loc.expand(batch_shape + event_shape)
-        self.chol_precision = chol_precision.expand(batch_shape + event_shape + event_shape)
-        super().__init__(torch.Size(batch_shape), event_shape, validate_args=validate_args)
-
-    @staticmethod
-    def infer_shapes(loc: torch.Size, chol_precision: torch.Size) -> tuple[torch.Size, torch.Size]:
-        """Batch and event shape from the shapes of the arguments."""
-        return torch.Size(broadcast_shape(loc[:-1], chol_precision[:-2])), torch.Size(loc[-1:])
-
-    def expand(self, batch_shape: torch.Size, _instance: "PrecisionNormal | None" = None) -> "PrecisionNormal":
-        new = cast(PrecisionNormal, self._get_checked_instance(PrecisionNormal, _instance))
-        batch_shape = torch.Size(batch_shape)
-        new.loc = self.loc.expand(batch_shape + self.event_shape)
-        new.chol_precision = self.chol_precision.expand(batch_shape + self.event_shape + self.event_shape)
-        super(PrecisionNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        super().__init__(loc=loc, chol_precision=chol_precision, validate_args=validate_args)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
-        eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + self._by_factor(_solve, eps)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        whitened = self._by_factor(torch.matmul, value - self.loc)  # rows (z - mu)ᵀ C
-        d = self.event_shape[0]
-        return self._half_log_det() - 0.5 * (d * math.log(2 * math.pi) + whitened.square().sum(-1))
-
-    def entropy(self) -> Tensor:
-        return 0.5 * self.event_shape[0] * (1 + math.log(2 * math.pi)) - self._half_log_det()
+        return self.loc + self._by_factor(_solve, self._noise(sample_shape))
 
     @property
     def mean(self) -> Tensor:
         return self.loc
 
     @property
-    def mode(self) -> Tensor:
-        return self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        return self._inverse_factor().square().sum(-2)
-
-    @property
-    def covariance_matrix(self) -> Tensor:
-        """P⁻¹, with shape ``(..., d, d)``."""
-        inverse = self._inverse_factor()
-        with torch.autocast(inverse.device.type, enabled=False):
-            return inverse.mT @ inverse
-
-    @property
     def precision_matrix(self) -> Tensor:
         """P = C Cᵀ, with shape ``(..., d, d)``."""
         with torch.autocast(self.chol_precision.device.type, enabled=False):
             return self.chol_precision @ self.chol_precision.mT
+
+    def _whiten(self, value: Tensor) -> Tensor:
+        return self._by_factor(torch.matmul, value - self.loc)
 
     def _half_log_det(self) -> Tensor:
         return self.chol_precision.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -168,9 +126,7 @@ def _kl_multivariate_normal(p: PrecisionNormal, q: MultivariateNormal) -> Tensor
 
 @register_kl(PrecisionNormal, Independent)
 def _kl_diagonal_normal(p: PrecisionNormal, q: Independent) -> Tensor:
-    base = q.base_dist
-    if not isinstance(base, torch.distributions.Normal) or q.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError(f"There is no closed-form KL from a PrecisionNormal to {q}; estimate it from draws.")
-    normal = cast(Normal, base)
-    trace, mahalanobis = p.variance / normal.variance, (p.loc - normal.loc).square() / normal.variance
+    normal = base_normal(p, q)
+    trace = p.variance / normal.variance
+    mahalanobis = (p.loc - normal.loc).square() / normal.variance
     return _kl(p, trace.sum(-1), mahalanobis.sum(-1), -normal.scale.log().sum(-1))

@@ -4,13 +4,14 @@ Q_0 = q_0,    Q_m = (1 - eps_m) Q_{m-1} + eps_m q_m,    m = 1..M
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
+
+from pyro_vaes.distributions.vector_distribution import expand_attributes
 
 __all__ = ["RecursiveMixture", "log_weights"]
 
@@ -74,18 +75,21 @@ class RecursiveMixture(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         components = tuple(components)
+
         logits = eps_logits.unbind(-1) if isinstance(eps_logits, Tensor) and eps_logits.dim() else tuple(eps_logits)
         if len(components) != len(logits) + 1:
             raise ValueError(
                 f"{len(components)} components need {max(len(components) - 1, 0)} logits in the last dimension of "
                 f"eps_logits, one for each component but the first, but got {len(logits)}."
             )
+
         event_shapes = {tuple(c.event_shape) for c in components}
         if len(event_shapes) > 1:
             raise ValueError(
                 f"The components of a mixture need one event shape, but got {sorted(event_shapes)}. Is .to_event(1) "
                 "missing on one of them?"
             )
+
         batch_shape = torch.broadcast_shapes(*(a.shape for a in logits), *(c.batch_shape for c in components))
         self.components = tuple(c if c.batch_shape == batch_shape else c.expand(batch_shape) for c in components)
         self.logits = tuple(a.expand(batch_shape) for a in logits)
@@ -108,17 +112,10 @@ class RecursiveMixture(TorchDistribution):
         return innermost.mean.new_zeros((*self.batch_shape, 0))
 
     @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        return cast(constraints.Constraint, self.components[0].support)
+    def support(self) -> constraints.Constraint | None:
+        return self.components[0].support
 
-    def expand(self, batch_shape: torch.Size, _instance: "RecursiveMixture | None" = None) -> "RecursiveMixture":
-        new = cast(RecursiveMixture, self._get_checked_instance(RecursiveMixture, _instance))
-        batch_shape = torch.Size(batch_shape)
-        new.components = tuple(c.expand(batch_shape) for c in self.components)
-        new.logits = tuple(a.expand(batch_shape) for a in self.logits)
-        super(RecursiveMixture, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    expand = expand_attributes
 
     @property
     def log_alpha(self) -> Tensor:

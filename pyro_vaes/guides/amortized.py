@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
 from pyro_vaes.guides.plate_shapes import move_behind_plate
-from pyro_vaes.nn.module import Program as ProgramModule
-from pyro_vaes.nn.module import as_posterior
+from pyro_vaes.nn import ProgramModule, as_posterior
 from pyro_vaes.programs import Findings, Program, bind_keywords
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]

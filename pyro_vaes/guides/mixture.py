@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.distributions import RecursiveMixture
 from pyro_vaes.guides.amortized import AmortizedGuide, output_of
-from pyro_vaes.nn.module import as_posterior
+from pyro_vaes.nn import as_posterior
 from pyro_vaes.programs import Program
 
 __all__ = ["AmortizedMixture"]

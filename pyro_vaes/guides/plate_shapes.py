@@ -5,8 +5,13 @@ from typing import cast
 from pyro.distributions import TorchDistribution, TransformedDistribution
 from torch import Tensor
 
-from pyro_vaes.distributions import InverseAutoregressive, RecursiveMixture
-from pyro_vaes.distributions.map_parameters import elements, has_map, mapped
+from pyro_vaes.distributions import (
+    InverseAutoregressive,
+    RecursiveMixture,
+    event_elements,
+    has_transforms,
+    map_parameters,
+)
 
 __all__ = ["move_behind_plate"]
 
@@ -32,13 +37,13 @@ def move_behind_plate(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDist
         return parameter.reshape(parameter.shape[:1] + inner + parameter.shape[parameter.dim() - event_dim :])
 
     try:
-        if has_map(q) and all(isinstance(t, InverseAutoregressive) for t in q.transforms):
+        if has_transforms(q) and all(isinstance(t, InverseAutoregressive) for t in q.transforms):
             flow = cast(list[InverseAutoregressive], q.transforms)
             steps = [InverseAutoregressive(t.network, behind(t.context, 1), t.order) for t in flow]
             return TransformedDistribution(move_behind_plate(cast(TorchDistribution, q.base_dist), inner), steps)
-        if has_map(elements(q)):  # what another map holds for each row cannot be moved
+        if has_transforms(event_elements(q)):  # what another map holds for each row cannot be moved
             raise TypeError
-        return cast(TorchDistribution, mapped(q, behind))
+        return cast(TorchDistribution, map_parameters(q, behind))
     except (AttributeError, NotImplementedError, TypeError):
         raise ValueError(
             f"The model has plates to the right of its data plate, but the encoder's {type(q).__name__} has the batch "

@@ -64,10 +64,12 @@ def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight
     log_q = torch.log_softmax(logits, -1)
     known = (labels >= 0).unsqueeze(-1)
     label = labels.clamp(min=0).unsqueeze(-1)  # (B, 1)
+
     if label_weight > 0:
         term = torch.where(known, log_q.gather(-1, label), 0.0).squeeze(-1)
         with mark_statements(marks(objective_only=True)):
             pyro.factor(f"{name}_classification", -label_weight * term, has_rsample=True)  # q's side is subtracted
+
     agrees = label == torch.arange(logits.shape[-1], device=logits.device)
     point = torch.where(agrees, 0.0, -math.inf).to(log_q)
     infer = marks(enumerated=True, may_be_point=True)
@@ -100,17 +102,21 @@ def as_labels(labels: Tensor | None, x: Tensor | None, num_clusters: int) -> Ten
             f"labels must be a tensor of whole numbers with shape (B,), but got {type(labels).__name__} where {rows}; "
             "torch.as_tensor(labels)?"
         )
+
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not whole or x is None or labels.shape != (len(x),):
         raise ValueError(
             f"labels must be whole numbers with shape (B,), -1 where there is none, but got {labels.dtype} with shape "
             f"{tuple(labels.shape)} where {rows}."
         )
+
     labels = labels.long()
+
     looked_at = len(labels) and (labels.device.type == "cpu" or not torch.is_grad_enabled())
     if looked_at and not -1 <= labels.min() <= labels.max() < num_clusters:
         raise ValueError(
             f"Labels run from {labels.min().item()} to {labels.max().item()}, but there are {num_clusters} clusters: "
             f"wanted 0..{num_clusters - 1}, and -1 for none."
         )
+
     return labels

@@ -14,12 +14,12 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 __all__ = ["ConditionalVAE"]
 
 
-class ConditionalVAE(Program):
+class ConditionalVAE(ProgramModule):
     """A model/guide pair with one latent vector per datum, given a covariate.
 
     Sites: ``"z"`` and ``"x"`` in the plate ``"data"``. ``model(None, c)`` draws one x for each covariate, as for
@@ -80,13 +80,12 @@ class ConditionalVAE(Program):
 
     def posterior(self, x: Tensor, covariate: Tensor) -> TorchDistribution:
         """q(z | x, c) with batch shape ``(B,)`` and event shape ``(d,)``."""
-        q = as_posterior(self.encoder(x, self.embedding(covariate)))
-        return of_length(q, self.latent_dim, self.encoder)
+        return of_length(self.encoder(x, self.embedding(covariate)), self.latent_dim, self.encoder)
 
     def prior(self, embedded: Tensor) -> TorchDistribution:
         """p(z | c) for an embedded covariate."""
         if self.marginal_prior is not None:
             return self.marginal_prior()
-        assert self.conditional_prior is not None
-        p = as_posterior(self.conditional_prior(embedded), "the prior network")
-        return of_length(p, self.latent_dim, self.conditional_prior, source="the prior network")
+        network = self.conditional_prior
+        assert network is not None
+        return of_length(network(embedded), self.latent_dim, network, source="the prior network")

@@ -24,13 +24,12 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_vaes.models.cluster_sites import as_labels, guess_cluster, one_hot, sample_cluster
-from pyro_vaes.nn.mixture_prior import MixturePrior
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe
+from pyro_vaes.nn import MixturePrior, ProgramModule, StandardNormal, as_posterior, observe
 
 __all__ = ["M2", "GaussianMixtureDGM"]
 
 
-class _ClusterProgram(Program):
+class _ClusterProgram(ProgramModule):
     """What the two share: the sites ``"y"``, ``"z"`` and ``"x"``, and the guide."""
 
     def __init__(
@@ -64,7 +63,7 @@ class _ClusterProgram(Program):
     def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program: x with shape ``(B, ...)`` or None; labels ``(B,)``, -1 where there is none."""
         labels = as_labels(labels, x, self.num_clusters)
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             y = sample_cluster("y", self.weights(), labels)
             z = pyro.sample("z", self.latent(y))
             return observe("x", self.likelihood(self.parameters_of_x(z, y)), x)
@@ -103,7 +102,7 @@ class GaussianMixtureDGM(_ClusterProgram):
     Example:
         >>> from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
         >>> encoder = Chain(MLP(64 + 5, [32], 32), NormalHead(32, 2))
-        >>> prior = MixturePrior(5, 2, learn_weights=False)
+        >>> prior = MixturePrior(2, 5, learn_weights=False)
         >>> gmdgm = GaussianMixtureDGM(MLP(64, [32], 5), encoder, MLP(2, [32], 64), BernoulliLikelihood(), prior)
         >>> gmdgm.model(size=3).shape, gmdgm.responsibilities(torch.zeros(7, 64)).shape
         (torch.Size([3, 64]), torch.Size([7, 5]))

@@ -23,22 +23,22 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 __all__ = ["HierarchicalVAE"]
 
 
-class HierarchicalVAE(Program):
+class HierarchicalVAE(ProgramModule):
     """A model/guide pair with the latent sites ``"z_1" .. "z_L"`` nested in the plate ``"data"``.
 
     Arguments:
         encoders: L modules that return distributions, of z_1, .., z_L in this order, given what the guide above says,
             in the order in which it is listed there.
-        priors: L - 1 modules that return the distributions of z_1, .., z_{L-1} given z_{l+1} (with skips: given
-            z_{l+1}, .., z_L).
         decoder: ``z_1 -> parameters`` (with skips: ``(z_1, .., z_L)``).
         likelihood: ``parameters -> distribution`` of x.
         latent_dims: Dimensions of z_1, .., z_L.
+        priors: L - 1 modules that return the distributions of z_1, .., z_{L-1} given z_{l+1} (with skips: given
+            z_{l+1}, .., z_L).
         skip: Whether there are skip connections.
         top_down: Whether the guide runs from the top.
         prior_scale: Standard deviation of the top prior.
@@ -48,7 +48,7 @@ class HierarchicalVAE(Program):
         >>> from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
         >>> encoders = [Chain(MLP(64, [32], 32), NormalHead(32, 4)), Chain(MLP(4, [32], 32), NormalHead(32, 2))]
         >>> priors = [Chain(MLP(2, [32], 32), NormalHead(32, 4))]
-        >>> hvae = HierarchicalVAE(encoders, priors, MLP(4, [32], 64), BernoulliLikelihood(), [4, 2])
+        >>> hvae = HierarchicalVAE(encoders, MLP(4, [32], 64), BernoulliLikelihood(), [4, 2], priors=priors)
         >>> hvae.model(size=3).shape
         torch.Size([3, 64])
     """
@@ -56,11 +56,11 @@ class HierarchicalVAE(Program):
     def __init__(
         self,
         encoders: Sequence[nn.Module],
-        priors: Sequence[nn.Module],
         decoder: nn.Module,
         likelihood: nn.Module,
         latent_dims: Sequence[int],
         *,
+        priors: Sequence[nn.Module],
         skip: bool = False,
         top_down: bool = False,
         prior_scale: float = 1.0,
@@ -72,6 +72,7 @@ class HierarchicalVAE(Program):
                 f"{levels} latent_dims need {levels} encoders and {levels - 1} priors (the top level's prior is "
                 f"N(0, I)), but got {len(encoders)} encoders and {len(priors)} priors."
             )
+
         self.encoders, self.priors = nn.ModuleList(encoders), nn.ModuleList(priors)
         self.decoder, self.likelihood = decoder, likelihood
         self.top_prior = StandardNormal(latent_dims[-1], prior_scale)
@@ -82,7 +83,7 @@ class HierarchicalVAE(Program):
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
         priors, levels = self.priors, len(self.latent_dims)
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = [pyro.sample(f"z_{levels}", self.top_prior())]  # z[0] is the lowest level so far
             for level in range(levels - 1, 0, -1):
                 prior = self._latent(priors[level - 1], self._parents(z), level, f"the prior of z_{level}")
@@ -91,9 +92,8 @@ class HierarchicalVAE(Program):
 
     def _latent(self, network: nn.Module, inputs: list[Tensor], level: int, source: str) -> TorchDistribution:
         """What a network says about z_level, whose length is compared."""
-        index = level - 1
-        q = as_posterior(network(*inputs), source)
-        return of_length(q, self.latent_dims[index], network, source=source, argument=f"latent_dims[{index}]")
+        length, argument = self.latent_dims[level - 1], f"latent_dims[{level - 1}]"
+        return of_length(network(*inputs), length, network, source=source, argument=argument)
 
     def _parents(self, above: list[Tensor]) -> list[Tensor]:
         return above if self.skip else above[:1]

@@ -18,12 +18,12 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 __all__ = ["LadderVAE"]
 
 
-class LadderVAE(Program):
+class LadderVAE(ProgramModule):
     """A model/guide pair with the independent latent sites ``"z_1" .. "z_L"`` in the plate ``"data"``.
 
     The four lists of networks run from the rung nearest the data upwards, as
@@ -70,6 +70,7 @@ class LadderVAE(Program):
                 f"between them, but got {got[1]} rungs, {got[3]} decoders, {got[4]} priors, {got[0]} encoders and "
                 f"{got[2]} merges."
             )
+
         self.encoders, self.rungs = nn.ModuleList(encoders), nn.ModuleList(rungs)
         self.merges, self.decoders = nn.ModuleList(merges), nn.ModuleList(decoders)
         self.likelihood, self.priors = likelihood, nn.ModuleList(priors)
@@ -78,7 +79,7 @@ class LadderVAE(Program):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = [pyro.sample(f"z_{level}", prior()) for level, prior in enumerate(self.priors, start=1)]
             return observe("x", self.likelihood(self.decode(z)), x)
 
@@ -98,12 +99,10 @@ class LadderVAE(Program):
 
     def posteriors(self, x: Tensor) -> list[TorchDistribution]:
         """q(z_1 | x), .., q(z_L | x), each with batch shape ``(B,)`` and event shape ``(d_l,)``."""
-        levels = []
-        for index, (rung, h) in enumerate(zip(self.rungs, self.path(x), strict=True)):
-            source = f"the rung of z_{index + 1}"
-            q = as_posterior(rung(h), source)
-            levels.append(of_length(q, self.latent_dims[index], rung, source=source, argument=f"latent_dims[{index}]"))
-        return levels
+        return [
+            of_length(rung(h), dim, rung, source=f"the rung of z_{index + 1}", argument=f"latent_dims[{index}]")
+            for index, (rung, h, dim) in enumerate(zip(self.rungs, self.path(x), self.latent_dims, strict=True))
+        ]
 
     def decode(self, z: Sequence[Tensor]) -> Tensor:
         """The parameters of the likelihood given z_1, .., z_L, each with shape ``(..., d_l)``; leading ones broadcast.

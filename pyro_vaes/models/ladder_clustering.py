@@ -19,7 +19,6 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import pyro
 import torch
@@ -35,8 +34,7 @@ from pyro_vaes.models.cluster_sites import (
     sample_cluster,
 )
 from pyro_vaes.models.ladder import LadderVAE
-from pyro_vaes.nn.mixture_prior import MixturePrior
-from pyro_vaes.nn.module import as_posterior, observe
+from pyro_vaes.nn import MixturePrior, as_posterior, observe
 
 __all__ = ["LadderClusteringVAE"]
 
@@ -67,7 +65,7 @@ class LadderClusteringVAE(LadderVAE):
 
     Example:
         >>> from pyro_vaes.nn import BernoulliLikelihood, mlp_ladder
-        >>> priors = [MixturePrior(6, 2), MixturePrior(4, 3)]
+        >>> priors = [MixturePrior(2, 6), MixturePrior(3, 4)]
         >>> vlac = LadderClusteringVAE(*mlp_ladder(64, [2, 3], width=16), BernoulliLikelihood(), [2, 3], priors=priors)
         >>> [r.shape for r in vlac.responsibilities(torch.zeros(5, 64))]
         [torch.Size([5, 6]), torch.Size([5, 4])]
@@ -91,12 +89,14 @@ class LadderClusteringVAE(LadderVAE):
         super().__init__(encoders, rungs, merges, decoders, likelihood, latent_dims, priors=priors)
         levels = len(latent_dims)
         labelled_rung = levels if labelled_rung is None else labelled_rung
+
         wrong = [type(p).__name__ for p in priors if not isinstance(p, MixturePrior)]
         if wrong or [p.dim for p in priors] != list(latent_dims):
             raise ValueError(
                 f"The priors must be MixturePriors of {list(latent_dims)} dimensions, but got "
-                f"{wrong or [p.dim for p in priors]}. Where a rung is not to cluster, MixturePrior(1, dim) is a normal."
+                f"{wrong or [p.dim for p in priors]}. Where a rung is not to cluster, MixturePrior(dim, 1) is a normal."
             )
+
         if classifiers is not None and len(classifiers) != levels:
             raise ValueError(f"{levels} rungs need {levels} classifiers, but got {len(classifiers)}.")
         if clusters_to_rungs and classifiers is None:
@@ -106,13 +106,14 @@ class LadderClusteringVAE(LadderVAE):
                 f"labelled_rung is one of 1..{levels} and label_weight at least 0, but got {labelled_rung} and "
                 f"{label_weight}."
             )
+
         self.classifiers = None if classifiers is None else nn.ModuleList(classifiers)
         self.clusters_to_rungs, self.labelled_rung, self.label_weight = clusters_to_rungs, labelled_rung, label_weight
 
     @property
     def mixtures(self) -> list[MixturePrior]:
         """The priors of z_1, .., z_L."""
-        return cast(list[MixturePrior], list(self.priors))
+        return [prior for prior in self.priors if isinstance(prior, MixturePrior)]
 
     @property
     def num_clusters(self) -> tuple[int, ...]:
@@ -127,7 +128,7 @@ class LadderClusteringVAE(LadderVAE):
         :meth:`cluster_model` with enumeration, draw by draw. A KL weight of the rung weighs the label too.
         """
         labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = []
             for level, mixture in enumerate(self.mixtures, start=1):
                 prior = mixture()
@@ -145,7 +146,7 @@ class LadderClusteringVAE(LadderVAE):
     def cluster_model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program with clusters; ``labels`` with shape ``(B,)``, -1 where there is none."""
         labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = []
             for level, prior in enumerate(self.mixtures, start=1):
                 y = sample_cluster(f"y_{level}", prior.weights, labels if level == self.labelled_rung else None)

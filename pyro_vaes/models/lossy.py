@@ -15,15 +15,12 @@ References:
     | https://arxiv.org/abs/1611.02731
 """
 
-import pyro
 import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_vaes.models.vae import VAE
-from pyro_vaes.nn.flow_prior import AutoregressivePrior
-from pyro_vaes.nn.likelihoods import AutoregressiveLikelihood
-from pyro_vaes.nn.module import Program, observe
+from pyro_vaes.nn import AutoregressiveLikelihood, AutoregressivePrior, ProgramModule, observe
 
 __all__ = ["LossyVAE", "UnconditionalDecoder"]
 
@@ -48,9 +45,9 @@ class LossyVAE(VAE):
 
     Example:
         >>> from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, ConvDecoder, ConvEncoder, NormalHead
-        >>> from pyro_vaes.nn import AutoregressivePrior, PixelCNN, stack
+        >>> from pyro_vaes.nn import AutoregressivePrior, PixelCNN, pixel_cnn_layers
         >>> encoder = Chain(ConvEncoder((1, 8, 8), [8], 32), NormalHead(32, 4))
-        >>> network = PixelCNN((1, 8, 8), 8, stack(2), context_channels=4)
+        >>> network = PixelCNN((1, 8, 8), 8, pixel_cnn_layers(2), context_channels=4)
         >>> likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
         >>> prior = AutoregressivePrior(4, [16], steps=2)
         >>> lossy = LossyVAE(encoder, ConvDecoder(4, [8], (4, 8, 8)), likelihood, latent_dim=4, prior=prior)
@@ -71,7 +68,7 @@ class LossyVAE(VAE):
         super().__init__(encoder, decoder, likelihood, latent_dim, prior=prior)
 
 
-class UnconditionalDecoder(Program):
+class UnconditionalDecoder(ProgramModule):
     """The same autoregressive network without z: its context is a constant that is learned. The decoder's own baseline.
 
     The site ``"x"`` lies in the plate ``"data"``; there is no latent site, so the bound is log p(x) itself.
@@ -80,8 +77,8 @@ class UnconditionalDecoder(Program):
         likelihood: An :class:`AutoregressiveLikelihood` built as that of the model with z, for a model of its own.
 
     Example:
-        >>> from pyro_vaes.nn import BernoulliLikelihood, PixelCNN, stack
-        >>> network = PixelCNN((1, 8, 8), 8, stack(2), context_channels=4)
+        >>> from pyro_vaes.nn import BernoulliLikelihood, PixelCNN, pixel_cnn_layers
+        >>> network = PixelCNN((1, 8, 8), 8, pixel_cnn_layers(2), context_channels=4)
         >>> decoder = UnconditionalDecoder(AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network))
         >>> decoder.model(size=3).shape
         torch.Size([3, 1, 8, 8])
@@ -100,7 +97,7 @@ class UnconditionalDecoder(Program):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             return observe("x", self.likelihood(self.context), x)
 
     @pyro_method

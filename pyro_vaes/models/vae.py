@@ -12,12 +12,12 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.nn.module import Program, StandardNormal, as_posterior, observe, of_length
+from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 __all__ = ["VAE"]
 
 
-class VAE(Program):
+class VAE(ProgramModule):
     """A model/guide pair with one latent vector per datum.
 
     Sites: ``"z"`` (latent) and ``"x"`` (observation) in the plate ``"data"``. Without ``x`` the same program draws
@@ -59,7 +59,7 @@ class VAE(Program):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with pyro.plate("data", size if x is None else len(x)):
+        with self._data_plate(x, size):
             z = pyro.sample("z", self.prior())
             return observe("x", self.likelihood(self.decoder(z)), x)
 
@@ -71,4 +71,4 @@ class VAE(Program):
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z | x) with batch shape ``(B,)`` and event shape ``(d,)``."""
-        return of_length(as_posterior(self.encoder(x)), self.latent_dim, self.encoder)
+        return of_length(self.encoder(x), self.latent_dim, self.encoder)

@@ -2,13 +2,17 @@
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from pyro_vaes.nn.mlp import Activation
+
 __all__ = ["CausalBlock", "MaskedConv2d", "Reach", "causal_mask", "gated_block", "plain_block", "residual_block"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Reach(NamedTuple):
@@ -82,10 +86,7 @@ class MaskedConv2d(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         kernel = self.kernel()
-        if kernel.shape[-2:] == (
-            1,
-            1,
-        ):  # a product of matrices: twice as fast on a CPU for few channels
+        if kernel.shape[-2:] == (1, 1):  # a product of matrices: twice as fast on a CPU for few channels
             return torch.einsum("oc,...chw->...ohw", kernel[..., 0, 0], image) + self.bias[:, None, None]
         return conv2d(image, kernel, self.bias)
 
@@ -93,6 +94,13 @@ class MaskedConv2d(nn.Module):
         """w, masked and normalised."""
         weight = self.weight * self.mask
         return weight if self.gain is None else weight * (self.gain / self._length())
+
+
+def causal_conv(
+    in_groups: Tensor, out_groups: Tensor, reach: Reach, *, weight_norm: bool, strict: bool = False
+) -> MaskedConv2d:
+    """A convolution with a :func:`causal_mask`, whose arguments are described there."""
+    return MaskedConv2d(causal_mask(in_groups, out_groups, reach, strict=strict), weight_norm=weight_norm)
 
 
 class _PatchMap(nn.Module):
@@ -106,7 +114,7 @@ class _PatchMap(nn.Module):
         return torch.addmm(self.bias, patch.flatten(1), self.weight)[..., None, None]
 
 
-def at_pixels(module: nn.Module) -> nn.Module:
+def at_pixels(module: M) -> M:
     """A copy of a network for single pixels: its masked convolutions take patches, and no gradient."""
     copied = copy.deepcopy(module)
     for parent in list(copied.modules()):
@@ -125,13 +133,23 @@ class CausalBlock(nn.Module):
         after: Module applied to each pixel.
         reach: The convolution's kernel.
         skip: Whether the input is added.
+        activation: What is applied to the output.
     """
 
     def __init__(
-        self, before: nn.Module, conv: nn.Module, after: nn.Module, reach: Reach, *, skip: bool = True
+        self,
+        before: nn.Module,
+        conv: MaskedConv2d,
+        after: nn.Module,
+        reach: Reach,
+        *,
+        skip: bool = True,
+        activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.before, self.conv, self.after, self.reach, self.skip = before, conv, after, reach, skip
+        self.activation = nn.Identity() if activation is None else activation
+        self.inner_channels = conv.mask.shape[1]
 
     def forward(self, h: Tensor) -> Tensor:
         return self.finish(h, self.reach.pad(self.before(h)))
@@ -139,7 +157,7 @@ class CausalBlock(nn.Module):
     def finish(self, h: Tensor, padded: Tensor) -> Tensor:
         """The output from ``before(h)`` with its surroundings, for a whole image or for one pixel."""
         out = self.after(self.conv(padded))
-        return h + out if self.skip else out
+        return self.activation(h + out if self.skip else out)
 
 
 class _Gate(nn.Module):
@@ -150,24 +168,20 @@ class _Gate(nn.Module):
         return torch.tanh(a) * torch.sigmoid(b)
 
 
-Activation = Callable[[], nn.Module]
 Block = Callable[[Tensor, Reach, Activation, bool], CausalBlock]
-
-
-def _conv(below: Tensor, above: Tensor, reach: Reach, weight_norm: bool) -> MaskedConv2d:
-    return MaskedConv2d(causal_mask(below, above, reach, strict=False), weight_norm=weight_norm)
 
 
 def plain_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:
     """``conv(act(h))``, as in the PixelRNN paper's stack of masked convolutions."""
-    conv = _conv(groups, groups, reach, weight_norm)
+    conv = causal_conv(groups, groups, reach, weight_norm=weight_norm)
     return CausalBlock(activation(), conv, nn.Identity(), reach, skip=False)
 
 
 def residual_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:
     """``h + conv1x1(act(conv(act(h))))``, with as many channels throughout."""
-    after = nn.Sequential(activation(), _conv(groups, groups, POINT, weight_norm))
-    return CausalBlock(activation(), _conv(groups, groups, reach, weight_norm), after, reach)
+    after = nn.Sequential(activation(), causal_conv(groups, groups, POINT, weight_norm=weight_norm))
+    conv = causal_conv(groups, groups, reach, weight_norm=weight_norm)
+    return CausalBlock(activation(), conv, after, reach)
 
 
 def gated_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:
@@ -177,8 +191,9 @@ def gated_block(groups: Tensor, reach: Reach, activation: Activation, weight_nor
         | Conditional Image Generation with PixelCNN Decoders (van den Oord et al., 2016)
         | https://arxiv.org/abs/1606.05328
     """
-    after = nn.Sequential(_Gate(), _conv(groups, groups, POINT, weight_norm))
-    return CausalBlock(nn.Identity(), _conv(groups, groups.repeat(2), reach, weight_norm), after, reach)
+    after = nn.Sequential(_Gate(), causal_conv(groups, groups, POINT, weight_norm=weight_norm))
+    conv = causal_conv(groups, groups.repeat(2), reach, weight_norm=weight_norm)
+    return CausalBlock(nn.Identity(), conv, after, reach)
 
 
 def stacked_groups(channels: int, image_channels: int) -> Tensor:

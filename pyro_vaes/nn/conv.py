@@ -1,16 +1,14 @@
 """Convolutional encoders and decoders for images; any number of leading dimensions (particles, batch)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.mlp import Activation, concatenate
+from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
 
-__all__ = ["ConvDecoder", "ConvEncoder", "ImageShape", "ResidualBlock", "image_batch", "same_conv", "same_deconv"]
-
-ImageShape = tuple[int, int, int]
+__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "same_conv", "same_deconv"]
 
 
 class ResidualBlock(nn.Module):
@@ -21,7 +19,7 @@ class ResidualBlock(nn.Module):
         | https://arxiv.org/abs/1603.05027
     """
 
-    def __init__(self, channels: int, *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+    def __init__(self, channels: int, *, activation: Activation = nn.ReLU) -> None:
         super().__init__()
         self.body = nn.Sequential(
             activation(),
@@ -34,18 +32,22 @@ class ResidualBlock(nn.Module):
         return x + self.body(x)
 
 
-def same_conv(in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2) -> list[nn.Module]:
+def same_conv(
+    in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2
+) -> tuple[nn.ZeroPad2d, nn.Conv2d]:
     """A 4 × 4 convolution with TensorFlow's padding SAME: it divides an input of this (height, width), rounding up."""
     height, width = (n % 2 if stride == 2 else 1 for n in size)  # the surplus row and column go to the end
-    return [nn.ZeroPad2d((1, 1 + width, 1, 1 + height)), nn.Conv2d(in_channels, out_channels, 4, stride=stride)]
+    return nn.ZeroPad2d((1, 1 + width, 1, 1 + height)), nn.Conv2d(in_channels, out_channels, 4, stride=stride)
 
 
-def same_deconv(in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2) -> list[nn.Module]:
+def same_deconv(
+    in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2
+) -> tuple[nn.ConvTranspose2d, nn.ZeroPad2d]:
     """The transpose of :func:`same_conv`, with an output of this (height, width)."""
     # an odd size was rounded up on the way down: cut the surplus row or column again
     height, width = (n % 2 if stride == 2 else 1 for n in size)
     layer = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=stride, padding=1)
-    return [layer, nn.ZeroPad2d((0, -width, 0, -height))]
+    return layer, nn.ZeroPad2d((0, -width, 0, -height))
 
 
 def _sizes(image_shape: ImageShape, num_layers: int) -> list[tuple[int, int]]:
@@ -55,21 +57,6 @@ def _sizes(image_shape: ImageShape, num_layers: int) -> list[tuple[int, int]]:
         height, width = sizes[-1]
         sizes.append((math.ceil(height / 2), math.ceil(width / 2)))
     return sizes
-
-
-def image_batch(image: Tensor, image_shape: ImageShape) -> tuple[Tensor, torch.Size]:
-    """Images ``(..., C, H, W)`` or flat ones ``(..., C*H*W)`` as ``(N, C, H, W)``, and the shape of the ``...``."""
-    numel = math.prod(image_shape)
-    if image.shape[-3:] == image_shape:
-        batch_shape = image.shape[:-3]
-    elif image.shape[-1:] == (numel,):
-        batch_shape = image.shape[:-1]
-    else:
-        raise ValueError(
-            f"The network takes images of shape {image_shape} or flat ones with {numel} values, but got a "
-            f"tensor of shape {tuple(image.shape)}; pass the data's image_shape to it?"
-        )
-    return image.reshape(-1, *image_shape), batch_shape
 
 
 class ConvEncoder(nn.Module):
@@ -100,7 +87,7 @@ class ConvEncoder(nn.Module):
         *,
         extra_features: int = 0,
         num_residual: int = 0,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
@@ -115,10 +102,8 @@ class ConvEncoder(nn.Module):
         self.output = nn.Sequential(nn.Linear(widths[-1] * height * width + extra_features, out_features), activation())
 
     def forward(self, image: Tensor, *extra: Tensor) -> Tensor:
-        images, batch_shape = image_batch(image, self.image_shape)
-        features = self.trunk(images).flatten(1)
-        features = features.reshape(*batch_shape, features.shape[-1])
-        return self.output(concatenate([features, *extra]))
+        maps = over_leading_dims(self.trunk, as_images(image, self.image_shape), 3)
+        return self.output(concatenate([maps.flatten(-3), *extra]))
 
 
 class ConvDecoder(nn.Module):
@@ -146,7 +131,7 @@ class ConvDecoder(nn.Module):
         *,
         num_residual: int = 0,
         flat: bool = False,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         self.image_shape, self.flat = image_shape, flat
@@ -161,8 +146,6 @@ class ConvDecoder(nn.Module):
         self.trunk = nn.Sequential(*layers[:-1])
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        features = self.input(concatenate(inputs))
-        batch_shape = features.shape[:-1]
-        image = self.trunk(features.reshape(-1, *self.start))
-        image = image.reshape(*batch_shape, *self.image_shape)
+        maps = self.input(concatenate(inputs)).unflatten(-1, self.start)
+        image = over_leading_dims(self.trunk, maps, 3)
         return image.flatten(-3) if self.flat else image

@@ -14,12 +14,13 @@ from functools import partial
 from torch import nn
 
 from pyro_vaes.nn.ladder import LadderNetworks, Merge
-from pyro_vaes.nn.layer_builder import Layers
+from pyro_vaes.nn.layer_builder import LayerBuilder
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
+from pyro_vaes.nn.mlp import Activation
+from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["large_ladder", "medium_ladder", "small_ladder"]
 
-ImageShape = tuple[int, int, int]
 Shape = tuple[int, ...]
 
 
@@ -31,7 +32,7 @@ def small_ladder(
     width: int = 1024,
     merge: Merge = GatedAdd,
     out_channels: int | None = None,
-    output: Callable[[], nn.Module] = nn.Sigmoid,
+    output: Activation = nn.Sigmoid,
     batch_norm: bool = True,
 ) -> LadderNetworks:
     """The paper's networks for MNIST ("Small"): three rungs, of which the lowest is convolutional.
@@ -58,32 +59,35 @@ def small_ladder(
         torch.Size([2])
     """
     _count("small_ladder", latent_dims=(latent_dims, 3), channels=(channels, 2))
-    new = partial(Layers, batch_norm=batch_norm)
+    new = partial(LayerBuilder, batch_norm=batch_norm)
     low, high = channels
 
-    def pixels() -> Layers:
+    def pixels() -> LayerBuilder:
         return new(image_shape).conv(low).conv(high)
 
-    def features(width_in: int) -> Layers:
+    def features(width_in: int) -> LayerBuilder:
         return new((width_in,)).fc(width).fc(width)
 
-    def generate(width_in: int) -> Layers:
+    def generate(width_in: int) -> LayerBuilder:
         return new((width_in,)).fc(width, nn.ReLU).fc(width, nn.ReLU).linear(width)
 
     half = new(image_shape).conv(low).shape[1:]
+
     merges = [
-        merge(new((latent_dims[0],)).fc(width).stack(), (width,)),
-        merge(new((latent_dims[1],)).fc(width, nn.ReLU).stack(), (width,)),
+        merge(new((latent_dims[0],)).fc(width).build(), (width,)),
+        merge(new((latent_dims[1],)).fc(width, nn.ReLU).build(), (width,)),
     ]
+
     start = new(merges[0].out_shape).feature_map(pixels().shape, nn.ReLU)
+
     return LadderNetworks(
-        encoders=[pixels().linear(width).stack(), features(width).linear(width).stack()],
+        encoders=[pixels().linear(width).build(), features(width).linear(width).build()],
         rungs=[pixels().head(latent_dims[0]), *(features(width).head(d) for d in latent_dims[1:])],
-        merges=list(merges),
+        merges=merges,
         decoders=[
-            start.deconv(low, half).image(_shown(image_shape, out_channels)).add(output()).stack(),
-            generate(merges[1].out_shape[0]).stack(),
-            generate(latent_dims[2]).stack(),
+            start.deconv(low, half).image(_shown(image_shape, out_channels)).add(output()).build(),
+            generate(merges[1].out_shape[0]).build(),
+            generate(latent_dims[2]).build(),
         ],
     )
 
@@ -95,7 +99,7 @@ def medium_ladder(
     channels: Sequence[int] = (64, 128, 256),
     width: int = 1024,
     out_channels: int | None = None,
-    output: Callable[[], nn.Module] = nn.Sigmoid,
+    output: Activation = nn.Sigmoid,
     batch_norm: bool = True,
 ) -> LadderNetworks:
     """The paper's networks for SVHN ("Medium"): four rungs, three of them convolutional, merged by concatenation.
@@ -116,26 +120,29 @@ def medium_ladder(
         torch.Size([5, 8, 8, 8])
     """
     _count("medium_ladder", latent_dims=(latent_dims, 4), channels=(channels, 3))
-    new = partial(Layers, batch_norm=batch_norm)
+    new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c = channels
+
     blocks = _Blocks(new, image_shape, *([(deep, 2), (deep, 1)] for deep in channels))
     maps = blocks.maps
+
     merges = [
-        Concatenate(new((latent_dims[0],)).feature_map(maps[1], nn.ReLU).stack(), maps[1]),
-        Concatenate(new((latent_dims[1],)).feature_map(maps[2], nn.ReLU).stack(), maps[2]),
+        *blocks.merges(latent_dims[:2]),
         Concatenate(nn.Identity(), (width,), injected=latent_dims[2]),
     ]
+
     full, half, quarter = (m[1:] for m in maps[:3])
     shown = _shown(image_shape, out_channels)
+
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
-        merges=list(merges),
+        merges=merges,
         decoders=[
-            new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).stack(),
-            new(merges[1].out_shape).deconv(b, half).deconv(a, half).stack(),
-            new(merges[2].out_shape).feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).stack(),
-            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).fc(width, nn.ReLU).stack(),
+            new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).build(),
+            new(merges[1].out_shape).deconv(b, half).deconv(a, half).build(),
+            new(merges[2].out_shape).feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).build(),
+            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).fc(width, nn.ReLU).build(),
         ],
     )
 
@@ -147,7 +154,7 @@ def large_ladder(
     channels: Sequence[int] = (64, 128, 256, 512),
     width: int = 1024,
     out_channels: int | None = None,
-    output: Callable[[], nn.Module] = nn.Sigmoid,
+    output: Activation = nn.Sigmoid,
     batch_norm: bool = True,
 ) -> LadderNetworks:
     """The paper's networks for CelebA ("Large"): four rungs, three of them convolutional, merged by concatenation.
@@ -170,27 +177,29 @@ def large_ladder(
         (1, 64, 64)
     """
     _count("large_ladder", latent_dims=(latent_dims, 4), channels=(channels, 4))
-    new = partial(Layers, batch_norm=batch_norm)
+    new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c, d = channels
+
     blocks = _Blocks(new, image_shape, [(a, 2), (a, 1)], [(b, 2), (b, 1), (c, 2)], [(c, 1), (d, 2), (d, 1)])
     maps = blocks.maps
+
     full, half, eighth, sixteenth = (m[1:] for m in maps)
     quarter = new(maps[1]).conv(b).shape[1:]
-    merges = [
-        Concatenate(new((dim,)).feature_map(shape, nn.ReLU).stack(), shape)
-        for dim, shape in zip(latent_dims[:3], maps[1:], strict=True)
-    ]
+
+    merges = blocks.merges(latent_dims[:3])
+
     start = [new(m.out_shape) for m in merges]
     shown = _shown(image_shape, out_channels)
+
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
-        merges=list(merges),
+        merges=merges,
         decoders=[
-            start[0].deconv(a, full).image(shown).add(output()).stack(),
-            start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).stack(),
-            start[2].deconv(d, sixteenth).deconv(c, eighth).deconv(c, eighth).stack(),
-            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).stack(),
+            start[0].deconv(a, full).image(shown).add(output()).build(),
+            start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).build(),
+            start[2].deconv(d, sixteenth).deconv(c, eighth).deconv(c, eighth).build(),
+            new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).build(),
         ],
     )
 
@@ -205,21 +214,28 @@ class _Blocks:
     """
 
     def __init__(
-        self, new: Callable[[Shape], Layers], image_shape: ImageShape, *blocks: Sequence[tuple[int, int]]
+        self, new: Callable[[Shape], LayerBuilder], image_shape: ImageShape, *blocks: Sequence[tuple[int, int]]
     ) -> None:
         self.new, self.blocks = new, blocks
         self.maps: list[Shape] = [image_shape]  # x, h_1, h_2, ..; the decoders return the same shapes
         for level in range(len(blocks)):
             self.maps.append(self._block(level).shape)
 
-    def _block(self, level: int) -> Layers:
+    def _block(self, level: int) -> LayerBuilder:
         layers = self.new(self.maps[level])
         for channels, stride in self.blocks[level]:
             layers.conv(channels, stride)
         return layers
 
     def encoders(self) -> list[nn.Module]:
-        return [self._block(level).stack() for level in range(len(self.blocks))]
+        return [self._block(level).build() for level in range(len(self.blocks))]
+
+    def merges(self, latent_dims: Sequence[int]) -> list[Concatenate]:
+        """What puts z_1, z_2, .. beside feature maps of the shapes of h_1, h_2, .."""
+        return [
+            Concatenate(self.new((dim,)).feature_map(shape, nn.ReLU).build(), shape)
+            for dim, shape in zip(latent_dims, self.maps[1:], strict=False)
+        ]
 
     def rungs(self, latent_dims: Sequence[int], width: int) -> list[nn.Module]:
         """One head on each block, and a last one on two fully connected layers."""

@@ -1,6 +1,6 @@
-"""Encoder and decoder families by name: linear, multilayer perceptron, convolutional.
+"""Encoders and decoders by the family of their networks: linear, multilayer perceptron, convolutional.
 
-Images are flat, with shape `(B, C*H*W)`, for every family, so that models and likelihoods are built alike.
+Images are flat, with shape ``(..., C*H*W)``, for every family, so that models and likelihoods are built alike.
 """
 
 import abc
@@ -8,12 +8,13 @@ import math
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn import MLP, Chain, ConvDecoder, ConvEncoder, NormalHead, OneHot
-from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder
+from pyro_vaes.nn.heads import NormalHead
+from pyro_vaes.nn.mlp import MLP, Chain, OneHot, concatenate
+from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["ConvNetworks", "Labelled", "LinearNetworks", "MLPNetworks", "Networks", "Scaled"]
 
-ImageShape = tuple[int, int, int]
 Trunk = tuple[nn.Module, int]
 """A module from inputs to features, and the number of features."""
 
@@ -42,7 +43,17 @@ class Scaled(nn.Module):
 
 
 class Labelled(nn.Module):
-    """A network of an image and indicators, as one of an image and labels."""
+    """A network of an image and indicators, as one of an image and labels.
+
+    Arguments:
+        net: Called with the image and the indicators ``(..., K)``.
+        num_classes: Number K of classes; the labels are 0, .., K - 1, with shape ``(...)``.
+
+    Example:
+        >>> import torch
+        >>> Labelled(MLP(64 + 10, [32], 8), 10)(torch.zeros(5, 64), torch.arange(5)).shape
+        torch.Size([5, 8])
+    """
 
     def __init__(self, net: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -60,7 +71,7 @@ class _Joined(nn.Module):
 
 
 class Networks(abc.ABC):
-    """A family of networks for images of one shape.
+    """A family of networks for flat images ``(..., C*H*W)``; a subclass is one family.
 
     Arguments:
         image_shape: (C, H, W).
@@ -68,37 +79,46 @@ class Networks(abc.ABC):
         divisor: The largest value of the pixels as the model sees them, by which encoders divide.
 
     Raises:
-        ValueError: If the widths do not suit the family.
+        ValueError: There are widths, but the family has no hidden layers.
     """
 
     default: tuple[int, ...] = ()
+    """The widths where none are given; empty for a family without hidden layers."""
+    scale: float | None = None
+    """Where a standard deviation that all data share starts; None for one that depends on the datum."""
 
     def __init__(self, image_shape: ImageShape, hidden: tuple[int, ...], divisor: float = 1.0) -> None:
+        if hidden and not self.default:
+            raise ValueError(
+                f"{type(self).__name__} have no hidden layers, but got hidden={hidden}: leave it empty, or use "
+                "MLPNetworks (on the command line: leave --hidden out, or choose --network mlp)."
+            )
         self.image_shape, self.divisor = image_shape, divisor
         self.hidden = hidden or self.default
         self.pixels = math.prod(image_shape)
 
     @abc.abstractmethod
-    def _image_trunk(self, extra: int) -> Trunk:
-        """Image and further inputs of total width `extra` to features."""
-
-    @abc.abstractmethod
     def vector_trunk(self, in_features: int) -> Trunk:
-        """Vectors of total width `in_features` to features."""
+        """Vectors of total width ``in_features`` to features."""
 
     @abc.abstractmethod
     def decoder(self, in_features: int, num_params: int) -> nn.Module:
-        """Latents (and indicators) to `num_params` numbers per pixel, flat."""
+        """Latents (and indicators) of total width ``in_features`` to ``(..., num_params * C*H*W)``."""
+
+    def _image_trunk(self, extra: int) -> Trunk:
+        """An image and further inputs of total width ``extra`` to features."""
+        return self.vector_trunk(self.pixels + extra)
 
     def trunk(self, extra: int = 0, *, image_last: bool = False) -> Trunk:
-        """Features of an image and further inputs of total width `extra`, with pixels brought to [0, 1]."""
+        """Features of an image and further inputs of total width ``extra``, with pixels brought to [0, 1]."""
         net, width = self._image_trunk(extra)
         return Scaled(net, self.divisor, image_last=image_last), width
 
     def head(self, trunk: Trunk, out_features: int) -> nn.Module:
-        """A diagonal normal behind a trunk."""
+        """A diagonal normal over ``out_features`` dimensions behind a trunk."""
         net, width = trunk
-        return Chain(net, NormalHead(width, out_features))
+        shared = self.scale is not None
+        return Chain(net, NormalHead(width, out_features, scale=self.scale, learn_scale=shared))
 
 
 class LinearNetworks(Networks):
@@ -111,16 +131,7 @@ class LinearNetworks(Networks):
         torch.Size([2])
     """
 
-    def __init__(self, image_shape: ImageShape, hidden: tuple[int, ...], divisor: float = 1.0) -> None:
-        if hidden:
-            raise ValueError(
-                f"a linear network has no hidden layers, but hidden is {','.join(map(str, hidden))}: leave --hidden "
-                "out, or choose --network mlp."
-            )
-        super().__init__(image_shape, hidden, divisor)
-
-    def _image_trunk(self, extra: int) -> Trunk:
-        return _Joined(), self.pixels + extra
+    scale = 1.0
 
     def vector_trunk(self, in_features: int) -> Trunk:
         return _Joined(), in_features
@@ -128,13 +139,9 @@ class LinearNetworks(Networks):
     def decoder(self, in_features: int, num_params: int) -> nn.Module:
         return MLP(in_features, [], num_params * self.pixels)
 
-    def head(self, trunk: Trunk, out_features: int) -> nn.Module:
-        net, width = trunk
-        return Chain(net, NormalHead(width, out_features, scale=1.0, learn_scale=True))
-
 
 class MLPNetworks(Networks):
-    """Fully connected layers; `hidden` are their widths, reversed in the decoder.
+    """Fully connected layers; ``hidden`` are their widths, reversed in the decoder.
 
     Example:
         >>> import torch
@@ -143,9 +150,6 @@ class MLPNetworks(Networks):
     """
 
     default = (256, 256)
-
-    def _image_trunk(self, extra: int) -> Trunk:
-        return self.vector_trunk(self.pixels + extra)
 
     def vector_trunk(self, in_features: int) -> Trunk:
         *widths, last = self.hidden
@@ -156,7 +160,7 @@ class MLPNetworks(Networks):
 
 
 class ConvNetworks(Networks):
-    """Stride-2 convolutions; `hidden` are their channels, reversed in the decoder.
+    """Stride-2 convolutions; ``hidden`` are their channels, reversed in the decoder.
 
     Example:
         >>> import torch

@@ -6,18 +6,18 @@ with h the features. More than a diagonal normal can say, at the cost of a few m
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
-from pyro.distributions import Normal, TorchDistribution, TransformedDistribution
+from pyro.distributions import TorchDistribution, TransformedDistribution
 from pyro.nn import ConditionalAutoRegressiveNN
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor, nn
-from torch.distributions import Independent
 
 from pyro_vaes.distributions import HouseholderNormal, InverseAutoregressive
 from pyro_vaes.nn.heads import MAX_SCALE, MIN_SCALE, NormalHead
+from pyro_vaes.nn.mlp import Activation
 
 __all__ = ["HouseholderHead", "IAFHead"]
 
@@ -65,15 +65,12 @@ class HouseholderHead(nn.Module):
         self.vectors = nn.ModuleList(nn.Linear(out_features if k else in_features, out_features) for k in range(flows))
 
     def forward(self, features: Tensor) -> HouseholderNormal:
-        base = cast(Normal, cast(Independent, self.normal(features)).base_dist)
-        vectors, v = [], features
+        loc, scale = self.normal.loc_scale(features)
+        vectors, v = [loc.new_zeros((*loc.shape[:-1], 0, loc.shape[-1]))], features
         for layer in self.vectors:
             v = layer(v)
-            vectors.append(v)
-        if not vectors:
-            none = base.loc.new_zeros((*base.loc.shape[:-1], 0, base.loc.shape[-1]))
-            return HouseholderNormal(base.loc, base.scale, none)
-        return HouseholderNormal(base.loc, base.scale, torch.stack(vectors, -2))
+            vectors.append(v.unsqueeze(-2))
+        return HouseholderNormal(loc, scale, torch.cat(vectors, -2))
 
 
 class IAFHead(nn.Module):
@@ -117,19 +114,21 @@ class IAFHead(nn.Module):
         *,
         flows: int = 4,
         hidden: Sequence[int] = (320,),
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Activation = nn.ELU,
         min_scale: float = MIN_SCALE,
         max_scale: float = MAX_SCALE,
     ) -> None:
         super().__init__()
         if not isinstance(flows, int) or flows < 1:
             raise ValueError(f"flows is the number of steps, 1 or more, but got {flows!r}; use NormalHead for none?")
+
         widths = list(hidden)
         if not widths or any(not isinstance(w, int) or w < out_features for w in widths):
             raise ValueError(
                 f"hidden holds the widths of the masked networks' layers, at least one and each at least "
                 f"out_features={out_features}, or some dimensions would be cut off; but got {widths}."
             )
+
         self.normal = NormalHead(in_features, out_features, min_scale=min_scale, max_scale=max_scale)
         forwards = list(range(out_features))
         self.orders = [forwards[::-1] if k % 2 else forwards for k in range(flows)]
@@ -149,10 +148,13 @@ def _masked(context: int, order: list[int], widths: list[int], activation: nn.Mo
         network = ConditionalAutoRegressiveNN(
             d, context, widths, permutation=cast(torch.LongTensor, torch.tensor(order)), nonlinearity=activation
         )
+
     network.register_buffer("permutation", network.permutation, persistent=False)
-    layers = cast(list[MaskedLinear], list(network.layers))
-    for layer in layers:
+    for layer in network.layers:
+        assert isinstance(layer, MaskedLinear)
         layer.register_buffer("mask", layer.mask, persistent=False)
+        bias = layer.bias
+
     with torch.no_grad():
-        layers[-1].bias[d:] += GATE_LOGIT  # the outputs are m, then s
+        bias[d:] += GATE_LOGIT  # the outputs are m, then s
     return network

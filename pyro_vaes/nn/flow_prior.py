@@ -1,12 +1,13 @@
 """The autoregressive flow prior, as a module whose forward returns the distribution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import AutoregressiveFlow
 from pyro_vaes.nn.made import MADE
+from pyro_vaes.nn.mlp import Activation
 
 __all__ = ["AutoregressivePrior"]
 
@@ -50,7 +51,7 @@ class AutoregressivePrior(nn.Module):
         *,
         steps: int = 4,
         affine: bool = False,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         if not isinstance(steps, int) or steps < 1:

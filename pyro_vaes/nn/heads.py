@@ -7,6 +7,7 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyro_vaes.nn.glorot import glorot
 from pyro_vaes.nn.mlp import concatenate
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "SigmoidNormalHead",
     "WeightHead",
     "bounded_scale",
+    "lower_triangular",
 ]
 
 MIN_SCALE, MAX_SCALE = 1e-3, 1e2
@@ -32,6 +34,23 @@ def bounded_scale(raw: Tensor, min_scale: float = MIN_SCALE, max_scale: float = 
     share = -low / (high - low)  # where log scale = 0 lies between the bounds
     slope = 1.0 / ((high - low) * share * (1.0 - share))
     return torch.exp(low + (high - low) * torch.sigmoid(slope * raw + math.log(share / (1.0 - share))))
+
+
+def lower_triangular(diagonal: Tensor, lower: Tensor | None) -> Tensor:
+    """Lower triangular matrices ``(..., d, d)`` of their diagonals and, row by row, what lies below.
+
+    Arguments:
+        diagonal: With shape ``(..., d)``.
+        lower: With shape ``(..., d (d - 1) / 2)``, or None for zeros.
+    """
+    matrix = torch.diag_embed(diagonal)
+    if lower is None:
+        return matrix
+    dim = diagonal.shape[-1]
+    row, column = torch.tril_indices(dim, dim, offset=-1, device=diagonal.device)
+    matrix = matrix.clone()
+    matrix[..., row, column] = lower
+    return matrix
 
 
 class NormalHead(nn.Module):
@@ -54,6 +73,8 @@ class NormalHead(nn.Module):
         (torch.Size([5]), torch.Size([8]))
     """
 
+    log_scale: Tensor | None
+
     def __init__(
         self,
         in_features: int,
@@ -75,27 +96,28 @@ class NormalHead(nn.Module):
         self.loc = nn.Linear(in_features, out_features, bias=bias)
         self.raw_scale = nn.Linear(in_features, out_features) if scale is None else None
         self.min_scale, self.max_scale = min_scale, max_scale
-        self.log_scale: Tensor | None = None
-        if scale is not None:
-            shared = torch.as_tensor(scale, dtype=torch.get_default_dtype()).expand(out_features).clone()
-            if not bool((shared > 0).all()):
-                raise ValueError(f"A scale is a standard deviation and must be positive, but got {scale}.")
-            log_scale = shared.log()
-            if learn_scale:
-                self.log_scale = nn.Parameter(log_scale)
-            else:
-                del self.log_scale
-                self.register_buffer("log_scale", log_scale)
+
+        if scale is None:
+            self.log_scale = None
+            return
+        shared = torch.as_tensor(scale, dtype=torch.get_default_dtype()).expand(out_features)
+        if not (shared > 0).all():
+            raise ValueError(f"A scale is a standard deviation and must be positive, but got {scale}.")
+        if learn_scale:
+            self.log_scale = nn.Parameter(shared.log())
+        else:
+            self.register_buffer("log_scale", shared.log())
 
     def forward(self, *inputs: Tensor) -> TorchDistribution:
-        features = concatenate(inputs)
+        return Normal(*self.loc_scale(concatenate(inputs))).to_event(1)
+
+    def loc_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations, both ``(..., d)``, of features ``(..., F)``."""
         loc = self.loc(features)
-        if self.raw_scale is not None:
-            scale = bounded_scale(self.raw_scale(features), self.min_scale, self.max_scale)
-        else:
-            assert self.log_scale is not None
-            scale = self.log_scale.exp().expand_as(loc)
-        return Normal(loc, scale).to_event(1)
+        if self.log_scale is not None:
+            return loc, self.log_scale.exp().expand_as(loc)
+        assert self.raw_scale is not None
+        return loc, bounded_scale(self.raw_scale(features), self.min_scale, self.max_scale)
 
 
 class SigmoidNormalHead(nn.Module):
@@ -123,9 +145,7 @@ class SigmoidNormalHead(nn.Module):
             raise ValueError(f"min_scale is a small standard deviation in (0, 1), but got {min_scale}; 1e-3?")
         self.loc, self.raw_scale = nn.Linear(in_features, out_features), nn.Linear(in_features, out_features)
         self.min_scale = min_scale
-        for layer in (self.loc, self.raw_scale):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        glorot(self)
 
     def forward(self, features: Tensor) -> TorchDistribution:
         scale = torch.sigmoid(self.raw_scale(features)) + self.min_scale
@@ -156,9 +176,7 @@ class LogVarianceHead(nn.Module):
         super().__init__()
         self.loc, self.log_variance = nn.Linear(in_features, out_features), nn.Linear(in_features, out_features)
         self.event_dim = event_dim
-        for layer in (self.loc, self.log_variance):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        glorot(self)
 
     def forward(self, features: Tensor) -> TorchDistribution:
         flat = features.flatten(-self.event_dim)
@@ -184,21 +202,16 @@ class MultivariateNormalHead(nn.Module):
         self.diagonal = nn.Linear(in_features, out_features)
         self.lower = nn.Linear(in_features, out_features * (out_features - 1) // 2) if out_features > 1 else None
         self.min_scale = min_scale
-        if (
-            self.lower is not None
-        ):  # off-diagonals start at a tenth of the usual size, so that L starts well conditioned
+        if self.lower is not None:
+            # off-diagonals start at a tenth of the usual size, so that L starts well conditioned
             nn.init.normal_(self.lower.weight, std=0.1 / math.sqrt(in_features))
             nn.init.zeros_(self.lower.bias)
 
     def forward(self, features: Tensor) -> TorchDistribution:
         loc = self.loc(features)  # (..., d)
         diagonal = softplus(self.diagonal(features) + math.log(math.e - 1)) + self.min_scale
-        scale_tril = torch.diag_embed(diagonal)  # (..., d, d)
-        if self.lower is not None:
-            row, column = torch.tril_indices(loc.shape[-1], loc.shape[-1], offset=-1, device=loc.device)
-            scale_tril = scale_tril.clone()
-            scale_tril[..., row, column] = self.lower(features)
-        return MultivariateNormal(loc, scale_tril=scale_tril)
+        lower = None if self.lower is None else self.lower(features)
+        return MultivariateNormal(loc, scale_tril=lower_triangular(diagonal, lower))
 
 
 class WeightHead(nn.Linear):

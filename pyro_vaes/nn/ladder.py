@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vaes.nn.heads import SigmoidNormalHead
 from pyro_vaes.nn.merge import Concatenate, GatedAdd
-from pyro_vaes.nn.mlp import MLP, Chain
+from pyro_vaes.nn.mlp import MLP, Activation, Chain
 
 __all__ = ["LadderNetworks", "Merge", "mlp_ladder"]
 
@@ -30,10 +30,10 @@ class LadderNetworks(NamedTuple):
         decoders: L networks: of the parameters of x, of t_1, .., and the last one of t_{L-1} given z_L.
     """
 
-    encoders: list[nn.Module]
-    rungs: list[nn.Module]
-    merges: list[nn.Module]
-    decoders: list[nn.Module]
+    encoders: Sequence[nn.Module]
+    rungs: Sequence[nn.Module]
+    merges: Sequence[nn.Module]
+    decoders: Sequence[nn.Module]
 
 
 def mlp_ladder(
@@ -43,7 +43,7 @@ def mlp_ladder(
     width: int = 256,
     out_features: int | None = None,
     merge: Merge = GatedAdd,
-    activation: Callable[[], nn.Module] = nn.ReLU,
+    activation: Activation = nn.ReLU,
 ) -> LadderNetworks:
     """A ladder of MLPs with two hidden layers per block, for flat data and any number of rungs.
 
@@ -63,16 +63,19 @@ def mlp_ladder(
     levels = len(latent_dims)
     hidden = partial(MLP, activation=activation, activate_output=True)
     sources = [in_features, *[width] * (levels - 1)]
+
     merges = [merge(hidden(dim, [], width), (width,)) for dim in latent_dims[:-1]]
     merged = [m.out_shape[0] for m in merges]
+
     out = in_features if out_features is None else out_features
+
     return LadderNetworks(
         encoders=[hidden(i, [width], width) for i in sources[:-1]],
         rungs=[
             Chain(hidden(i, [width], width), SigmoidNormalHead(width, d))
             for i, d in zip(sources, latent_dims, strict=True)
         ],
-        merges=list(merges),
+        merges=merges,
         decoders=[
             MLP(i, [width, width], o, activation=activation)
             for i, o in zip([*merged, latent_dims[-1]], [out, *[width] * (levels - 1)], strict=True)

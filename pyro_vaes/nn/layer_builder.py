@@ -1,10 +1,10 @@
 """Stacks of convolutions and fully connected layers, written as tables in papers are: layer by layer, shapes inferred.
 
-Layers((1, 28, 28)).conv(64).conv(128).fc(1024).linear(10).stack()
+LayerBuilder((1, 28, 28)).conv(64).conv(128).fc(1024).linear(10).build()
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Self
 
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.nn.conv import same_conv, same_deconv
+from pyro_vaes.nn.glorot import glorot
 from pyro_vaes.nn.heads import SigmoidNormalHead
-from pyro_vaes.nn.mlp import Chain
+from pyro_vaes.nn.mlp import Activation, Chain
+from pyro_vaes.nn.shapes import over_leading_dims
 
-__all__ = ["Layers", "Stack"]
+__all__ = ["LayerBuilder", "ShapedSequential"]
 
 leaky_relu = partial(nn.LeakyReLU, 0.1)  # the slope of the authors of the ladder
 
 
-class Stack(nn.Sequential):
-    """Layers that take data of one shape, behind any number of leading dimensions (particles, batch).
+class ShapedSequential(nn.Sequential):
+    """LayerBuilder that take data of one shape, behind any number of leading dimensions (particles, batch).
 
     Arguments:
         layers: The layers, for inputs with one leading dimension.
@@ -40,11 +42,10 @@ class Stack(nn.Sequential):
                 f"This network takes data of shape {self.in_shape} behind the leading dimensions, but got a tensor of "
                 f"shape {tuple(x.shape)}; build it for the data's shape, or load images unflattened (flatten=False)?"
             )
-        lead = x.shape[:leading]
-        return super().forward(x.reshape(-1, *self.in_shape)).reshape(*lead, *self.out_shape)
+        return over_leading_dims(super().forward, x, len(self.in_shape))
 
 
-class Layers:
+class LayerBuilder:
     """Collects layers and keeps track of the shape; each method returns the collection itself.
 
     Hidden layers are followed by batch normalisation, if wanted, and an activation. Batch normalisation is that of
@@ -58,7 +59,7 @@ class Layers:
 
     Example:
         >>> import torch
-        >>> Layers((1, 9, 9), batch_norm=False).conv(4).fc(8).linear(2).stack()(torch.zeros(7, 5, 1, 9, 9)).shape
+        >>> LayerBuilder((1, 9, 9), batch_norm=False).conv(4).fc(8).linear(2).build()(torch.zeros(7, 5, 1, 9, 9)).shape
         torch.Size([7, 5, 2])
     """
 
@@ -70,10 +71,11 @@ class Layers:
 
     def conv(self, channels: int, stride: int = 2) -> Self:
         """A 4 × 4 convolution (SAME) to this many channels, and a leaky ReLU."""
-        deep, height, width = self.shape
-        self.layers += same_conv(deep, channels, (height, width), stride=stride)
+        below, height, width = self.shape
+        padding, layer = same_conv(below, channels, (height, width), stride=stride)
+        self.layers += [padding, layer]
         self.shape = (channels, math.ceil(height / stride), math.ceil(width / stride))
-        return self._hidden(self.layers[-1], leaky_relu)
+        return self._hidden(layer, leaky_relu)
 
     def deconv(self, channels: int, size: Sequence[int]) -> Self:
         """A 4 × 4 transposed convolution (SAME) to this (height, width), which is kept or doubled; a leaky ReLU."""
@@ -81,66 +83,65 @@ class Layers:
 
     def image(self, shape: Sequence[int]) -> Self:
         """A transposed convolution whose output is the image: nothing behind it."""
-        self._output(self._deconv(shape[0], shape[1:]))
+        glorot(self._deconv(shape[0], shape[1:]))
         return self
 
-    def _deconv(self, channels: int, size: Sequence[int]) -> nn.Module:
+    def _deconv(self, channels: int, size: Sequence[int]) -> nn.ConvTranspose2d:
         height, width = size
-        layers = same_deconv(self.shape[0], channels, (height, width), stride=1 if self.shape[1:] == tuple(size) else 2)
-        self.layers += layers
+        stride = 1 if self.shape[1:] == tuple(size) else 2
+        layer, crop = same_deconv(self.shape[0], channels, (height, width), stride=stride)
+        self.layers += [layer, crop]
         self.shape = (channels, *size)
-        return layers[0]
+        return layer
 
-    def fc(self, width: int, activation: Callable[[], nn.Module] = leaky_relu) -> Self:
+    def fc(self, width: int, activation: Activation = leaky_relu) -> Self:
         """A fully connected layer with an activation, a leaky ReLU by default."""
         return self._hidden(self._linear(width), activation)
 
-    def feature_map(self, shape: Sequence[int], activation: Callable[[], nn.Module] = leaky_relu) -> Self:
+    def feature_map(self, shape: Sequence[int], activation: Activation = leaky_relu) -> Self:
         """A fully connected layer whose output is read as (C, H, W)."""
         self.fc(math.prod(shape), activation)
-        self.layers.append(nn.Unflatten(1, tuple(shape)))
         self.shape = tuple(shape)
-        return self
+        return self.add(nn.Unflatten(1, self.shape))
 
     def linear(self, width: int) -> Self:
         """A linear layer without an activation."""
-        self._output(self._linear(width))
+        glorot(self._linear(width))
         return self
 
-    def _linear(self, width: int) -> nn.Module:
+    def _linear(self, width: int) -> nn.Linear:
+        layer = nn.Linear(self._flatten(), width)
+        self.layers.append(layer)
+        self.shape = (width,)
+        return layer
+
+    def _flatten(self) -> int:
+        """Read what there is as a vector, and return its length."""
         if len(self.shape) > 1:
             self.layers.append(nn.Flatten())
-        self.layers.append(nn.Linear(math.prod(self.shape), width))
-        self.shape = (width,)
-        return self.layers[-1]
+        return math.prod(self.shape)
 
     def add(self, layer: nn.Module) -> Self:
         """A layer that keeps the shape."""
         self.layers.append(layer)
         return self
 
-    def stack(self) -> Stack:
+    def build(self) -> ShapedSequential:
         """The network."""
-        return Stack(self.layers, self.in_shape, self.shape)
+        return ShapedSequential(self.layers, self.in_shape, self.shape)
 
     def head(self, dim: int) -> Chain:
         """The network with a diagonal normal over ``dim`` dimensions behind it."""
-        if len(self.shape) > 1:
-            self.layers.append(nn.Flatten())
-            self.shape = (math.prod(self.shape),)
-        return Chain(self.stack(), SigmoidNormalHead(self.shape[0], dim))
+        features = self._flatten()
+        self.shape = (features,)
+        return Chain(self.build(), SigmoidNormalHead(features, dim))
 
-    def _hidden(self, layer: nn.Module, activation: Callable[[], nn.Module]) -> Self:
+    def _hidden(self, layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, activation: Activation) -> Self:
         if self.batch_norm:
-            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.normal_(layer.weight, std=0.02)
             layer.register_parameter("bias", None)  # the normalisation would take it away again
             kind = nn.BatchNorm2d if len(self.shape) == 3 else nn.BatchNorm1d
             norm = kind(self.shape[0], eps=1e-3, affine=False)
             norm.bias = nn.Parameter(torch.zeros(self.shape[0]))
             self.layers.append(norm)
-        self.layers.append(activation())
-        return self
-
-    def _output(self, layer: nn.Module) -> None:
-        nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        return self.add(activation())

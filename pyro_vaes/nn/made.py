@@ -10,7 +10,7 @@ References:
     | https://arxiv.org/abs/1502.03509
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
-from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.mlp import Activation, concatenate
 
 __all__ = ["MADE", "MaskedLinear"]
 
@@ -73,7 +73,7 @@ class MADE(AutoregressiveNetwork):
         num_params: int = 1,
         *,
         context_features: int = 0,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
         self._check_widths(dim=dim, num_params=num_params)
@@ -81,14 +81,18 @@ class MADE(AutoregressiveNetwork):
         self._check_widths(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         if not hidden:
             raise ValueError("MADE needs at least one hidden layer; hidden=[64]?")
+
         self.event_shape, self.context_shape, self.num_params = (dim,), (context_features,), num_params
+
         lowest = 0 if context_features or dim == 1 else 1  # degree 0: units that see the context alone
         degrees = [torch.cat([torch.arange(1, dim + 1), torch.zeros(context_features, dtype=torch.long)])]
         for width in hidden:
             degrees.append(lowest + torch.arange(width) * (dim - lowest) // width)
+
         layers: list[nn.Module] = []
         for below, above in pairwise(degrees):
             layers += [MaskedLinear(above.unsqueeze(-1) >= below), activation()]
+
         outputs = torch.arange(1, dim + 1).repeat(num_params)  # laid out as (P, D)
         layers.append(MaskedLinear(outputs.unsqueeze(-1) > degrees[-1]))
         self.layers = nn.Sequential(*layers)

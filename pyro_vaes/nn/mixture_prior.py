@@ -11,6 +11,7 @@ References:
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from pyro.distributions import Categorical, Independent, MultivariateNormal, Normal, TorchDistribution
 from sklearn.cluster import KMeans
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vaes.distributions import Mixture
-from pyro_vaes.nn.heads import MIN_SCALE
+from pyro_vaes.nn.heads import MIN_SCALE, lower_triangular
 
 __all__ = ["MixturePrior"]
 
@@ -33,8 +34,8 @@ class MixturePrior(nn.Module):
     N(0, I); :meth:`start_from` puts them where the codes of data lie.
 
     Arguments:
-        num_components: K.
         dim: Number of dimensions.
+        num_components: K.
         full_covariance: Whether the components have full covariances, rather than diagonal ones.
         learn_weights: Whether the weights pi are learned; else they are uniform.
         scale: Standard deviation at the start.
@@ -44,7 +45,7 @@ class MixturePrior(nn.Module):
         ValueError: A number is out of range.
 
     Example:
-        >>> prior = MixturePrior(4, 2)
+        >>> prior = MixturePrior(2, 4)
         >>> prior().log_prob(torch.zeros(5, 2)).shape, prior().responsibilities(torch.zeros(5, 2)).shape
         (torch.Size([5]), torch.Size([5, 4]))
     """
@@ -53,8 +54,8 @@ class MixturePrior(nn.Module):
 
     def __init__(
         self,
-        num_components: int,
         dim: int,
+        num_components: int,
         *,
         full_covariance: bool = False,
         learn_weights: bool = True,
@@ -68,11 +69,13 @@ class MixturePrior(nn.Module):
                 f"{dim}, {scale} and {min_scale}."
             )
         self.num_components, self.dim, self.min_scale = num_components, dim, min_scale
+
         logits = torch.zeros(num_components)
         if learn_weights:
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
+
         self.loc = nn.Parameter(torch.randn(num_components, dim))
         self.raw_scale = nn.Parameter(torch.empty(num_components, dim))
         below = dim * (dim - 1) // 2
@@ -99,6 +102,7 @@ class MixturePrior(nn.Module):
             raise ValueError(
                 "The weights of this mixture are fixed and uniform: leave probs out, or learn_weights=True."
             )
+
         above = (torch.as_tensor(scale, dtype=self.loc.dtype) - self.min_scale).clamp(min=0.1 * self.min_scale)
         self.loc.copy_(loc)
         self.raw_scale.copy_(above + torch.log(-torch.expm1(-above)))  # the inverse of softplus
@@ -128,25 +132,24 @@ class MixturePrior(nn.Module):
             )
         if method not in get_args(Fit):
             raise ValueError(f"method must be one of {get_args(Fit)}, but got {method!r}.")
+
         values = codes.detach().double().cpu().numpy()
         if method == "gmm":
             fit = GaussianMixture(self.num_components, covariance_type="diag", random_state=seed, reg_covar=1e-4)
             found = fit.fit_predict(values)
-            means, within = fit.means_, torch.as_tensor(fit.covariances_).sqrt()
+            means, variances = fit.means_, fit.covariances_
         else:
             kmeans = KMeans(self.num_components, n_init=5, random_state=seed).fit(values)
-            found, means = kmeans.labels_, kmeans.cluster_centers_
-            spread = torch.as_tensor(values - means[found]).square()
-            totals = torch.zeros(self.loc.shape, dtype=torch.double).index_add(0, torch.as_tensor(found).long(), spread)
-            counts = torch.bincount(torch.as_tensor(found).long(), minlength=self.num_components)
-            within = (totals / counts.clamp(min=1).unsqueeze(-1)).sqrt()
-        shares = torch.bincount(torch.as_tensor(found).long(), minlength=self.num_components).to(self.loc)
+            found, means, variances = kmeans.labels_, kmeans.cluster_centers_, None
+
+        members = np.eye(self.num_components)[found]  # (N, K), one 1 in each row
+        counts = members.sum(0)
+        if variances is None:
+            variances = members.T @ np.square(values - means[found]) / counts.clip(1)[:, None]
+
+        loc, within, shares = (torch.as_tensor(a).to(self.loc) for a in (means, np.sqrt(variances), counts))
         learned = isinstance(self.logits, nn.Parameter)
-        self.place(
-            torch.as_tensor(means).to(self.loc),
-            within.to(self.loc) if scale is None else scale,
-            probs=shares if learned else None,
-        )
+        self.place(loc, within if scale is None else scale, probs=shares if learned else None)
 
     @property
     def weights(self) -> Categorical:
@@ -163,10 +166,7 @@ class MixturePrior(nn.Module):
         diagonal = softplus(self.raw_scale) + self.min_scale
         if self.lower is None:
             return Normal(self.loc[k], diagonal[k]).to_event(1)
-        row, column = torch.tril_indices(self.dim, self.dim, offset=-1, device=diagonal.device)
-        scale_tril = torch.diag_embed(diagonal).clone()
-        scale_tril[:, row, column] = self.lower
-        return MultivariateNormal(self.loc[k], scale_tril=scale_tril[k])
+        return MultivariateNormal(self.loc[k], scale_tril=lower_triangular(diagonal, self.lower)[k])
 
     def forward(self) -> Mixture:
         return Mixture(self.weights, self.components)
@@ -187,13 +187,13 @@ class MixturePrior(nn.Module):
                 f"The expectation has a closed form for diagonal normals, but got {type(q).__name__}. Give classifiers "
                 "for q(y | x), or a head such as NormalHead to the rung?"
             )
+
         components = self.components
         at_mean = Mixture(self.weights, components, validate_args=False).log_joint(q.mean)
         variance = q.variance.unsqueeze(-2)  # (..., 1, dim)
         if isinstance(components, MultivariateNormal):
-            inverse = torch.linalg.solve_triangular(
-                components.scale_tril, torch.eye(self.dim).to(self.loc), upper=False
-            )
+            eye = torch.eye(self.dim).to(self.loc)
+            inverse = torch.linalg.solve_triangular(components.scale_tril, eye, upper=False)
             precision = inverse.square().sum(-2)  # (K, dim), the diagonal of (L Lᵀ)⁻¹
         else:
             precision = components.variance.reciprocal()

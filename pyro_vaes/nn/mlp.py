@@ -8,7 +8,10 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
-__all__ = ["MLP", "Chain", "OneHot", "concatenate"]
+__all__ = ["MLP", "Activation", "Chain", "OneHot", "concatenate"]
+
+Activation = Callable[[], nn.Module]
+"""The constructor of an activation."""
 
 
 def concatenate(inputs: Sequence[Tensor], dim: int = -1) -> Tensor:
@@ -48,7 +51,7 @@ class MLP(nn.Sequential):
         hidden: Sequence[int],
         out_features: int,
         *,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
         bias: bool = True,
         activate_output: bool = False,
     ) -> None:

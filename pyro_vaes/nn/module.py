@@ -1,12 +1,11 @@
 """The base of every model and guide: a PyroModule whose parameters have names of their own.
 
 Pyro's parameter store is global and keyed by name, so two instances of one class would share (and fight over) their
-parameters under :class:`~pyro.infer.SVI`. A :class:`Program` therefore carries a name that is unique in the process.
+parameters under :class:`~pyro.infer.SVI`. A :class:`ProgramModule` therefore carries a name that is unique in the
+process.
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import cast
 
 import pyro
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn.heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead
 
-__all__ = ["Program", "StandardNormal", "as_posterior", "observe", "of_length"]
+__all__ = ["ProgramModule", "StandardNormal", "as_posterior", "observe", "of_length"]
 
 _instances = itertools.count()
 
 
-class Program(PyroModule):
+class ProgramModule(PyroModule):
     """A :class:`~pyro.nn.PyroModule` whose name in Pyro's parameter store no other instance has.
 
     Copies (``copy.deepcopy``, unpickling) get a new name as well. Methods that hold sample statements are decorated
@@ -38,6 +37,10 @@ class Program(PyroModule):
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._pyro_set_supermodule(self._unique_name(), self._pyro_context)
+
+    def _data_plate(self, x: Tensor | None, size: int) -> pyro.plate:
+        """The plate of the data: of the rows of ``x``, or of ``size`` new ones where that is None."""
+        return pyro.plate("data", size if x is None else len(x))
 
 
 class StandardNormal(nn.Module):
@@ -80,16 +83,18 @@ def as_posterior(output: object, source: str = "the encoder") -> TorchDistributi
     Raises:
         ValueError: The output is none of these.
     """
-    if isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(o, Tensor) for o in output):
-        loc, scale = cast(Sequence[Tensor], output)
-        return Normal(loc, scale).to_event(1)
+    if isinstance(output, tuple | list) and [isinstance(o, Tensor) for o in output] == [True, True]:
+        return Normal(*output).to_event(1)
+
     if isinstance(output, TorchDistributionMixin):
         return output if len(output.event_shape) else output.to_event(1)
+
     if isinstance(output, torch.distributions.Distribution):
         raise ValueError(
             f"{source} returned torch's {type(output).__name__}, which Pyro cannot sample from at a site: return "
             f"pyro.distributions.{type(output).__name__} instead."
         )
+
     raise ValueError(
         f"{source} returned {type(output).__name__}, but a distribution over the latent vector is wanted, or a pair "
         "(loc, scale) of tensors. Put a head behind the network, for example "
@@ -98,28 +103,30 @@ def as_posterior(output: object, source: str = "the encoder") -> TorchDistributi
 
 
 def of_length(
-    q: TorchDistribution,
+    output: object,
     length: int,
     network: nn.Module,
     *,
     source: str = "the encoder",
     argument: str = "latent_dim",
 ) -> TorchDistribution:
-    """A distribution over a latent vector, after comparing its length with the one that the model was built for.
+    """Read what a network returned as a distribution over a latent vector of the length that the model was built for.
 
     Arguments:
-        q: What :func:`as_posterior` returned.
+        output: What the network returned, see :func:`as_posterior`.
         length: The length wanted.
         network: The network that returned it, whose head the error message names.
         source: What the network is called there.
         argument: What the length is called there.
 
     Raises:
-        ValueError: Its vectors have another length.
+        ValueError: It is no distribution, or its vectors have another length.
     """
+    q = as_posterior(output, source)
     if len(q.event_shape) == 1 and q.event_shape[0] != length:
         (got,) = q.event_shape
         kinds = NormalHead | SigmoidNormalHead | LogVarianceHead | MultivariateNormalHead
+
         heads = [m for m in network.modules() if isinstance(m, kinds) and m.loc.out_features == got]
         cure = f"let it return vectors of length {length}"
         if heads:
@@ -129,6 +136,7 @@ def of_length(
             f"{source[0].upper()}{source[1:]} returns a distribution over vectors of length {got}, but {argument} is "
             f"{length}: {cure}."
         )
+
     return q
 
 

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn.conv import ImageShape, image_batch
-from pyro_vaes.nn.resnet_v2 import batch_norm, glorot
+from pyro_vaes.nn.glorot import glorot
+from pyro_vaes.nn.resnet_v2 import batch_norm
+from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
 
 __all__ = ["PatchDiscriminator"]
 
@@ -56,18 +57,19 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(f"filters are the channels of the first five convolutions, but got {tuple(filters)}.")
         if min(image_shape[1:]) < 8:
             raise ValueError(f"Three of the convolutions halve the image, so it needs 8 x 8 pixels; got {image_shape}.")
+
         self.image_shape = image_shape
         layers: list[nn.Module] = []
         widths = (image_shape[0], *filters, 1)
+
         for number, stride in enumerate(STRIDES):
             i, o = widths[number : number + 2]
             layers += [nn.Conv2d(i, o, 3, stride=stride, padding=1), batch_norm(o, live=live_batch_norm)]
             layers += [nn.LeakyReLU(0.3, inplace=True)] if number < len(filters) else []
             layers += [nn.Dropout(dropout)] if dropout else []
+
         self.trunk = nn.Sequential(*layers)
         glorot(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        images, batch_shape = image_batch(image, self.image_shape)
-        logits = self.trunk(images)
-        return logits.reshape(*batch_shape, *logits.shape[1:])
+        return over_leading_dims(self.trunk, as_images(image, self.image_shape), 3)

@@ -12,9 +12,9 @@ References:
     | https://arxiv.org/abs/1611.02731
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +27,24 @@ from pyro_vaes.nn.causal_conv import (
     MaskedConv2d,
     Reach,
     at_pixels,
-    causal_mask,
+    causal_conv,
     residual_block,
     stacked_groups,
 )
+from pyro_vaes.nn.mlp import Activation
+from pyro_vaes.nn.shapes import ImageShape, over_leading_dims
 
-__all__ = ["PixelCNN", "stack", "window"]
-
-ImageShape = tuple[int, int, int]
+__all__ = ["PixelCNN", "pixel_cnn_layers", "pixel_cnn_window"]
 
 
-def stack(num_layers: int, kernel_size: int = 3) -> list[Reach]:
+def pixel_cnn_layers(num_layers: int, kernel_size: int = 3) -> list[Reach]:
     """The layers of a stack of masked convolutions with an odd kernel size.
 
     With n layers of 3 × 3 a pixel sees n + 3 n (n + 1) / 2 others: n to its left, and n + 1 + r in the r-th row above.
     The receptive field grows upwards and to the left, and leaves out what lies further to the right.
 
     Example:
-        >>> stack(2)
+        >>> pixel_cnn_layers(2)
         [Reach(above=1, left=1, right=1), Reach(above=1, left=1, right=1)]
     """
     if num_layers < 1 or kernel_size < 1 or kernel_size % 2 == 0:
@@ -54,14 +54,14 @@ def stack(num_layers: int, kernel_size: int = 3) -> list[Reach]:
     return [Reach(kernel_size // 2, kernel_size // 2, kernel_size // 2)] * num_layers
 
 
-def window(width: int, height: int) -> list[Reach]:
+def pixel_cnn_window(width: int, height: int) -> list[Reach]:
     """The one layer that sees a window ``width × height`` ("4x2"); layers behind it are pixel by pixel.
 
     The window is the block of that size immediately above a pixel and ceil((width - 1) / 2) pixels to its left. A block
     of even width reaches one further to the left than to the right; ``height`` 0 leaves the row alone.
 
     Example:
-        >>> window(4, 2)
+        >>> pixel_cnn_window(4, 2)
         [Reach(above=2, left=2, right=1)]
     """
     if width < 1 or height < 0:
@@ -75,7 +75,8 @@ class PixelCNN(AutoregressiveNetwork):
     Arguments:
         image_shape: (C, H, W).
         channels: Hidden channels, at least C.
-        layers: What each masked convolution sees: ``stack(6)``, ``window(4, 2)``, or any list of :class:`Reach`.
+        layers: What each masked convolution sees: ``pixel_cnn_layers(6)``, ``pixel_cnn_window(4, 2)``, or any list of
+            :class:`Reach`.
         num_params: Numbers P per pixel and channel, as many as the likelihood takes.
         context_channels: Maps K of the context, with the image's height and width; 0 for none.
         context_size: Odd size of the kernel over the context.
@@ -89,7 +90,7 @@ class PixelCNN(AutoregressiveNetwork):
         ValueError: A size is not a positive whole number, or the arguments do not fit together.
 
     Example:
-        >>> net = PixelCNN((1, 28, 28), 12, stack(6), context_channels=4, num_pointwise=4, tied=True)
+        >>> net = PixelCNN((1, 28, 28), 12, pixel_cnn_layers(6), context_channels=4, num_pointwise=4, tied=True)
         >>> net(torch.zeros(5, 1, 28, 28), torch.zeros(3, 5, 4, 28, 28)).shape
         torch.Size([3, 5, 1, 28, 28])
         >>> len(net.receptive_field())
@@ -108,7 +109,7 @@ class PixelCNN(AutoregressiveNetwork):
         num_pointwise: int = 0,
         block: Block = residual_block,
         tied: bool = False,
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Activation = nn.ELU,
         weight_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -122,33 +123,34 @@ class PixelCNN(AutoregressiveNetwork):
                 f"the image has, but got {len(layers)} layers, context_size={context_size} and channels={channels} for "
                 f"{image_channels} image channels."
             )
+
         first, *rest = (Reach(*reach) for reach in layers)
         if tied and len(set(rest)) > 1:
             raise ValueError(f"tied=True needs masked layers of one reach behind the first, but got {rest}.")
+
         self.event_shape, self.num_params = tuple(image_shape), num_params
         self.context_shape = (context_channels, height, width)
-        pixel, hidden = torch.arange(image_channels), stacked_groups(channels, image_channels)
         self.reaches = [first, *rest]
-        self.first = MaskedConv2d(causal_mask(pixel, hidden, first, strict=True), weight_norm=weight_norm)
+
+        pixel, hidden = torch.arange(image_channels), stacked_groups(channels, image_channels)
+        conv = partial(causal_conv, weight_norm=weight_norm)
+        self.first = conv(pixel, hidden, first, strict=True)
         kernel = (channels, context_channels, context_size, context_size)
         self.context = MaskedConv2d(torch.ones(kernel), weight_norm=weight_norm) if context_channels else None
         self.around = nn.ZeroPad2d(context_size // 2)
-        blocks: list[CausalBlock] = []
-        self._order: list[int] = []  # which block comes when; a tied one comes several times
+
+        self._sequence: list[CausalBlock] = []  # in the order of their use; a tied one comes several times
         for i in range(len(layers)):
-            if i and not (tied and i > 1):
-                blocks.append(block(hidden, rest[i - 1], activation, weight_norm))
-                shared = len(blocks) - 1
-            if i:
-                self._order.append(shared)
+            if i == 1 or (i and not tied):
+                masked = block(hidden, rest[i - 1], activation, weight_norm)
+            if i:  # the first layer is no block
+                self._sequence.append(masked)
             for _ in range(num_pointwise * (i + 1) // len(layers) - num_pointwise * i // len(layers)):
-                blocks.append(block(hidden, POINT, activation, weight_norm))
-                self._order.append(len(blocks) - 1)
-        self.blocks = nn.ModuleList(blocks)
+                self._sequence.append(block(hidden, POINT, activation, weight_norm))
+        self.blocks = nn.ModuleList(dict.fromkeys(self._sequence))
+
         outputs = pixel.repeat(num_params)  # laid out as (P, C)
-        self.output = nn.Sequential(
-            activation(), MaskedConv2d(causal_mask(hidden, outputs, POINT, strict=False), weight_norm=weight_norm)
-        )
+        self.output = nn.Sequential(activation(), conv(hidden, outputs, POINT))
 
     def receptive_field(self) -> set[tuple[int, int]]:
         """The other pixels that a pixel's parameters see, as offsets (row, column) from it."""
@@ -163,21 +165,21 @@ class PixelCNN(AutoregressiveNetwork):
         return seen
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = _over(lambda image: self.first(self.reaches[0].pad(image)), x)
-        if self.context is not None:
-            h = h + _over(self._features, context)  # they broadcast here: x is read once for all particles
-        return _over(self._after_first, h)
+        h = over_leading_dims(lambda image: self.first(self.reaches[0].pad(image)), x, 3)
+        if self.context is not None:  # they broadcast here: x is read once for all particles
+            h = h + over_leading_dims(self._features, context, 3)
+        return over_leading_dims(self._after_first, h, 3)
 
     def _features(self, context: Tensor) -> Tensor:
         assert self.context is not None
         return self.context(self.around(context))
 
     def _after_first(self, h: Tensor) -> Tensor:
-        return self.output(self._through(h, lambda place, h: self.blocks[self._order[place]](h)))
+        return self.output(self._through(h, lambda place, h: self._sequence[place](h)))
 
     def _through(self, h: Tensor, apply: Callable[[int, Tensor], Tensor]) -> Tensor:
         """What the blocks make of the first layer's output; ``apply`` is the block at a place of their order."""
-        for place in range(len(self._order)):
+        for place in range(len(self._sequence)):
             h = apply(place, h)
         return h
 
@@ -186,22 +188,21 @@ class PixelCNN(AutoregressiveNetwork):
         lead, (channels, height, width) = x.shape[:-3], x.shape[-3:]
         x = x.reshape(-1, channels, height, width)  # a view: what the caller writes shows here
         features = None if self.context is None else self._features(context.reshape(-1, *context.shape[-3:]))
-        net = cast(PixelCNN, at_pixels(self))
-        blocks = [cast(CausalBlock, net.blocks[i]) for i in self._order]
-        image = self.reaches[0].pad(x)
-        widths = [cast(MaskedConv2d, cast(CausalBlock, self.blocks[i]).conv).mask.shape[1] for i in self._order]
-        inner = [b.reach.pad(x.new_zeros(len(x), w, height, width)) for b, w in zip(blocks, widths, strict=True)]
-        for row in range(height):
-            for column in range(width):
-                for channel in range(channels):  # earlier channels of the pixel change the later groups
-                    h = net.first(self.reaches[0].patch(image, row, column))
-                    if features is not None:
-                        h = h + features[..., row : row + 1, column : column + 1]
-                    h = self._through(h, partial(_at_pixel, blocks, inner, row, column))
-                    params = net.output(h)[..., channel::channels, :, :]  # (N, P, 1, 1)
-                    yield (channel, row, column), params.reshape(*lead, *params.shape[1:])
-                    above, left, _ = self.reaches[0]
-                    image[..., channel, row + above, column + left] = x[..., channel, row, column]
+
+        net, first = at_pixels(self), self.reaches[0]
+        image = first.pad(x)
+        inner = [b.reach.pad(x.new_zeros(len(x), b.inner_channels, height, width)) for b in net._sequence]
+
+        # earlier channels of a pixel change its later groups: each channel takes a pass of its own
+        for row, column, channel in itertools.product(range(height), range(width), range(channels)):
+            h = net.first(first.patch(image, row, column))
+            if features is not None:
+                h = h + features[..., row : row + 1, column : column + 1]
+            h = self._through(h, partial(_at_pixel, net._sequence, inner, row, column))
+
+            params = net.output(h)[..., channel::channels, :, :]  # (N, P, 1, 1)
+            yield (channel, row, column), params.reshape(*lead, *params.shape[1:])
+            image[..., channel, row + first.above, column + first.left] = x[..., channel, row, column]
 
 
 def _at_pixel(blocks: list[CausalBlock], inner: list[Tensor], row: int, column: int, place: int, h: Tensor) -> Tensor:
@@ -209,9 +210,3 @@ def _at_pixel(blocks: list[CausalBlock], inner: list[Tensor], row: int, column: 
     block, padded, reach = blocks[place], inner[place], blocks[place].reach
     padded[..., row + reach.above, column + reach.left] = block.before(h)[..., 0, 0]
     return block.finish(h, reach.patch(padded, row, column))
-
-
-def _over(function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Apply a function of ``(N, C, H, W)`` to ``(..., C, H, W)``."""
-    out = function(image.reshape(-1, *image.shape[-3:]))
-    return out.reshape(*image.shape[:-3], *out.shape[1:])

@@ -9,10 +9,13 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from pyro_vaes.nn.mlp import Activation
+from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["ResidualEncoder"]
 
@@ -20,7 +23,7 @@ __all__ = ["ResidualEncoder"]
 class _Block(nn.Module):
     """Halves height and width, rounding up; 3 × 3 kernels, and 1 × 1 beside."""
 
-    def __init__(self, below: int, above: int, activation: Callable[[], nn.Module]) -> None:
+    def __init__(self, below: int, above: int, activation: Activation) -> None:
         super().__init__()
         self.body = nn.Sequential(
             weight_norm(nn.Conv2d(below, above, 3, stride=2, padding=1)),
@@ -53,11 +56,11 @@ class ResidualEncoder(nn.Sequential):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageShape,
         channels: Sequence[int],
         out_features: int,
         *,
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Activation = nn.ELU,
     ) -> None:
         widths = [image_shape[0], *channels]
         left = tuple(math.ceil(n / 2 ** len(channels)) for n in image_shape[1:])

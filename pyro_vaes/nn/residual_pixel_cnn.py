@@ -12,40 +12,25 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn.causal_conv import POINT, CausalBlock, MaskedConv2d, Reach, causal_mask, stacked_groups
-from pyro_vaes.nn.pixel_cnn import ImageShape, PixelCNN
+from pyro_vaes.nn.causal_conv import POINT, CausalBlock, Reach, causal_conv, stacked_groups
+from pyro_vaes.nn.mlp import Activation
+from pyro_vaes.nn.pixel_cnn import PixelCNN
+from pyro_vaes.nn.shapes import ImageShape
 
 __all__ = ["ResidualPixelCNN", "bottleneck_block"]
 
 
-class _Bottleneck(CausalBlock):
-    """Activated behind the sum."""
-
-    def __init__(
-        self, before: nn.Module, conv: nn.Module, after: nn.Module, reach: Reach, *, activation: nn.Module
-    ) -> None:
-        super().__init__(before, conv, after, reach)
-        self.activation = activation
-
-    def finish(self, h: Tensor, padded: Tensor) -> Tensor:
-        return self.activation(super().finish(h, padded))
-
-
-def bottleneck_block(
-    groups: Tensor, reach: Reach, activation: Callable[[], nn.Module], weight_norm: bool
-) -> CausalBlock:
+def bottleneck_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:
     """``act(h + conv1x1(act(conv(act(conv1x1(h))))))`` with half as many channels around the convolution."""
     half = groups[::2]
-
-    def conv(below: Tensor, above: Tensor, reach: Reach) -> MaskedConv2d:
-        return MaskedConv2d(causal_mask(below, above, reach, strict=False), weight_norm=weight_norm)
-
+    conv = partial(causal_conv, weight_norm=weight_norm)
     before = nn.Sequential(conv(groups, half, POINT), activation())
     after = nn.Sequential(activation(), conv(half, groups, POINT))
-    return _Bottleneck(before, conv(half, half, reach), after, reach, activation=activation())
+    return CausalBlock(before, conv(half, half, reach), after, reach, activation=activation())
 
 
 class ResidualPixelCNN(PixelCNN):
@@ -81,7 +66,7 @@ class ResidualPixelCNN(PixelCNN):
         num_params: int = 1,
         *,
         context_channels: int = 0,
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Activation = nn.ELU,
         weight_norm: bool = True,
     ) -> None:
         if len(kernel_sizes) < 3 or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
@@ -90,6 +75,7 @@ class ResidualPixelCNN(PixelCNN):
             raise ValueError(
                 f"Half of the hidden channels must be a multiple of the image's {image_shape[0]}, but got {channels}."
             )
+
         reaches = [Reach(size // 2, size // 2, size // 2) for size in kernel_sizes]
         super().__init__(
             image_shape,
@@ -102,11 +88,13 @@ class ResidualPixelCNN(PixelCNN):
             activation=activation,
             weight_norm=weight_norm,
         )
+
         hidden = stacked_groups(channels, image_shape[0])
-        self.blocks.extend(bottleneck_block(hidden, reach, activation, weight_norm) for reach in reaches[1:-1])
-        self._order = list(range(len(self.blocks)))  # layers 1 .. L - 1, then the skips to layers 3 .. L
-        same = MaskedConv2d(causal_mask(hidden, hidden, POINT, strict=False), weight_norm=weight_norm)
-        self.output = nn.Sequential(same, *self.output)
+        skips = [bottleneck_block(hidden, reach, activation, weight_norm) for reach in reaches[1:-1]]
+        self.blocks.extend(skips)
+        self._sequence += skips  # layers 1 .. L - 1, then the skips to layers 3 .. L
+
+        self.output.insert(0, causal_conv(hidden, hidden, POINT, weight_norm=weight_norm))
         self.first_activation = activation()
 
     def _through(self, h: Tensor, apply: Callable[[int, Tensor], Tensor]) -> Tensor:

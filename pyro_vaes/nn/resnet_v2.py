@@ -26,10 +26,11 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vaes.nn.conv import ImageShape, image_batch
+from pyro_vaes.nn.glorot import glorot
 from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
 
-__all__ = ["FrozenBatchNorm", "ResNetV2Decoder", "ResNetV2Encoder", "batch_norm", "glorot"]
+__all__ = ["FrozenBatchNorm", "ResNetV2Decoder", "ResNetV2Encoder", "batch_norm"]
 
 EPS = 1e-3  # of layer and batch norm, Keras's
 
@@ -44,15 +45,6 @@ class FrozenBatchNorm(nn.BatchNorm2d):
 def batch_norm(channels: int, *, live: bool) -> nn.BatchNorm2d:
     """Batch norm with Keras's constants, frozen unless ``live``."""
     return (nn.BatchNorm2d if live else FrozenBatchNorm)(channels, eps=EPS, momentum=0.01)
-
-
-def glorot(network: nn.Module) -> None:
-    """Start all convolutions and linear maps from Glorot's uniform weights, with biases at 0 (Keras's defaults)."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.xavier_uniform_(layer.weight)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
 
 
 class _Sum(nn.Module):
@@ -157,8 +149,7 @@ class ResNetV2Encoder(nn.Module):
         glorot(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        images, batch_shape = image_batch(image, self.image_shape)
-        return self.trunk(images).reshape(*batch_shape, *self.code_shape)
+        return over_leading_dims(self.trunk, as_images(image, self.image_shape), 3)
 
 
 class ResNetV2Decoder(nn.Module):
@@ -204,5 +195,4 @@ class ResNetV2Decoder(nn.Module):
         glorot(self)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        z = concatenate(inputs)
-        return self.trunk(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.image_shape)
+        return over_leading_dims(self.trunk, concatenate(inputs), 1)

@@ -12,7 +12,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -72,15 +72,19 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
         if layer in seen:
             return None
         seen.add(layer)
+
         channel = output.dim() - (1 if isinstance(layer, nn.Linear) else 3)
         others = [d for d in range(output.dim()) if d != channel]
         mean, sd = output.mean(others), output.std(others, correction=0)
+
         constant = sd < SMALLEST
         mean, sd = mean.where(~constant, 0.0), sd.where(~constant, 1.0)
-        gain, bias = gains[layer], cast(Tensor | None, layer.bias)
+
+        gain, bias = gains[layer], layer.bias
         gain.div_(sd.reshape(gain.shape))
         shape = (-1,) + (1,) * (output.dim() - 1 - channel)
-        if bias is None:
+
+        if not isinstance(bias, Tensor):
             return output / sd.reshape(shape)
         bias.sub_(mean).div_(sd)
         return (output - mean.reshape(shape)) / sd.reshape(shape)
@@ -93,6 +97,7 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
     finally:
         for hook in hooks:
             hook.remove()
+
     if not seen:
         raise ValueError(
             f"The call reaches no weight-normalised layer ({len(gains)} in {type(network).__name__}). Apply "

@@ -54,7 +54,7 @@ def test_T32_the_two_part_code_less_the_entropy_is_the_negative_bound():
 
 def hierarchical():
     encoders = [Chain(MLP(D, [4], 4), NormalHead(4, 3)), Chain(MLP(3, [4], 4), NormalHead(4, 2))]
-    return HierarchicalVAE(encoders, [NormalHead(2, 3)], MLP(3, [], D), BernoulliLikelihood(), [3, 2]).double()
+    return HierarchicalVAE(encoders, MLP(3, [], D), BernoulliLikelihood(), [3, 2], priors=[NormalHead(2, 3)]).double()
 
 
 def joint_guide(model):

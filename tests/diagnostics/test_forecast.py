@@ -260,7 +260,7 @@ def test_nothing_of_the_pair_changes():
 def skip_vae() -> HierarchicalVAE:
     encoders = [NormalHead(6, 3), NormalHead(9, 2)]
     return HierarchicalVAE(
-        encoders, [NormalHead(2, 3)], MLP(5, [], 6), GaussianLikelihood(), [3, 2], skip=True
+        encoders, MLP(5, [], 6), GaussianLikelihood(), [3, 2], priors=[NormalHead(2, 3)], skip=True
     ).double()
 
 

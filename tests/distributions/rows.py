@@ -35,8 +35,8 @@ from pyro_vaes.nn import (
     DiscretizedLogisticMixtureLikelihood,
     PixelCNN,
     gated_block,
-    stack,
-    window,
+    pixel_cnn_layers,
+    pixel_cnn_window,
 )
 from tests.distributions.suite import Args, NumpyArgs, Row, independent
 
@@ -342,12 +342,14 @@ def networks() -> dict[str, AutoregressiveLikelihood]:
     grey = DiscretizedLogisticMixtureLikelihood(2, 3, event_dim=3)
     return {
         "MADE": AutoregressiveLikelihood(BernoulliLikelihood(), MADE(4, [12], context_features=2)),
-        "PixelCNN.binary": AutoregressiveLikelihood(binary, PixelCNN((1, 2, 2), 6, stack(2), context_channels=2)),
+        "PixelCNN.binary": AutoregressiveLikelihood(
+            binary, PixelCNN((1, 2, 2), 6, pixel_cnn_layers(2), context_channels=2)
+        ),
         "PixelCNN.categorical": AutoregressiveLikelihood(
-            classes, PixelCNN((2, 1, 2), 6, window(3, 1), 3, context_channels=1, num_pointwise=1)
+            classes, PixelCNN((2, 1, 2), 6, pixel_cnn_window(3, 1), 3, context_channels=1, num_pointwise=1)
         ),
         "PixelCNN.logistic": AutoregressiveLikelihood(
-            grey, PixelCNN((1, 2, 2), 6, stack(2), 6, context_channels=1, block=gated_block)
+            grey, PixelCNN((1, 2, 2), 6, pixel_cnn_layers(2), 6, context_channels=1, block=gated_block)
         ),
     }
 

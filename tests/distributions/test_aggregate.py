@@ -43,7 +43,7 @@ def test_R11_divergence_of_the_means_is_k_g():
         same = dist.Normal(aggregate.mean, aggregate.variance.sqrt()).to_event(1)
         torch.testing.assert_close(kl_divergence(aggregate, other), kl_divergence(same, other))
         torch.testing.assert_close(aggregate.entropy(), same.entropy())
-    with pytest.raises(NotImplementedError, match="estimate it by draws"):
+    with pytest.raises(NotImplementedError, match="estimate it from draws"):
         kl_divergence(aggregate, dist.Laplace(torch.zeros(3), 1.0).to_event(1))
 
 

@@ -23,9 +23,9 @@ from pyro_vaes.nn import (
     GaussianLikelihood,
     PixelCNN,
     gated_block,
+    pixel_cnn_layers,
+    pixel_cnn_window,
     plain_block,
-    stack,
-    window,
 )
 
 
@@ -57,12 +57,12 @@ def p_value(x, p, shape):
 @pytest.mark.parametrize(
     ("shape", "layers", "options"),
     [
-        ((1, 2, 3), stack(2), {}),
-        ((1, 3, 4), stack(3), {"num_pointwise": 2}),
-        ((1, 3, 4), stack(3), {"tied": True, "block": gated_block}),
-        ((1, 3, 4), window(4, 2), {"num_pointwise": 2}),
-        ((1, 2, 6), window(3, 1), {"block": plain_block}),
-        ((3, 2, 2), stack(2), {}),
+        ((1, 2, 3), pixel_cnn_layers(2), {}),
+        ((1, 3, 4), pixel_cnn_layers(3), {"num_pointwise": 2}),
+        ((1, 3, 4), pixel_cnn_layers(3), {"tied": True, "block": gated_block}),
+        ((1, 3, 4), pixel_cnn_window(4, 2), {"num_pointwise": 2}),
+        ((1, 2, 6), pixel_cnn_window(3, 1), {"block": plain_block}),
+        ((3, 2, 2), pixel_cnn_layers(2), {}),
     ],
 )
 def test_T29_the_probabilities_of_all_images_sum_to_one(shape, layers, options):
@@ -79,7 +79,7 @@ def test_T29_made():
         assert p.log_prob(images((10,))).exp().sum().item() == pytest.approx(1.0, abs=1e-10)
 
 
-@pytest.mark.parametrize("layers", [stack(2), window(2, 1)], ids=["stack", "window"])
+@pytest.mark.parametrize("layers", [pixel_cnn_layers(2), pixel_cnn_window(2, 1)], ids=["stack", "window"])
 def test_T34_sequential_samples_follow_the_enumerated_probabilities(layers):
     """40,000 draws of 3 × 3 images at seed 0: chi-squared over all 512 images, those expected < 10 times pooled."""
     p = binary((1, 3, 3), layers)
@@ -103,7 +103,7 @@ def test_T34_the_log_prob_of_a_sample_is_the_sum_over_the_steps_that_drew_it(mak
     if len(shape) == 1:
         network = MADE(*shape, [16], likelihood.num_params, context_features=2)
     else:
-        network = PixelCNN(shape, 6, stack(2), likelihood.num_params, context_channels=2, num_pointwise=1)
+        network = PixelCNN(shape, 6, pixel_cnn_layers(2), likelihood.num_params, context_channels=2, num_pointwise=1)
     both = AutoregressiveLikelihood(likelihood, network).double()
     p = both(torch.randn(2, *network.context_shape, dtype=torch.float64))
     steps = []
@@ -128,13 +128,13 @@ def test_T34_the_log_prob_of_a_sample_is_the_sum_over_the_steps_that_drew_it(mak
 
 def test_the_slow_way_of_sampling_needs_no_walk():
     """Four bits at seed 0, 20,000 draws: chi-squared against the enumerated probabilities."""
-    p = binary((1, 2, 2), stack(2))
+    p = binary((1, 2, 2), pixel_cnn_layers(2))
     slow = Autoregressive(lambda *a: p.conditionals(*a), p.context[0], p.event_shape, p.support)
     assert p_value(slow.sample((20_000,)), slow, (1, 2, 2)) > 1e-4
 
 
 def test_particles_lead():
-    p = binary((1, 3, 3), stack(2)).expand((5, 3))
+    p = binary((1, 3, 3), pixel_cnn_layers(2)).expand((5, 3))
     x = p.sample()
     log_prob = p.log_prob(x[0])  # one set of images against five particles of contexts
     assert x.shape == (5, 3, 1, 3, 3) and log_prob.shape == (5, 3)
@@ -142,7 +142,7 @@ def test_particles_lead():
 
 
 def test_an_unconditional_network_still_has_batches():
-    both = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), PixelCNN((1, 2, 2), 4, stack(1)))
+    both = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), PixelCNN((1, 2, 2), 4, pixel_cnn_layers(1)))
     p = both(torch.zeros(0, 2, 2)).expand((4, 5))
     assert p.sample((2,)).shape == (2, 4, 5, 1, 2, 2) and p.log_prob(torch.zeros(1, 2, 2)).shape == (4, 5)
 
@@ -153,7 +153,7 @@ def test_constructor_errors():
         Autoregressive(lambda x, h: None, torch.zeros(3), (3,), bits)
     with pytest.raises(ValueError, match="context_dim=2"):
         Autoregressive(lambda x, h: None, torch.zeros(3), (3,), dist.constraints.independent(bits, 1), context_dim=2)
-    network = PixelCNN((1, 4, 4), 4, stack(1), context_channels=2)
+    network = PixelCNN((1, 4, 4), 4, pixel_cnn_layers(1), context_channels=2)
     with pytest.raises(ValueError, match="pass event_dim=3"):
         AutoregressiveLikelihood(BernoulliLikelihood(), network)
     with pytest.raises(ValueError, match="pass num_params=256 to the network"):

@@ -35,7 +35,7 @@ def hierarchical_vae(*, top_down):
     ]
     encoders = [TopDown(encoders[0]), encoders[1]] if top_down else encoders
     priors = [Chain(MLP(2, [8], 8), NormalHead(8, 3))]
-    return HierarchicalVAE(encoders, priors, MLP(3, [8], D), BernoulliLikelihood(), [3, 2], top_down=top_down)
+    return HierarchicalVAE(encoders, MLP(3, [8], D), BernoulliLikelihood(), [3, 2], priors=priors, top_down=top_down)
 
 
 class TopDown(nn.Module):

@@ -43,7 +43,7 @@ def binary(rows=9):
 
 
 def mixtures(clusters=CLUSTERS, *, full=False):
-    priors = [MixturePrior(k, d, full_covariance=full, scale=0.7) for k, d in zip(clusters, DIMS, strict=True)]
+    priors = [MixturePrior(d, k, full_covariance=full, scale=0.7) for k, d in zip(clusters, DIMS, strict=True)]
     with torch.no_grad():
         for prior in priors:
             prior.logits.normal_()
@@ -305,7 +305,7 @@ def test_T18_responsibilities_sum_to_one_and_the_kl_is_not_negative(full):
 
 
 def gmdgm(clusters=4, dim=2, **options):
-    prior = MixturePrior(clusters, dim, learn_weights=False, scale=0.7)
+    prior = MixturePrior(dim, clusters, learn_weights=False, scale=0.7)
     return GaussianMixtureDGM(
         MLP(D, [6], clusters), Rung(D, clusters, dim), MLP(dim, [6], D), BernoulliLikelihood(), prior, **options
     )

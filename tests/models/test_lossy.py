@@ -31,8 +31,8 @@ from pyro_vaes.nn import (
     NormalHead,
     PixelCNN,
     StandardNormal,
-    stack,
-    window,
+    pixel_cnn_layers,
+    pixel_cnn_window,
 )
 
 SHAPE = (1, 4, 4)
@@ -43,7 +43,7 @@ def images(n=6):
 
 
 def likelihood(layers=None):
-    network = PixelCNN(SHAPE, 6, stack(2) if layers is None else layers, context_channels=2)
+    network = PixelCNN(SHAPE, 6, pixel_cnn_layers(2) if layers is None else layers, context_channels=2)
     return AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
 
 
@@ -248,7 +248,7 @@ def test_grey_data_are_refused_in_words():
     assert not report.ok and "dynamic binarisation" in str(report)
 
 
-@pytest.mark.parametrize("layers", [stack(6), window(7, 4)], ids=["stack", "window"])
+@pytest.mark.parametrize("layers", [pixel_cnn_layers(6), pixel_cnn_window(7, 4)], ids=["stack", "window"])
 def test_64_images_of_28x28_are_drawn_in_under_20_seconds(layers):
     network = PixelCNN((1, 28, 28), 12, layers, context_channels=4, num_pointwise=4)
     p = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)(torch.randn(64, 4, 28, 28))
@@ -281,7 +281,7 @@ def test_the_laplace_guide_linearises_the_conditionals_and_the_flow():
 
 def test_the_laplace_guide_refuses_outputs_without_a_fisher_information():
     output = DiscretizedLogisticMixtureLikelihood(2, event_dim=3)
-    both = AutoregressiveLikelihood(output, PixelCNN(SHAPE, 6, stack(2), 6, context_channels=2))
+    both = AutoregressiveLikelihood(output, PixelCNN(SHAPE, 6, pixel_cnn_layers(2), 6, context_channels=2))
     encoder = Chain(ConvEncoder(SHAPE, [2], 8), NormalHead(8, 3))
     vae = LossyVAE(encoder, ConvDecoder(3, [3], (2, 4, 4)), both, 3, prior=StandardNormal(3))
     guide = AmortizedLaplace(vae.model, start=Chain(ConvEncoder(SHAPE, [2], 8), nn.Linear(8, 3)), steps=1)

@@ -98,7 +98,7 @@ def test_conditional_networks_of_another_length_than_latent_dim():
 def test_levels_of_another_length_than_latent_dims():
     def make(first, second, prior):
         encoders = [NormalHead(16, first), NormalHead(4, second)]
-        return HierarchicalVAE(encoders, [NormalHead(2, prior)], MLP(4, [8], 16), BernoulliLikelihood(), [4, 2])
+        return HierarchicalVAE(encoders, MLP(4, [8], 16), BernoulliLikelihood(), [4, 2], priors=[NormalHead(2, prior)])
 
     x = torch.zeros(5, 16)
     with pytest.raises(ValueError, match=r"^The encoder of z_1 returns .* length 3, but latent_dims\[0\] is 4: "):
@@ -197,10 +197,10 @@ def test_hierarchical_vae_has_any_number_of_levels(skip, top_down, levels):
         widths = [16] + [16 + sum(dims[: i + 1]) if skip else dims[i] for i in range(levels - 1)]
     hvae = HierarchicalVAE(
         [Chain(MLP(w, [4], 4), NormalHead(4, d)) for w, d in zip(widths, dims, strict=True)],
-        [Chain(MLP(a, [4], 4), NormalHead(4, d)) for a, d in zip(above, dims, strict=False)],
         MLP(sum(dims) if skip else dims[0], [4], 16),
         BernoulliLikelihood(),
         dims,
+        priors=[Chain(MLP(a, [4], 4), NormalHead(4, d)) for a, d in zip(above, dims, strict=False)],
         skip=skip,
         top_down=top_down,
         prior_scale=2.0,
@@ -218,7 +218,7 @@ def test_hierarchical_vae_has_any_number_of_levels(skip, top_down, levels):
 
 def test_hierarchical_vae_counts_its_parts():
     with pytest.raises(ValueError, match="2 encoders and 1 priors"):
-        HierarchicalVAE([NormalHead(4, 2)], [], MLP(2, [], 4), BernoulliLikelihood(), [2, 2])
+        HierarchicalVAE([NormalHead(4, 2)], MLP(2, [], 4), BernoulliLikelihood(), [2, 2], priors=[])
 
 
 def test_prior_scales():
@@ -227,7 +227,7 @@ def test_prior_scales():
     vae = VAE(NormalHead(6, 2), decoder, likelihood, 2, prior_scale=0.3)
     cvae = ConditionalVAE(NormalHead(9, 2), MLP(5, [], 6), likelihood, 2, prior_scale=0.3)
     deep = HierarchicalVAE(
-        [NormalHead(6, 2), NormalHead(2, 3)], [NormalHead(3, 2)], decoder, likelihood, [2, 3], prior_scale=0.3
+        [NormalHead(6, 2), NormalHead(2, 3)], decoder, likelihood, [2, 3], priors=[NormalHead(3, 2)], prior_scale=0.3
     )
     x, c = torch.randn(7, 6), torch.randn(7, 3)
     for model, args, site in ((vae.model, (x,), "z"), (cvae.model, (x, c), "z"), (deep.model, (x,), "z_2")):

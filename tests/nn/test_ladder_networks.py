@@ -15,7 +15,7 @@ from pyro_vaes.nn import (
     small_ladder,
 )
 from pyro_vaes.nn.conv import same_conv, same_deconv
-from pyro_vaes.nn.layer_builder import Layers
+from pyro_vaes.nn.layer_builder import LayerBuilder
 
 
 def run(networks, x, particles=()):
@@ -119,7 +119,7 @@ def test_the_large_setting_is_the_papers_table():
 
 
 def test_weights_start_as_the_authors():
-    network = Layers((1, 28, 28), batch_norm=True).conv(64).fc(256).linear(128).stack()
+    network = LayerBuilder((1, 28, 28), batch_norm=True).conv(64).fc(256).linear(128).build()
     conv, fc, linear = (m for m in network if isinstance(m, nn.Conv2d | nn.Linear))
     assert conv.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert fc.weight.std().item() == pytest.approx(0.02, rel=0.01)
@@ -130,7 +130,7 @@ def test_weights_start_as_the_authors():
 
 
 def test_normalised_layers_learn_a_shift_and_evaluate_each_datum_by_itself():
-    network = Layers((6,), batch_norm=True).fc(5).linear(2).stack()
+    network = LayerBuilder((6,), batch_norm=True).fc(5).linear(2).build()
     x = torch.randn(40, 6)
     network(x).sum().backward()
     assert network[1].bias.grad.abs().max() > 0
@@ -162,7 +162,12 @@ def test_padding_is_tensorflows_same(size, out):
 
 def test_stacks_keep_leading_dimensions_and_refuse_other_data():
     network = (
-        Layers((1, 6, 6), batch_norm=False).conv(3).feature_map((2, 3, 3)).deconv(2, (6, 6)).image((1, 6, 6)).stack()
+        LayerBuilder((1, 6, 6), batch_norm=False)
+        .conv(3)
+        .feature_map((2, 3, 3))
+        .deconv(2, (6, 6))
+        .image((1, 6, 6))
+        .build()
     )
     x = torch.rand(4, 5, 1, 6, 6)
     torch.testing.assert_close(network(x)[1, 2], network(x[1, 2]))

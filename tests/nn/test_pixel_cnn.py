@@ -13,21 +13,21 @@ from pyro_vaes.nn import (
     Reach,
     ResidualPixelCNN,
     gated_block,
+    pixel_cnn_layers,
+    pixel_cnn_window,
     plain_block,
     residual_block,
-    stack,
-    window,
 )
 from pyro_vaes.nn.causal_conv import MaskedConv2d
 
 NETWORKS = {
-    "stack": lambda **o: PixelCNN((1, 5, 6), 6, stack(2), context_channels=2, **o),
+    "stack": lambda **o: PixelCNN((1, 5, 6), 6, pixel_cnn_layers(2), context_channels=2, **o),
     "tied, pointwise": lambda **o: PixelCNN(
-        (1, 5, 6), 6, stack(3), context_channels=2, num_pointwise=2, tied=True, **o
+        (1, 5, 6), 6, pixel_cnn_layers(3), context_channels=2, num_pointwise=2, tied=True, **o
     ),
-    "window": lambda **o: PixelCNN((1, 5, 6), 6, window(4, 2), context_channels=2, num_pointwise=1, **o),
-    "mixed": lambda **o: PixelCNN((1, 5, 6), 6, [*stack(1, 5), Reach(0, 2, 0)], 2, context_channels=2, **o),
-    "colour": lambda **o: PixelCNN((3, 4, 4), 7, stack(2), 2, context_channels=2, **o),
+    "window": lambda **o: PixelCNN((1, 5, 6), 6, pixel_cnn_window(4, 2), context_channels=2, num_pointwise=1, **o),
+    "mixed": lambda **o: PixelCNN((1, 5, 6), 6, [*pixel_cnn_layers(1, 5), Reach(0, 2, 0)], 2, context_channels=2, **o),
+    "colour": lambda **o: PixelCNN((3, 4, 4), 7, pixel_cnn_layers(2), 2, context_channels=2, **o),
     "residual": lambda block: ResidualPixelCNN((2, 4, 4), 8, [3, 3, 3, 3], 2, context_channels=2),  # its own block
 }
 BLOCKS = [residual_block, gated_block, plain_block]
@@ -72,7 +72,7 @@ def test_T27_every_element_sees_the_context_at_its_own_pixel(block):
 
 @pytest.mark.parametrize(("layers", "count", "context"), [(1, 4, 9), (3, 21, 32), (6, 69, 89)])
 def test_T28_stacks_of_3x3_see_4_21_and_69_pixels_and_the_context_at_9_32_and_89(layers, count, context):
-    net = PixelCNN((1, 9, 15), 4, stack(layers), context_channels=1).double()
+    net = PixelCNN((1, 9, 15), 4, pixel_cnn_layers(layers), context_channels=1).double()
     x = torch.randn(net.event_shape, dtype=torch.float64, requires_grad=True)
     features = torch.randn(net.context_shape, dtype=torch.float64, requires_grad=True)
     by_x, by_context = torch.autograd.grad(net(x, features)[0, 7, 7], [x, features])
@@ -93,7 +93,7 @@ def test_T28_stacks_of_3x3_see_4_21_and_69_pixels_and_the_context_at_9_32_and_89
 )
 def test_T28_windows(size, left, right):
     width, height = size
-    net = PixelCNN((1, 6, 11), 4, window(width, height), context_channels=1, num_pointwise=2).double()
+    net = PixelCNN((1, 6, 11), 4, pixel_cnn_window(width, height), context_channels=1, num_pointwise=2).double()
     block = set(itertools.product(range(-height, 0), range(-left, right + 1)))  # `width` columns, `height` rows
     beside = {(0, -c) for c in range(1, left + 1)}  # ceil((A - 1) / 2)
     assert net.receptive_field() == block | beside and left == -(-(width - 1) // 2)
@@ -130,18 +130,18 @@ def test_pixel_by_pixel_equals_one_parallel_pass(make, block):
 
 
 def test_leading_dimensions_broadcast():
-    net = PixelCNN((1, 4, 4), 5, stack(2), context_channels=2).double()
+    net = PixelCNN((1, 4, 4), 5, pixel_cnn_layers(2), context_channels=2).double()
     x, context = torch.randn(4, 1, 4, 4).double(), torch.randn(3, 4, 2, 4, 4).double()
     wide = net(x, context)
     assert wide.shape == (3, 4, 1, 4, 4)
     for i, j in itertools.product(range(3), range(4)):
         torch.testing.assert_close(wide[i, j], net(x[j], context[i, j]))
-    alone = PixelCNN((1, 4, 4), 5, stack(2)).double()
+    alone = PixelCNN((1, 4, 4), 5, pixel_cnn_layers(2)).double()
     assert alone(x, x.new_zeros(3, 4, 0, 4, 4)).shape == (4, 1, 4, 4)
 
 
 def test_tied_layers_are_one_layer():
-    tied, free = (PixelCNN((1, 5, 5), 6, stack(6), tied=t, num_pointwise=2) for t in (True, False))
+    tied, free = (PixelCNN((1, 5, 5), 6, pixel_cnn_layers(6), tied=t, num_pointwise=2) for t in (True, False))
     assert sum(p.numel() for p in tied.parameters()) < sum(p.numel() for p in free.parameters())
     assert len(tied.blocks) == 1 + 2 and len(free.blocks) == 5 + 2
     assert len(tied.state_dict()) == len({t.data_ptr() for t in tied.state_dict().values()})
@@ -167,17 +167,17 @@ def test_a_layer_that_sees_nothing_has_finite_gradients():
 
 def test_wrong_sizes_are_named():
     with pytest.raises(ValueError, match="channels=0"):
-        PixelCNN((1, 4, 4), 0, stack(1))
+        PixelCNN((1, 4, 4), 0, pixel_cnn_layers(1))
     with pytest.raises(ValueError, match="at least as many hidden channels"):
-        PixelCNN((3, 4, 4), 2, stack(1))
+        PixelCNN((3, 4, 4), 2, pixel_cnn_layers(1))
     with pytest.raises(ValueError, match="odd context_size"):
-        PixelCNN((1, 4, 4), 2, stack(1), context_channels=1, context_size=2)
+        PixelCNN((1, 4, 4), 2, pixel_cnn_layers(1), context_channels=1, context_size=2)
     with pytest.raises(ValueError, match="one reach behind the first"):
-        PixelCNN((1, 4, 4), 2, [*stack(2), Reach(0, 1, 0)], tied=True)
+        PixelCNN((1, 4, 4), 2, [*pixel_cnn_layers(2), Reach(0, 1, 0)], tied=True)
     with pytest.raises(ValueError, match="odd kernel_size"):
-        stack(2, 4)
+        pixel_cnn_layers(2, 4)
     with pytest.raises(ValueError, match="width >= 1"):
-        window(0, 2)
+        pixel_cnn_window(0, 2)
     with pytest.raises(ValueError, match="at least one hidden layer"):
         MADE(3, [])
     with pytest.raises(ValueError, match="dim=0"):

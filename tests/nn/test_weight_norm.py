@@ -18,7 +18,7 @@ from pyro_vaes.nn import (
     NormalHead,
     PixelCNN,
     initialise_weight_norm,
-    stack,
+    pixel_cnn_layers,
     weight_norm,
 )
 
@@ -48,7 +48,7 @@ def outputs(layers, call):
 def test_every_layer_of_a_lossy_pair_starts_with_mean_0_and_variance_1(tied):
     torch.manual_seed(0)
     encoder = Chain(ConvEncoder(SHAPE, [3], 8, num_residual=1, activation=nn.ELU), NormalHead(8, 3))
-    network = PixelCNN(SHAPE, 5, stack(3), context_channels=2, num_pointwise=2, tied=tied)
+    network = PixelCNN(SHAPE, 5, pixel_cnn_layers(3), context_channels=2, num_pointwise=2, tied=tied)
     likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
     vae = LossyVAE(encoder, ConvDecoder(3, [4], (2, 6, 6)), likelihood, 3, prior=AutoregressivePrior(3, [8], steps=2))
     weight_norm(vae.double())

@@ -38,7 +38,7 @@ def test_with_the_exact_posterior_the_chain_leaves_the_model_as_it_is():
     decoder.weight.data = weight
     above = prior.loc.weight.detach()
     posterior = ExactPosterior(weight, above @ above.T + 0.49 * torch.eye(2), noise)
-    model = HierarchicalVAE([posterior, NormalHead(2, 1)], [prior], decoder, GaussianLikelihood(noise), [2, 1])
+    model = HierarchicalVAE([posterior, NormalHead(2, 1)], decoder, GaussianLikelihood(noise), [2, 1], priors=[prior])
     evidence = weight @ (above @ above.T + 0.49 * torch.eye(2)) @ weight.T + noise**2 * torch.eye(3)
     with torch.no_grad():
         x = model.model(size=count)

@@ -18,7 +18,7 @@ from papers.variational_lossy import (
     setting,
     summary,
 )
-from pyro_vaes.nn import StandardNormal, stack
+from pyro_vaes.nn import StandardNormal, pixel_cnn_layers
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,10 @@ def test_one_seed_reproduces(found):
 
 def test_the_unconditional_decoder_is_the_network_of_the_pair_without_z():
     s = setting("cpu", "mnist")
-    by_itself, pair = unconditional_decoder(s, (1, 28, 28)), lossy_vae(s, (1, 28, 28), stack(s.layers), flow=False)
+    by_itself, pair = (
+        unconditional_decoder(s, (1, 28, 28)),
+        lossy_vae(s, (1, 28, 28), pixel_cnn_layers(s.layers), flow=False),
+    )
     ours, theirs = (m.likelihood.state_dict() for m in (by_itself, pair))
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
     assert by_itself.likelihood.network.receptive_field() == pair.likelihood.network.receptive_field()
@@ -58,7 +61,7 @@ def test_the_unconditional_decoder_is_the_network_of_the_pair_without_z():
 def test_the_setting_of_the_paper():
     s = setting("gpu", "binarized_mnist")
     assert s.tied and not setting("gpu", "mnist").tied
-    vae = lossy_vae(s, (1, 28, 28), stack(s.layers), flow=True)
+    vae = lossy_vae(s, (1, 28, 28), pixel_cnn_layers(s.layers), flow=True)
     network = vae.likelihood.network
     assert len(network.receptive_field()) == 69 and network.context_shape == (4, 28, 28)
     assert [step.net.num_params for step in vae.prior.steps] == [1] * 4 and vae.latent_dim == 64

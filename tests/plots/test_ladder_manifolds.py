@@ -64,7 +64,7 @@ def test_the_rest_can_be_held_and_the_draws_repeated() -> None:
 
 def far_priors() -> tuple[MixturePrior, Normal]:
     """Two components at (8, 6, 4) and (12, 6, 4) with scale 0.5: mean (10, 6, 4); and N((-5, 7), diag (3, 0.1)²)."""
-    mixture = MixturePrior(2, 3)
+    mixture = MixturePrior(3, 2)
     mixture.place(torch.tensor([[8.0, 6.0, 4.0], [12.0, 6.0, 4.0]]), 0.5)
     return mixture, Normal(torch.tensor([-5.0, 7.0]), torch.tensor([3.0, 0.1]))  # an event once the level is one
 

@@ -32,7 +32,7 @@ from pyro_vaes.guides.laplace.newton import factorise, improving, newton_step
 from pyro_vaes.guides.laplace.schedules import decaying
 from pyro_vaes.guides.latents import Latents, batch_rows
 from pyro_vaes.guides.plate_shapes import move_behind_plate
-from pyro_vaes.nn.module import as_posterior
+from pyro_vaes.nn import as_posterior
 from pyro_vaes.programs import is_dry_run, mark_statements, marks
 
 __all__ = ["AmortizedLaplace"]

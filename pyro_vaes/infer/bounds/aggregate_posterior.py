@@ -29,8 +29,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vaes.distributions import AggregateGaussian
-from pyro_vaes.distributions.aggregate import Moment
+from pyro_vaes.distributions import AggregateGaussian, Moment
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.global_batch import all_rows
 from pyro_vaes.infer.bounds.standardised import (

@@ -18,8 +18,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from torch.distributions.kl import kl_divergence
 from torch.nn.functional import softplus
 
-from pyro_vaes.distributions import PrecisionNormal, RecursiveMixture
-from pyro_vaes.distributions.map_parameters import mapped
+from pyro_vaes.distributions import PrecisionNormal, RecursiveMixture, map_parameters
 from pyro_vaes.infer.bounds.global_batch import all_rows, is_shared
 from pyro_vaes.ops import (
     multivariate_normal_pairwise_kl,
@@ -124,7 +123,7 @@ def _gathered(fn: Distribution, name: str) -> Distribution:
     try:
         if isinstance(fn, TransformedDistribution) and not fn.arg_constraints:
             raise TypeError
-        return mapped(fn, lambda p, _: all_rows(p))
+        return map_parameters(fn, lambda p, _: all_rows(p))
     except (AttributeError, NotImplementedError, TypeError):
         raise ValueError(
             f"The posteriors at the guide's site {name!r} ({type(fn).__name__}) cannot be exchanged between processes, "
@@ -151,7 +150,7 @@ def _closed(fn: Distribution) -> Tensor | None:
     base = fn.base_dist if isinstance(fn, Independent) else fn
     shape = torch.Size([base.batch_shape[0], *base.batch_shape])
     try:
-        of_i, of_j = (mapped(base, lambda p, _, d=d: p.unsqueeze(d)).expand(shape) for d in (1, 0))  # type: ignore[misc]
+        of_i, of_j = (map_parameters(base, lambda p, _, d=d: p.unsqueeze(d)).expand(shape) for d in (1, 0))  # type: ignore[misc]
         return kl_divergence(of_i, of_j).reshape(*shape[:2], -1)
     except (AttributeError, NotImplementedError, TypeError):
         return None

@@ -10,7 +10,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LogNormal
 
-from pyro_vaes.distributions.map_parameters import elements, has_map, mapped
+from pyro_vaes.distributions import event_elements, has_transforms, map_parameters
 from pyro_vaes.programs import (
     DRAWN,
     OBJECTIVE,
@@ -77,9 +77,9 @@ class PosteriorSite:
 
         fn = _before_maps(fn) if self.plain else fn
         try:
-            if has_map(elements(fn)) and kept != {-1}:  # what a map holds for each row cannot be moved
+            if has_transforms(event_elements(fn)) and kept != {-1}:  # what a map holds for each row cannot be moved
                 raise TypeError
-            return mapped(fn, front)
+            return map_parameters(fn, front)
         except (AttributeError, NotImplementedError, TypeError):
             if len(fn.batch_shape) == 1 and kept == {-1}:
                 return fn
@@ -95,7 +95,7 @@ def _before_maps(fn: Distribution) -> Distribution:
     if isinstance(fn, Independent):
         base = _before_maps(fn.base_dist)
         return Independent(base, fn.reinterpreted_batch_ndims) if base is not fn.base_dist else fn
-    if has_map(fn) or isinstance(fn, LogNormal):
+    if has_transforms(fn) or isinstance(fn, LogNormal):
         return _before_maps(fn.base_dist)
     return fn
 
@@ -104,7 +104,7 @@ def _is_plain(fn: Distribution, data_dim: int) -> bool:
     """Whether all maps are invertible and the same for all rows: whether they map one row's point to one point."""
     while isinstance(fn, Independent):
         data_dim, fn = data_dim - fn.reinterpreted_batch_ndims, fn.base_dist
-    if not has_map(fn):
+    if not has_transforms(fn):
         return True
     if not all(t.bijective for t in fn.transforms):
         return False

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
 from pyro_vaes.nn.likelihoods.base import Likelihood
-from pyro_vaes.nn.likelihoods.levels import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
-from pyro_vaes.nn.likelihoods.unit import BernoulliLikelihood, ContinuousBernoulliLikelihood
 
 __all__ = ["AutoregressiveLikelihood"]
 
@@ -37,8 +35,8 @@ class AutoregressiveLikelihood(nn.Module):
         | https://arxiv.org/abs/1606.05328
 
     Example:
-        >>> from pyro_vaes.nn import BernoulliLikelihood, PixelCNN, window
-        >>> network = PixelCNN((1, 8, 8), 16, window(4, 2), context_channels=4)
+        >>> from pyro_vaes.nn import BernoulliLikelihood, PixelCNN, pixel_cnn_window
+        >>> network = PixelCNN((1, 8, 8), 16, pixel_cnn_window(4, 2), context_channels=4)
         >>> p = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)(torch.zeros(5, 4, 8, 8))
         >>> x = p.sample()
         >>> x.shape, p.log_prob(x).shape
@@ -52,18 +50,20 @@ class AutoregressiveLikelihood(nn.Module):
                 "AutoregressiveLikelihood takes (likelihood, network), such as BernoulliLikelihood(event_dim=3) and a "
                 f"PixelCNN, but got {type(likelihood).__name__} and {type(network).__name__}."
             )
+
         if likelihood.event_dim != len(network.event_shape):
             raise ValueError(
                 f"The likelihood has event_dim={likelihood.event_dim}, but the network's data have shape "
                 f"{network.event_shape}; pass event_dim={len(network.event_shape)}?"
             )
+
         if likelihood.num_params != network.num_params:
             raise ValueError(
                 f"{type(likelihood).__name__} takes {likelihood.num_params} numbers per value, but the network has "
                 f"num_params={network.num_params}; pass num_params={likelihood.num_params} to the network?"
             )
+
         self.likelihood, self.network = likelihood, network
-        self.low, self.high = _range(likelihood)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -93,7 +93,8 @@ class AutoregressiveLikelihood(nn.Module):
 
     def read(self, value: Tensor) -> Tensor:
         """x as the network reads it."""
-        return 2 * (value - self.low) / (self.high - self.low) - 1
+        low, high = self.likelihood.limits
+        return 2 * (value - low) / (high - low) - 1
 
 
 class _Conditionals:
@@ -114,11 +115,3 @@ class _Conditionals:
                 view, read = view.narrow(dim, i, 1), read.narrow(dim, i, 1)
             yield view, self.owner.likelihood(params)
             read.copy_(self.owner.read(view))
-
-
-def _range(likelihood: Likelihood) -> tuple[float, float]:
-    """The smallest and the largest value; -1 and 1, which scale nothing, where there are none."""
-    if isinstance(likelihood, CategoricalLikelihood):
-        return 0.0, likelihood.num_classes - 1.0
-    unit = (BernoulliLikelihood, ContinuousBernoulliLikelihood, DiscretizedLogisticMixtureLikelihood)
-    return (0.0, 1.0) if isinstance(likelihood, unit) else (-1.0, 1.0)

@@ -24,26 +24,38 @@ class Likelihood(nn.Module, abc.ABC):
     ``(..., P*D)`` and are read as ``(..., P, D)``; with ``event_dim=3`` as ``(..., P*C, H, W)``, read as
     ``(..., P, C, H, W)``. Leading dimensions (particles, batch) are free.
 
+    A subclass defines :meth:`_values`, and sets ``num_params`` unless it is 1.
+
     Arguments:
-        num_params: Numbers P per observed value.
         event_dim: Number of right-most dimensions that make up one datum: 1 for vectors, 3 for images.
+
+    Attributes:
+        num_params: Numbers P per observed value.
+        limits: The smallest and the largest value that can be observed; (-1, 1) where there are none.
 
     Raises:
         ValueError: ``event_dim`` is below 1.
     """
 
-    def __init__(self, num_params: int, event_dim: int) -> None:
+    num_params = 1
+    limits = (-1.0, 1.0)
+
+    def __init__(self, *, event_dim: int = 1) -> None:
         super().__init__()
         if not isinstance(event_dim, int) or event_dim < 1:
             raise ValueError(
                 f"event_dim counts the dimensions of one datum, but got {event_dim!r}; 1 for vectors with "
                 "shape (D,), 3 for images with shape (C, H, W)?"
             )
-        self.num_params, self.event_dim = num_params, event_dim
+        self.event_dim = event_dim
 
-    @abc.abstractmethod
     def forward(self, params: Tensor) -> TorchDistribution:
         """The distribution of x, with the right-most ``event_dim`` dimensions as its event."""
+        return self._values(self.unpack(params)).to_event(self.event_dim)
+
+    @abc.abstractmethod
+    def _values(self, params: Tensor) -> TorchDistribution:
+        """The distribution of the single values, from what :meth:`unpack` returns."""
 
     def hint(self, value: Tensor) -> str | None:
         """Say in one sentence why ``value`` cannot be scored and what to do, or return None where it can be.
@@ -61,25 +73,20 @@ class Likelihood(nn.Module, abc.ABC):
                 return "the data hold infinite values; drop or clip them first."
         return self._hint(value)
 
-    @abc.abstractmethod
     def _hint(self, value: Tensor) -> str | None:
-        """:meth:`hint` for values that are not empty and finite."""
+        """:meth:`hint` for values that are not empty and finite; by default all of them can be scored."""
+        return None
 
-    def unpack(self, params: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        """Split the decoder's output into tensors with shape ``(..., *event_shape, size)``.
-
-        Arguments:
-            params: The decoder's output.
-            sizes: Numbers per observed value in each tensor, ``num_params`` in all; a dimension of 1 is
-                dropped.
-        """
+    def unpack(self, params: Tensor) -> Tensor:
+        """The decoder's output, read as ``(..., *event_shape, P)``; without the last dimension where P is 1."""
         if params.dim() < self.event_dim:
             raise ValueError(
                 f"params has shape {tuple(params.shape)}, but "
                 f"{type(self).__name__}(event_dim={self.event_dim}) reads the last {self.event_dim} "
                 "dimensions as one datum; add a batch dimension, or change event_dim?"
             )
-        width = params.shape[-self.event_dim]
+
+        first, width = -self.event_dim, params.shape[-self.event_dim]
         if width % self.num_params:
             axis = "features" if self.event_dim == 1 else "channels"
             raise ValueError(
@@ -87,13 +94,10 @@ class Likelihood(nn.Module, abc.ABC):
                 f"{type(self).__name__} takes {self.num_params} numbers per observed value; give the decoder "
                 f"{self.num_params} times as many outputs as the data have {axis}."
             )
+
         if self.num_params == 1:
-            return (params,)
-        parts = params.unflatten(-self.event_dim, (self.num_params, -1)).movedim(-self.event_dim - 1, -1)
-        return tuple(
-            part.squeeze(-1) if size == 1 else part
-            for part, size in zip(parts.split(list(sizes), -1), sizes, strict=True)
-        )
+            return params
+        return params.unflatten(first, (self.num_params, -1)).movedim(first - 1, -1)
 
     def extra_repr(self) -> str:
         return f"num_params={self.num_params}, event_dim={self.event_dim}"
@@ -134,11 +138,13 @@ class PositiveParameter(nn.Module):
                 f"{name} must be a finite number above its floor of {floor:g}, but got {value!r}; for data "
                 "with less spread than that, rescale the data?"
             )
+
         if len(shape) > event_dim:
             raise ValueError(
                 f"shape={tuple(shape)} is the shape of {name} within one datum, but has more dimensions than "
                 f"event_dim={event_dim}; pass the datum's shape, without the batch?"
             )
+
         self.floor, self.event_dim, self.name = floor, event_dim, name
         raw = torch.full(tuple(shape), math.log(value - floor))
         if learn:

@@ -10,27 +10,28 @@ from pyro_vaes.nn.likelihoods.base import Likelihood, PositiveParameter, soft_cl
 
 __all__ = ["NegativeBinomialLikelihood", "PoissonLikelihood"]
 
-# e^15 = 3.3e6 stays below 2^24, up to which float32 holds every whole number; e^-15 is no count in any data
-# set
+# e^15 = 3.3e6 stays below 2^24, up to which float32 holds every whole number; e^-15 is no count in any data set
 LOG_BOUND = 15.0
 
 
-def _count_hint(value: Tensor) -> str | None:
-    if (value < 0).any():
-        return (
-            f"counts are 0, 1, 2, ..., but the smallest value is {value.min().item():.4g}; use the raw "
-            "counts rather than centred or logarithmic ones, or GaussianLikelihood."
-        )
-    if value.is_floating_point() and (value != value.round()).any():
-        share = (value != value.round()).float().mean().item()
-        return (
-            f"counts are whole numbers, but {share:.1%} of the values are not; use the raw counts rather "
-            "than normalised ones, or GaussianLikelihood."
-        )
-    return None
+class _CountLikelihood(Likelihood):
+    def _hint(self, value: Tensor) -> str | None:
+        if (value < 0).any():
+            return (
+                f"counts are 0, 1, 2, ..., but the smallest value is {value.min().item():.4g}; use the raw "
+                "counts rather than centred or logarithmic ones, or GaussianLikelihood."
+            )
+
+        if value.is_floating_point() and (value != value.round()).any():
+            share = (value != value.round()).float().mean().item()
+            return (
+                f"counts are whole numbers, but {share:.1%} of the values are not; use the raw counts rather "
+                "than normalised ones, or GaussianLikelihood."
+            )
+        return None
 
 
-class PoissonLikelihood(Likelihood):
+class PoissonLikelihood(_CountLikelihood):
     """x ~ Poisson(exp(log_rate)); the decoder returns log rates, softly bounded to [-15, 15].
 
     Arguments:
@@ -42,18 +43,11 @@ class PoissonLikelihood(Likelihood):
         tensor(1.)
     """
 
-    def __init__(self, *, event_dim: int = 1) -> None:
-        super().__init__(num_params=1, event_dim=event_dim)
-
-    def forward(self, params: Tensor) -> TorchDistribution:
-        (log_rate,) = self.unpack(params, [1])
-        return dist.Poisson(soft_clamp(log_rate, -LOG_BOUND, LOG_BOUND).exp()).to_event(self.event_dim)
-
-    def _hint(self, value: Tensor) -> str | None:
-        return _count_hint(value)
+    def _values(self, params: Tensor) -> TorchDistribution:
+        return dist.Poisson(soft_clamp(params, -LOG_BOUND, LOG_BOUND).exp())
 
 
-class NegativeBinomialLikelihood(Likelihood):
+class NegativeBinomialLikelihood(_CountLikelihood):
     """x ~ NegativeBinomial(r, logits), with mean m = r e^logits and variance m (1 + e^logits) = m + m²/r.
 
     The decoder returns the logits, softly bounded to [-15, 15].
@@ -82,7 +76,7 @@ class NegativeBinomialLikelihood(Likelihood):
         shape: Sequence[int] = (),
         event_dim: int = 1,
     ) -> None:
-        super().__init__(num_params=1, event_dim=event_dim)
+        super().__init__(event_dim=event_dim)
         self._total_count = PositiveParameter(
             total_count, learn=learn_total_count, shape=shape, event_dim=event_dim, name="total_count"
         )
@@ -92,10 +86,6 @@ class NegativeBinomialLikelihood(Likelihood):
         """The inverse dispersion r."""
         return self._total_count()
 
-    def forward(self, params: Tensor) -> TorchDistribution:
-        (logits,) = self.unpack(params, [1])
-        logits = soft_clamp(logits, -LOG_BOUND, LOG_BOUND)
-        return dist.NegativeBinomial(self._total_count.expand_as(logits), logits=logits).to_event(self.event_dim)
-
-    def _hint(self, value: Tensor) -> str | None:
-        return _count_hint(value)
+    def _values(self, params: Tensor) -> TorchDistribution:
+        logits = soft_clamp(params, -LOG_BOUND, LOG_BOUND)
+        return dist.NegativeBinomial(self._total_count.expand_as(logits), logits=logits)

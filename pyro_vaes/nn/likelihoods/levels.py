@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_vaes.distributions import DiscretizedLogisticMixture, IntegerCategorical, grid
 from pyro_vaes.nn.likelihoods.base import Likelihood, soft_clamp
-from pyro_vaes.nn.likelihoods.unit import unit_interval_hint
+from pyro_vaes.nn.likelihoods.unit import UnitLikelihood
 
 __all__ = ["CategoricalLikelihood", "DiscretizedLogisticMixtureLikelihood"]
 
@@ -31,12 +31,12 @@ class CategoricalLikelihood(Likelihood):
     def __init__(self, num_classes: int, *, event_dim: int = 1) -> None:
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(f"num_classes must be a whole number of at least 2, but got {num_classes!r}.")
-        super().__init__(num_params=num_classes, event_dim=event_dim)
-        self.num_classes = num_classes
+        super().__init__(event_dim=event_dim)
+        self.num_classes = self.num_params = num_classes
+        self.limits = 0.0, num_classes - 1.0
 
-    def forward(self, params: Tensor) -> TorchDistribution:
-        (logits,) = self.unpack(params, [self.num_classes])
-        return IntegerCategorical(logits=logits).to_event(self.event_dim)
+    def _values(self, params: Tensor) -> TorchDistribution:
+        return IntegerCategorical(logits=params)
 
     def _hint(self, value: Tensor) -> str | None:
         low, high = value.min().item(), value.max().item()
@@ -46,6 +46,7 @@ class CategoricalLikelihood(Likelihood):
                 f"{self.num_classes - 1}; relabel the data from 0, or give CategoricalLikelihood more "
                 "classes (and the decoder more outputs)."
             )
+
         if value.is_floating_point() and (value != value.round()).any():
             return (
                 f"classes are whole numbers 0, ..., {self.num_classes - 1}, but the data hold others; "
@@ -54,7 +55,7 @@ class CategoricalLikelihood(Likelihood):
         return None
 
 
-class DiscretizedLogisticMixtureLikelihood(Likelihood):
+class DiscretizedLogisticMixtureLikelihood(UnitLikelihood):
     """x ~ a mixture of K discretised logistics per value, for pixels with L levels scaled to {0, 1/(L-1),
     ..., 1}.
 
@@ -88,18 +89,20 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
             raise ValueError(f"num_components must be a whole number of at least 1, but got {num_components!r}.")
         if not isinstance(num_levels, int) or num_levels < 2:
             raise ValueError(f"num_levels must be a whole number of at least 2, but got {num_levels!r}.")
-        super().__init__(num_params=3 * num_components, event_dim=event_dim)
+        super().__init__(event_dim=event_dim)
         self.num_components, self.num_levels = num_components, num_levels
+        self.num_params = 3 * num_components
 
-    def forward(self, params: Tensor) -> TorchDistribution:
-        raw = self.unpack(params, [3 * self.num_components])[0]
-        logits, loc, log_scale = raw.chunk(3, -1)  # (..., *event_shape, K) each
+    def _values(self, params: Tensor) -> TorchDistribution:
+        logits, loc, log_scale = params.chunk(3, -1)  # (..., *event_shape, K) each
         scale = torch.exp(soft_clamp(log_scale, -7.0, 7.0)) / 2
-        return DiscretizedLogisticMixture(logits, (1 + loc) / 2, scale, self.num_levels).to_event(self.event_dim)
+        return DiscretizedLogisticMixture(logits, (1 + loc) / 2, scale, self.num_levels)
 
     def _hint(self, value: Tensor) -> str | None:
-        if hint := unit_interval_hint(value):
+        hint = super()._hint(value)
+        if hint:
             return hint
+
         off = ~grid(self.num_levels).check(value)
         if not off.any():
             return None

@@ -14,6 +14,8 @@ __all__ = ["GaussianLikelihood", "LaplaceLikelihood"]
 class _LocationScale(Likelihood):
     """Reads (loc) or (loc, raw scale) and holds the scale; the two classes below say which density it is."""
 
+    family: type[dist.Normal] | type[dist.Laplace]
+
     def __init__(
         self,
         scale: float = 1.0,
@@ -23,13 +25,14 @@ class _LocationScale(Likelihood):
         amortize_scale: bool = False,
         event_dim: int = 1,
     ) -> None:
-        super().__init__(num_params=2 if amortize_scale else 1, event_dim=event_dim)
+        super().__init__(event_dim=event_dim)
         if amortize_scale and (learn_scale or tuple(shape)):
             raise ValueError(
                 "amortize_scale=True takes the scale from the decoder, so learn_scale and shape have "
                 "nothing to do; leave them out, or set amortize_scale=False?"
             )
         self.amortize_scale = amortize_scale
+        self.num_params = 2 if amortize_scale else 1
         self._scale = PositiveParameter(scale, learn=learn_scale, shape=shape, event_dim=event_dim)
 
     @property
@@ -37,14 +40,12 @@ class _LocationScale(Likelihood):
         """The shared scale; with ``amortize_scale`` the scale at a raw output of 0."""
         return self._scale()
 
-    def _loc_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        loc, *raw = self.unpack(params, [1] * self.num_params)
-        scale = self._scale.expand_as(loc)
+    def _values(self, params: Tensor) -> TorchDistribution:
+        if not self.amortize_scale:
+            return self.family(params, self._scale.expand_as(params))
+        loc, raw = params.unbind(-1)
         # exp(-9.2) = 1e-4, the floor that the shared scale has
-        return loc, scale * soft_clamp(raw[0], -9.2, 9.2).exp() if raw else scale
-
-    def _hint(self, value: Tensor) -> str | None:
-        return None
+        return self.family(loc, self._scale.expand_as(loc) * soft_clamp(raw, -9.2, 9.2).exp())
 
 
 class GaussianLikelihood(_LocationScale):
@@ -74,8 +75,7 @@ class GaussianLikelihood(_LocationScale):
         (torch.Size([5]), torch.Size([64]))
     """
 
-    def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Normal(*self._loc_scale(params)).to_event(self.event_dim)
+    family = dist.Normal
 
 
 class LaplaceLikelihood(_LocationScale):
@@ -90,5 +90,4 @@ class LaplaceLikelihood(_LocationScale):
         torch.Size([1, 8, 8])
     """
 
-    def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Laplace(*self._loc_scale(params)).to_event(self.event_dim)
+    family = dist.Laplace

@@ -6,26 +6,29 @@ from torch import Tensor
 from pyro_vaes.distributions import Bernoulli, ContinuousBernoulli
 from pyro_vaes.nn.likelihoods.base import Likelihood
 
-__all__ = ["BernoulliLikelihood", "ContinuousBernoulliLikelihood", "unit_interval_hint"]
+__all__ = ["BernoulliLikelihood", "ContinuousBernoulliLikelihood", "UnitLikelihood"]
 
 
-def unit_interval_hint(value: Tensor) -> str | None:
-    """Why ``value`` does not lie in [0, 1] as floating-point numbers, or None."""
-    if not value.is_floating_point():
-        cure = "scale them to [0, 1] with x.float() / 255" if value.max() > 1 else "convert them with x.float()"
-        return f"the data have dtype {value.dtype}, floating-point values are wanted; {cure}."
-    low, high = value.min().item(), value.max().item()
-    if low >= 0 and high <= 1:
-        return None
-    cure = (
-        "divide by 255"
-        if low >= 0 and high > 2
-        else "use GaussianLikelihood for real-valued data, or undo the centring"
-    )
-    return f"the data lie in [{low:.4g}, {high:.4g}] rather than in [0, 1]; {cure}?"
+class UnitLikelihood(Likelihood):
+    """A likelihood of floating-point numbers in [0, 1]."""
+
+    limits = (0.0, 1.0)
+
+    def _hint(self, value: Tensor) -> str | None:
+        if not value.is_floating_point():
+            cure = "scale them to [0, 1] with x.float() / 255" if value.max() > 1 else "convert them with x.float()"
+            return f"the data have dtype {value.dtype}, floating-point values are wanted; {cure}."
+
+        low, high = value.min().item(), value.max().item()
+        if low >= 0 and high <= 1:
+            return None
+        cure = "use GaussianLikelihood for real-valued data, or undo the centring"
+        if low >= 0 and high > 2:
+            cure = "divide by 255"
+        return f"the data lie in [{low:.4g}, {high:.4g}] rather than in [0, 1]; {cure}?"
 
 
-class BernoulliLikelihood(Likelihood):
+class BernoulliLikelihood(UnitLikelihood):
     """x ~ Bernoulli(sigmoid(logits)), for pixels 0 or 1; the decoder returns the logits.
 
     Arguments:
@@ -40,17 +43,14 @@ class BernoulliLikelihood(Likelihood):
         'the data hold values other than 0 and 1 (grey pixels:'
     """
 
-    def __init__(self, *, event_dim: int = 1) -> None:
-        super().__init__(num_params=1, event_dim=event_dim)
-
-    def forward(self, params: Tensor) -> TorchDistribution:
-        (logits,) = self.unpack(params, [1])
-        return Bernoulli(logits=logits).to_event(self.event_dim)
+    def _values(self, params: Tensor) -> TorchDistribution:
+        return Bernoulli(logits=params)
 
     def _hint(self, value: Tensor) -> str | None:
+        hint = super()._hint(value)
         grey = (value != 0) & (value != 1)
-        if not grey.any() or unit_interval_hint(value):
-            return unit_interval_hint(value)
+        if hint or not grey.any():
+            return hint
         return (
             f"the data hold values other than 0 and 1 (grey pixels: {grey.float().mean().item():.1%}), "
             "which a Bernoulli cannot score; use dynamic binarisation (data.Binarize) or "
@@ -58,7 +58,7 @@ class BernoulliLikelihood(Likelihood):
         )
 
 
-class ContinuousBernoulliLikelihood(Likelihood):
+class ContinuousBernoulliLikelihood(UnitLikelihood):
     """x ~ ContinuousBernoulli(logits), a density on [0, 1] for grey pixels; the decoder returns the logits.
 
     Arguments:
@@ -75,12 +75,5 @@ class ContinuousBernoulliLikelihood(Likelihood):
         torch.Size([784])
     """
 
-    def __init__(self, *, event_dim: int = 1) -> None:
-        super().__init__(num_params=1, event_dim=event_dim)
-
-    def forward(self, params: Tensor) -> TorchDistribution:
-        (logits,) = self.unpack(params, [1])
-        return ContinuousBernoulli(logits=logits).to_event(self.event_dim)
-
-    def _hint(self, value: Tensor) -> str | None:
-        return unit_interval_hint(value)
+    def _values(self, params: Tensor) -> TorchDistribution:
+        return ContinuousBernoulli(logits=params)

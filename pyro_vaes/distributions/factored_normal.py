@@ -1,0 +1,62 @@
+"""Normals with a full covariance, of which a factor of the precision is at hand."""
+
+import abc
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.distributions.vector_distribution import VectorDistribution
+
+__all__ = ["FactoredNormal"]
+
+
+class FactoredNormal(VectorDistribution, abc.ABC):
+    r"""A normal whose precision is C Cᵀ, so that Cᵀ (z - E[z]) is standard normal.
+
+    .. math::
+        \log q(z) = \log |C| - \tfrac{1}{2} (d \log 2\pi + \lVert C^\top (z - E[z]) \rVert^2), \qquad
+        Cov[z] = C^{-\top} C^{-1}
+    """
+
+    has_rsample = True
+
+    @abc.abstractmethod
+    def _whiten(self, value: Tensor) -> Tensor:
+        """Rows (z - E[z])ᵀ C, with shape ``(..., d)``."""
+
+    @abc.abstractmethod
+    def _half_log_det(self) -> Tensor:
+        """log |C|, half of the precision's log-determinant."""
+
+    @abc.abstractmethod
+    def _inverse_factor(self) -> Tensor:
+        """C⁻¹, with shape ``(..., d, d)``."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        square = self._whiten(value).square().sum(-1)
+        return self._half_log_det() - 0.5 * (self.event_shape[0] * math.log(2 * math.pi) + square)
+
+    def entropy(self) -> Tensor:
+        return 0.5 * self.event_shape[0] * (1 + math.log(2 * math.pi)) - self._half_log_det()
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self._inverse_factor().square().sum(-2)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """C⁻ᵀ C⁻¹, with shape ``(..., d, d)``."""
+        inverse = self._inverse_factor()
+        with torch.autocast(inverse.device.type, enabled=False):
+            return inverse.mT @ inverse
+
+    def _noise(self, sample_shape: torch.Size) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
