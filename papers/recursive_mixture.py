@@ -11,8 +11,8 @@ References:
 from collections.abc import Mapping
 from dataclasses import replace
 
-from papers.comparison import Method, comparison, image_setting
-from papers.methods import (
+from papers.guide_comparison.comparison import Method, comparison, image_setting
+from papers.guide_comparison.methods import (
     CAP,
     boosted,
     householder,
@@ -22,7 +22,7 @@ from papers.methods import (
     semi_amortized,
     vae,
 )
-from papers.setting import Setting
+from papers.guide_comparison.setting import Setting
 
 __all__ = ["RECURSIVE_MIXTURE", "RECURSIVE_MIXTURE_BERNOULLI"]
 

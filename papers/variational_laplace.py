@@ -13,8 +13,8 @@ References:
 from collections.abc import Mapping
 from dataclasses import replace
 
-from papers.comparison import Method, comparison, image_setting
-from papers.methods import (
+from papers.guide_comparison.comparison import Method, comparison, image_setting
+from papers.guide_comparison.methods import (
     CAP,
     full_covariance,
     householder,
@@ -25,7 +25,7 @@ from papers.methods import (
     semi_amortized,
     vae,
 )
-from papers.setting import Setting
+from papers.guide_comparison.setting import Setting
 
 __all__ = ["VARIATIONAL_LAPLACE", "VARIATIONAL_LAPLACE_BERNOULLI"]
 

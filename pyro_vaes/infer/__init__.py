@@ -7,7 +7,7 @@ from pyro_vaes.infer.bounds.doubly_reparameterized import DReG_ELBO
 from pyro_vaes.infer.bounds.free_bits import FreeBits_ELBO
 from pyro_vaes.infer.bounds.importance import ImportanceWeighted_ELBO
 from pyro_vaes.infer.bounds.mmd import MMD_ELBO
-from pyro_vaes.infer.bounds.mutual_posterior import MutualPosterior_ELBO, PosteriorPairs
+from pyro_vaes.infer.bounds.mutual_posterior import Diverse, MutualPosterior_ELBO, PosteriorPairs
 from pyro_vaes.infer.bounds.recursive_mixture import RecursiveMixture_ELBO
 from pyro_vaes.infer.bounds.sticking_the_landing import StickingTheLanding_ELBO
 from pyro_vaes.infer.bounds.stratified_mixture import StratifiedMixture_ELBO
@@ -41,6 +41,7 @@ __all__ = [
     "CheckReport",
     "ClipGradNorm",
     "DReG_ELBO",
+    "Diverse",
     "EarlyStopping",
     "FreeBits_ELBO",
     "History",

@@ -2,12 +2,20 @@
 
 from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
 from pyro_vaes.nn.causal_conv import Reach, gated_block, plain_block, residual_block
-from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
+from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ImageShape, ResidualBlock
 from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
 from pyro_vaes.nn.flow_heads import HouseholderHead, IAFHead
 from pyro_vaes.nn.flow_prior import AutoregressivePrior
-from pyro_vaes.nn.heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead, WeightHead
+from pyro_vaes.nn.heads import (
+    LogVarianceHead,
+    MultivariateNormalHead,
+    NormalHead,
+    SigmoidNormalHead,
+    WeightHead,
+    bounded_scale,
+)
 from pyro_vaes.nn.ladder import LadderNetworks, mlp_ladder
+from pyro_vaes.nn.layer_builder import Layers
 from pyro_vaes.nn.likelihoods import (
     AutoregressiveLikelihood,
     BernoulliLikelihood,
@@ -50,8 +58,10 @@ __all__ = [
     "GaussianLikelihood",
     "HouseholderHead",
     "IAFHead",
+    "ImageShape",
     "LadderNetworks",
     "LaplaceLikelihood",
+    "Layers",
     "LogVarianceHead",
     "MixturePrior",
     "Linear",
@@ -73,6 +83,7 @@ __all__ = [
     "StandardNormal",
     "WeightHead",
     "as_posterior",
+    "bounded_scale",
     "initialise_weight_norm",
     "bottleneck_block",
     "large_ladder",

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from papers import MUTUAL_POSTERIOR, Findings, Job, Row, mutual_posterior
-from papers.code_figures import divergence_figures, probe_figures
-from papers.code_setting import code_setting, lossy_vae
-from papers.mutual_posterior import PLAIN, REGULARISED
+from papers.mutual_posterior.measures import divergence_figures, probe_figures
+from papers.mutual_posterior.setting import code_setting, lossy_vae
+from papers.mutual_posterior.experiment import PLAIN, REGULARISED
 from pyro_vaes.data import load_data
 from pyro_vaes.infer import MutualPosterior_ELBO, WeightAverage, fit
 from pyro_vaes.models import VAE

@@ -11,11 +11,11 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from papers import LINEAR_COLLAPSE, POSTERIOR_COLLAPSE, Findings, Job, Row, collapse_cases
-from papers.collapse_cases import _quarters
-from papers.collapse_conv_pairs import conv_cvae, conv_hierarchical_vae
-from papers.collapse_measures import kl_weights, rank_correlation, train
-from papers.collapse_pairs import relu_cvae, relu_hierarchical_vae, relu_vae
-from papers.linear_values import trained_values
+from papers.posterior_collapse.nonlinear_cases import _quarters
+from papers.posterior_collapse.conv_pairs import conv_cvae, conv_hierarchical_vae
+from papers.posterior_collapse.measures import kl_weights, rank_correlation, train
+from papers.posterior_collapse.pairs import relu_cvae, relu_hierarchical_vae, relu_vae
+from papers.posterior_collapse.linear_values import trained_values
 from pyro_vaes.data import assemble, complete, load_data
 from pyro_vaes.diagnostics import forecast_collapse
 from pyro_vaes.infer import scale_latents

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from papers import LOSSY_COINS, VARIATIONAL_LOSSY, Findings, Job, Row
-from papers.lossy_networks import LossySetting, lossy_vae, unconditional_decoder
-from papers.variational_lossy import (
+from papers.variational_lossy.networks import LossySetting, lossy_vae, unconditional_decoder
+from papers.variational_lossy.binary_images import (
     ALONE,
     FACTORISED,
     FLOW,

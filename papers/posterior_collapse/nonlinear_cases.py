@@ -18,16 +18,16 @@ from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from papers.collapse_conv_pairs import conv_cvae, conv_hierarchical_vae
-from papers.collapse_measures import kl_weights, measured, train
-from papers.collapse_pairs import relu_cvae, relu_hierarchical_vae, relu_vae
+from papers.posterior_collapse.conv_pairs import conv_cvae, conv_hierarchical_vae
+from papers.posterior_collapse.measures import kl_weights, measured, train
+from papers.posterior_collapse.pairs import relu_cvae, relu_hierarchical_vae, relu_vae
 from papers.study import Job, Result
 from pyro_vaes import plots
 from pyro_vaes.data import ImageData, assemble, load_data
-from pyro_vaes.data.split import Split
+from pyro_vaes.data import Split
 from pyro_vaes.diagnostics import reconstruct
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["CollapseSetting", "Network", "conditional", "correlated", "hierarchical", "plain"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from pyro.infer import ELBO
 
-from papers.setting import Networks, Setting
+from papers.guide_comparison.setting import Networks, Setting
 from papers.study import Job, Result, Study
 from pyro_vaes.diagnostics import log_likelihood
 from pyro_vaes.infer import fit
 from pyro_vaes.models import VAE
-from pyro_vaes.programs.pair import Pair, preserve_rng
+from pyro_vaes.programs import Pair, preserve_rng
 
 __all__ = ["Guide", "Method", "compare", "comparison", "image_setting"]
 

@@ -1,4 +1,4 @@
-r"""The collapse paper's pairs with convolutions where :mod:`~papers.collapse_pairs` has hidden layers.
+r"""The collapse paper's pairs with convolutions where :mod:`~papers.posterior_collapse.pairs` has hidden layers.
 
     conditional VAE  p(y|z,x) = N(f(z) + g(x), noise²)         q(z|x,y), a network per argument, outputs added
                      x the bottom left quarter of an image, y the other three: to the networks the image with a hole
@@ -17,11 +17,11 @@ References:
 
 from torch import Tensor, nn
 
-from papers.collapse_pairs import Added, AddedNormal, TanhNormal
+from papers.posterior_collapse.pairs import Added, AddedNormal, TanhNormal
 from pyro_vaes.data import assemble, complete
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import MLP, ConvDecoder, ConvEncoder, GaussianLikelihood
-from pyro_vaes.nn.conv import ImageShape
+from pyro_vaes.nn import ImageShape
 
 __all__ = ["AroundHole", "WithHole", "conv_cvae", "conv_hierarchical_vae"]
 

@@ -24,7 +24,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from papers.findings import Findings
-from papers.lossy_networks import ImageShape, LossySetting, lossy_vae, unconditional_decoder
+from papers.variational_lossy.networks import ImageShape, LossySetting, lossy_vae, unconditional_decoder
 from papers.study import Job, Result, Study
 from pyro_vaes.data import Binarize, ImageData, Split, ToUnit, load_data
 from pyro_vaes.diagnostics import code_length, collapse_report, log_likelihood
@@ -32,7 +32,7 @@ from pyro_vaes.infer import FreeBits_ELBO, WeightAverage, fit
 from pyro_vaes.models import LossyVAE, UnconditionalDecoder
 from pyro_vaes.nn import PixelCNN, initialise_weight_norm, stack, window
 from pyro_vaes.plots import image_grid
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["VARIATIONAL_LOSSY", "Images", "cases", "remark", "setting", "summary"]
 

@@ -6,7 +6,7 @@ r"""The pairs of the collapse paper, linear and not: fixed noise, one normal pri
                      p(x|z1)  = N(tanh f(z1), noise²)
 
 Linear pairs have no biases and an encoder scale that all data share; two stacked linear layers instead of a hidden one
-are a :func:`relu_cvae` without activation. With convolutions: :mod:`papers.collapse_conv_pairs`.
+are a :func:`relu_cvae` without activation. With convolutions: :mod:`papers.posterior_collapse.conv_pairs`.
 
 References:
     | Beyond Vanilla Variational Autoencoders (Dang, Tran, Nguyen & Ho, 2024), experiments and released code
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
-from pyro_vaes.nn.heads import bounded_scale
+from pyro_vaes.nn import bounded_scale
 
 __all__ = [
     "Added",

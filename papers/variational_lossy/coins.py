@@ -34,7 +34,7 @@ from pyro_vaes.nn import (
     StandardNormal,
     plain_block,
 )
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["LOSSY_COINS", "CoinSetting", "coin_vae", "draw", "entropies", "log_prob", "log_prob_given_bit"]
 

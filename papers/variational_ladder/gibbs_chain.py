@@ -29,12 +29,12 @@ from torch import Tensor
 from papers.study import Job, Result, Study
 from pyro_vaes.data import Binarize, ToUnit, load_data
 from pyro_vaes.diagnostics import collapse_report
-from pyro_vaes.diagnostics.representation.representation import knn_accuracy
+from pyro_vaes.diagnostics import knn_accuracy
 from pyro_vaes.infer import fit
 from pyro_vaes.models import HierarchicalVAE
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
 from pyro_vaes.plots import image_grid
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 from pyro_vaes.theory import gibbs_chain
 
 __all__ = ["GIBBS_CHAIN", "GibbsSetting", "two_sample_accuracy", "walk"]

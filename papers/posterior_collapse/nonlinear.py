@@ -2,8 +2,8 @@
 
     data   MNIST, pixels in [0, 1], neither centred nor binarised; three quarters given the bottom left one (E5, E6);
            normal vectors with a covariate of known correlation (E7)
-    p, q   ReLU pairs with fixed noise, see :mod:`papers.collapse_pairs`; E6 also with linear networks;
-           E6 and E8 also with convolutions, see :mod:`papers.collapse_conv_pairs`
+    p, q   ReLU pairs with fixed noise, see :mod:`papers.posterior_collapse.pairs`; E6 also with linear networks;
+           E6 and E8 also with convolutions, see :mod:`papers.posterior_collapse.conv_pairs`
     bound  the ELBO with a weight beta on the KL of each latent site; with "released weighting" in a case's name the
            loss of the authors' programs, the ELBO with half of that
     table  KL, active units, (epsilon, delta)-collapse, error and likelihood, beside the linear forecast
@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 
-from papers.collapse_cases import CollapseSetting, conditional, correlated, hierarchical, plain
-from papers.collapse_measures import rank_correlation
+from papers.posterior_collapse.nonlinear_cases import CollapseSetting, conditional, correlated, hierarchical, plain
+from papers.posterior_collapse.measures import rank_correlation
 from papers.findings import Findings
 from papers.study import Job, Result, Study
 

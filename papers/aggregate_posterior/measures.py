@@ -24,7 +24,7 @@ from pyro_vaes.diagnostics import (
     reconstruction_report,
 )
 from pyro_vaes.models import VAE
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = [
     "correlated",

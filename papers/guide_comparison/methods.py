@@ -1,4 +1,4 @@
-"""The guides that the papers compare, each as a :class:`~papers.comparison.Method`.
+"""The guides that the papers compare, each as a :class:`~papers.guide_comparison.comparison.Method`.
 
 All share the model and the encoder's trunk; what differs is q and, for mixtures, its bound.
 """
@@ -10,8 +10,8 @@ from typing import Any
 from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 
-from papers.comparison import Guide, Method
-from papers.setting import Networks
+from papers.guide_comparison.comparison import Guide, Method
+from papers.guide_comparison.setting import Networks
 from pyro_vaes.guides import (
     AmortizedHouseholder,
     AmortizedIAF,

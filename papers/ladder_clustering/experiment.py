@@ -20,7 +20,7 @@ from pyro.infer import TraceEnum_ELBO
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from papers.ladder_clustering_training import (
+from papers.ladder_clustering.training import (
     LadderClusteringSetting,
     clusters_of,
     component_images,

@@ -23,11 +23,11 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from papers.face_measures import discriminator_accuracy, fitted_aggregate, measure, pictures
+from papers.aggregate_posterior.measures import discriminator_accuracy, fitted_aggregate, measure, pictures
 from papers.findings import Findings
 from papers.study import Job, Result, Study
 from pyro_vaes.data import HorizontalFlip, ImageData, ToSigned, load_data
-from pyro_vaes.data.files import Library
+from pyro_vaes.data import Library
 from pyro_vaes.infer import Adversarial_ELBO, AggregatePosterior_ELBO, fit
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import (
@@ -39,7 +39,7 @@ from pyro_vaes.nn import (
     ResNetV2Decoder,
     ResNetV2Encoder,
 )
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["AGGREGATE_POSTERIOR", "Case", "FaceSetting", "faces"]
 

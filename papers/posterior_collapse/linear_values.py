@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from papers.collapse_measures import AnyPair, Rows
+from papers.posterior_collapse.measures import AnyPair, Rows
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import NormalHead, StandardNormal
 from pyro_vaes.theory import schur_complement, second_moment
@@ -45,7 +45,7 @@ def trained_values(pair: AnyPair, rows: Rows) -> TrainedValues:
     """Read off a linear pair.
 
     Arguments:
-        pair: A pair of :mod:`papers.collapse_pairs` with linear parts.
+        pair: A pair of :mod:`papers.posterior_collapse.pairs` with linear parts.
         rows: The data, the model's arguments.
     """
     moment = second_moment(rows if isinstance(rows, Tensor) else torch.cat(list(rows), 1))
