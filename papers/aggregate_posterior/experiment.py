@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from papers.aggregate_posterior.measures import discriminator_accuracy, fitted_aggregate, measure, pictures
 from papers.findings import Findings
 from papers.study import Job, Result, Study
-from pyro_vaes.data import HorizontalFlip, ImageData, ToSigned, load_data
-from pyro_vaes.data import Library
+from pyro_vaes.data import HorizontalFlip, ImageData, Library, ToSigned, load_data
 from pyro_vaes.infer import Adversarial_ELBO, AggregatePosterior_ELBO, fit
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import (

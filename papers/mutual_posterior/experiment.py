@@ -33,20 +33,20 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
+from papers.findings import Findings
 from papers.mutual_posterior.measures import code_figures, divergence_figures, probe_figures
 from papers.mutual_posterior.setting import CodeSetting, code_setting, lossy_vae
-from papers.findings import Findings
 from papers.study import Job, Result, Study
 from pyro_vaes.infer import (
     Callback,
     ClipGradNorm,
+    Diverse,
     EarlyStopping,
     LearningRate,
     MutualPosterior_ELBO,
     WeightAverage,
     fit,
 )
-from pyro_vaes.infer import Diverse
 from pyro_vaes.nn import initialise_weight_norm
 from pyro_vaes.plots import divergence_histogram
 from pyro_vaes.programs import preserve_rng

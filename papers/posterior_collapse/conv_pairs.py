@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from papers.posterior_collapse.pairs import Added, AddedNormal, TanhNormal
 from pyro_vaes.data import assemble, complete
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, ConvDecoder, ConvEncoder, GaussianLikelihood
-from pyro_vaes.nn import ImageShape
+from pyro_vaes.nn import MLP, ConvDecoder, ConvEncoder, GaussianLikelihood, ImageShape
 
 __all__ = ["AroundHole", "WithHole", "conv_cvae", "conv_hierarchical_vae"]
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 
-from papers.posterior_collapse.nonlinear_cases import CollapseSetting, conditional, correlated, hierarchical, plain
-from papers.posterior_collapse.measures import rank_correlation
 from papers.findings import Findings
+from papers.posterior_collapse.measures import rank_correlation
+from papers.posterior_collapse.nonlinear_cases import CollapseSetting, conditional, correlated, hierarchical, plain
 from papers.study import Job, Result, Study
 
 __all__ = ["POSTERIOR_COLLAPSE", "cases", "setting"]

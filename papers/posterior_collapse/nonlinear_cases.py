@@ -23,8 +23,7 @@ from papers.posterior_collapse.measures import kl_weights, measured, train
 from papers.posterior_collapse.pairs import relu_cvae, relu_hierarchical_vae, relu_vae
 from papers.study import Job, Result
 from pyro_vaes import plots
-from pyro_vaes.data import ImageData, assemble, load_data
-from pyro_vaes.data import Split
+from pyro_vaes.data import ImageData, Split, assemble, load_data
 from pyro_vaes.diagnostics import reconstruct
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 from pyro_vaes.programs import preserve_rng

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
-from pyro_vaes.nn import bounded_scale
+from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead, bounded_scale
 
 __all__ = [
     "Added",

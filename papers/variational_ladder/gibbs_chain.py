@@ -28,8 +28,7 @@ from torch import Tensor
 
 from papers.study import Job, Result, Study
 from pyro_vaes.data import Binarize, ToUnit, load_data
-from pyro_vaes.diagnostics import collapse_report
-from pyro_vaes.diagnostics import knn_accuracy
+from pyro_vaes.diagnostics import collapse_report, knn_accuracy
 from pyro_vaes.infer import fit
 from pyro_vaes.models import HierarchicalVAE
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead

@@ -25,15 +25,11 @@ from torch import Tensor, nn
 
 from papers.study import Job, Result, Study
 from pyro_vaes.data import ImageData, load_data
-from pyro_vaes.diagnostics import collapse_report, posterior_means
-from pyro_vaes.diagnostics import knn_accuracy
-from pyro_vaes.infer import MMD_ELBO, KLWarmup, evaluate, fit
-from pyro_vaes.infer import Callback, Run
+from pyro_vaes.diagnostics import collapse_report, knn_accuracy, posterior_means
+from pyro_vaes.infer import MMD_ELBO, Callback, KLWarmup, Run, evaluate, fit
 from pyro_vaes.models import HierarchicalVAE, LadderVAE
-from pyro_vaes.nn import Chain, LaplaceLikelihood, NormalHead, small_ladder
-from pyro_vaes.nn import Layers
-from pyro_vaes.plots import level_manifolds
-from pyro_vaes.plots import legend, quiet
+from pyro_vaes.nn import Chain, LaplaceLikelihood, Layers, NormalHead, small_ladder
+from pyro_vaes.plots import legend, level_manifolds, quiet
 from pyro_vaes.programs import preserve_rng
 
 __all__ = ["VARIATIONAL_LADDER", "LadderSetting", "build_hierarchy", "build_ladder"]

@@ -24,8 +24,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from papers.findings import Findings
-from papers.variational_lossy.networks import ImageShape, LossySetting, lossy_vae, unconditional_decoder
 from papers.study import Job, Result, Study
+from papers.variational_lossy.networks import ImageShape, LossySetting, lossy_vae, unconditional_decoder
 from pyro_vaes.data import Binarize, ImageData, Split, ToUnit, load_data
 from pyro_vaes.diagnostics import code_length, collapse_report, log_likelihood
 from pyro_vaes.infer import FreeBits_ELBO, WeightAverage, fit

@@ -8,10 +8,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from papers import MUTUAL_POSTERIOR, Findings, Job, Row, mutual_posterior
+from papers import MUTUAL_POSTERIOR, Findings, Job, Row
+from papers.mutual_posterior import experiment
+from papers.mutual_posterior.experiment import PLAIN, REGULARISED
 from papers.mutual_posterior.measures import divergence_figures, probe_figures
 from papers.mutual_posterior.setting import code_setting, lossy_vae
-from papers.mutual_posterior.experiment import PLAIN, REGULARISED
 from pyro_vaes.data import load_data
 from pyro_vaes.infer import MutualPosterior_ELBO, WeightAverage, fit
 from pyro_vaes.models import VAE
@@ -60,7 +61,7 @@ def caught(monkeypatch, case, seed=0, setting=TINY):
     def catch(*args, **options):
         raise Caught(*args, **options)
 
-    monkeypatch.setattr(mutual_posterior, "fit", catch)
+    monkeypatch.setattr(experiment, "fit", catch)
     with pytest.raises(Caught) as found:
         case(setting, Job(seed=seed))
     return found.value
@@ -154,7 +155,7 @@ def test_the_papers_networks_train(wide):
 
 def test_the_papers_schedule_halves_the_rate_and_ends(monkeypatch):
     ended = []
-    monkeypatch.setattr(mutual_posterior, "fit", lambda *a, **o: ended.append(fit(*a, **o)) or ended[0])
+    monkeypatch.setattr(experiment, "fit", lambda *a, **o: ended.append(fit(*a, **o)) or ended[0])
     # a rate at which nothing moves: no epoch is better than the first by float32's resolution, whatever comes
     case = MUTUAL_POSTERIOR.cases(TINY)[PLAIN]
     case(replace(TINY, epochs=40, patience=1, lr=1e-12), Job(seed=0))
@@ -166,7 +167,7 @@ def test_the_papers_schedule_halves_the_rate_and_ends(monkeypatch):
 
 def test_the_papers_networks_start_from_data_and_end_as_an_average(monkeypatch):
     residual = replace(TINY, residual=True, decoder_channels=8, kernels=(3, 3, 3), patience=1)
-    monkeypatch.setattr(mutual_posterior, "INITIAL_IMAGES", 200)
+    monkeypatch.setattr(experiment, "INITIAL_IMAGES", 200)
     found = caught(monkeypatch, MUTUAL_POSTERIOR.cases(residual)[PLAIN], setting=residual)
     assert any(isinstance(c, WeightAverage) for c in found.options["callbacks"])
     vae = found.model.__self__
