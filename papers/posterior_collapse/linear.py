@@ -23,8 +23,8 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from papers.posterior_collapse.linear_values import trained_values
-from papers.posterior_collapse.measures import AnyPair, Rows, Scale, train
 from papers.posterior_collapse.pairs import linear_cvae_pair, linear_hierarchical_pair, linear_vae_pair
+from papers.posterior_collapse.training import AnyPair, Rows, Scale, train
 from papers.study import Job, Result, Study
 from pyro_vaes import plots
 from pyro_vaes.data import load_data

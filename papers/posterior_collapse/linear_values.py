@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from papers.posterior_collapse.measures import AnyPair, Rows
+from papers.posterior_collapse.training import AnyPair, Rows
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import NormalHead, StandardNormal
 from pyro_vaes.theory import schur_complement, second_moment

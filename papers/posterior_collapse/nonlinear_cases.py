@@ -19,8 +19,9 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from papers.posterior_collapse.conv_pairs import conv_cvae, conv_hierarchical_vae
-from papers.posterior_collapse.measures import kl_weights, measured, train
+from papers.posterior_collapse.measures import measured
 from papers.posterior_collapse.pairs import relu_cvae, relu_hierarchical_vae, relu_vae
+from papers.posterior_collapse.training import kl_weights, train
 from papers.study import Job, Result
 from pyro_vaes import plots
 from pyro_vaes.data import ImageData, Split, assemble, load_data

@@ -14,9 +14,10 @@ from papers import LINEAR_COLLAPSE, POSTERIOR_COLLAPSE, Findings, Job, Row
 from papers.posterior_collapse import nonlinear_cases
 from papers.posterior_collapse.conv_pairs import conv_cvae, conv_hierarchical_vae
 from papers.posterior_collapse.linear_values import trained_values
-from papers.posterior_collapse.measures import kl_weights, rank_correlation, train
+from papers.posterior_collapse.measures import rank_correlation
 from papers.posterior_collapse.nonlinear_cases import _quarters
 from papers.posterior_collapse.pairs import relu_cvae, relu_hierarchical_vae, relu_vae
+from papers.posterior_collapse.training import kl_weights, train
 from pyro_vaes.data import assemble, complete, load_data
 from pyro_vaes.diagnostics import forecast_collapse
 from pyro_vaes.infer import scale_latents
