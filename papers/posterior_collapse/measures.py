@@ -1,13 +1,14 @@
 """What is measured of a pair that may have collapsed, beside what the linear theory said before training."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from papers.findings import Findings
-from papers.posterior_collapse.training import AnyPair, Fitted, Rows
+from papers.posterior_collapse.training import AnyPair, Fitted, Rows, observed
 from papers.study import Result
 from pyro_vaes import plots
 from pyro_vaes.diagnostics import CollapseReport, collapse_report, log_likelihood, reconstruct, take_means
@@ -30,8 +31,14 @@ def measured(
     model, guide = fitted.pair.model, fitted.pair.guide
     report = collapse_report(model, guide, rows)
     site, forecast = report[fitted.site], fitted.forecast[fitted.site]
-    few = tuple(r[:num_likelihood] for r in rows) if isinstance(rows, tuple) else rows[:num_likelihood]
-    shares = site.collapse_curve(torch.tensor([0.1, 0.5], dtype=torch.float64))[1]
+    _, shares = site.collapse_curve(torch.tensor([0.1, 0.5], dtype=torch.float64))
+
+    if isinstance(rows, tuple):
+        few: Rows = (rows[0][:num_likelihood], rows[1][:num_likelihood])
+    else:
+        few = rows[:num_likelihood]
+    estimate = log_likelihood(model, guide, few, num_particles)
+
     figures = {
         "KL": site.total_kl,
         "linear KL": forecast.total_kl,
@@ -41,33 +48,37 @@ def measured(
         "% collapsed (.1, .05)": 100 * shares[0].item(),
         "% collapsed (.5, .05)": 100 * shares[1].item(),
         "squared error": _squared_error(fitted.pair, rows, None),
-        "NLL": -log_likelihood(model, guide, few, num_particles).log_likelihood.mean().item(),
+        "NLL": -estimate.log_likelihood.mean().item(),
     }
     if fitted.uncentred is not None:
         figures["linear KL, not centred"] = fitted.uncentred[fitted.site].total_kl
     if fitted.site == "z_2":
         figures["error through z2"] = _squared_error(fitted.pair, rows, ["z_2"])
+
     return Result(figures, {"units": _units(fitted, report), **(pictures or {})})
 
 
 def _squared_error(pair: AnyPair, rows: Rows, through: Sequence[str] | None) -> float:
     """E‖x - f(z)‖² with all latents at their means, or with only some kept."""
-    with_means = take_means()(pair.model), take_means()(pair.guide)
-    found = reconstruct(*with_means, rows, through=through, batch_size=1000)["x"]
-    target = rows[0] if isinstance(rows, tuple) else rows
-    return (found - target.cpu()).square().sum(1).mean().item()
+    model, guide = take_means()(pair.model), take_means()(pair.guide)
+    found = reconstruct(model, guide, rows, through=through, batch_size=1000)["x"]
+    return (found - observed(rows).cpu()).square().sum(1).mean().item()
 
 
 def _units(fitted: Fitted, report: CollapseReport) -> Figure:
     """KL of each unit, and the share of units that are collapsed: forecast and measurement."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    site, forecast = report[fitted.site], fitted.forecast[fitted.site]
     plots.kl_forecast(fitted.forecast.beside(report)[fitted.site], ax=left)
-    epsilon, shares = site.collapse_curve()
-    _, expected = forecast.collapse_curve(epsilon)
+
+    epsilon, shares = report[fitted.site].collapse_curve()
+    _, expected = fitted.forecast[fitted.site].collapse_curve(epsilon)
     plots.collapse_curve(
-        epsilon, torch.stack([shares, expected]), labels=["measured", "linear, normal data"], title=None, ax=right
+        epsilon,
+        torch.stack([shares, expected]),
+        labels=["measured", "linear, normal data"],
+        title=None,
+        ax=right,
     )
     return figure
 
@@ -78,7 +89,7 @@ def rank_correlation(
     """A line with the Spearman correlation of forecast and trained KL over the cases of one sweep.
 
     Arguments:
-        findings: Of the study.
+        findings: What the study found.
         cases: What the names of the cases begin with.
         forecast: Column of the forecast.
         label: What the line calls the sweep; by default ``cases``.
@@ -86,10 +97,12 @@ def rank_correlation(
     Returns:
         The line, or None for fewer than three such cases.
     """
-    columns = {c: findings.column(c) for c in (forecast, "KL")}
-    sweep = [n for n in columns["KL"] if n.startswith(cases) and not n.endswith("released weighting")]
+    forecasts, trained = findings.column(forecast), findings.column("KL")
+    names = [name for name in trained if name.startswith(cases)]
+    sweep = [name for name in names if not name.endswith("released weighting")]
     if len(sweep) < 3:
         return None
-    forecasts, trained = ([sum(columns[c][n]) / len(columns[c][n]) for n in sweep] for c in (forecast, "KL"))
-    rho = spearmanr(forecasts, trained).statistic
+
+    means = ([fmean(column[name]) for name in sweep] for column in (forecasts, trained))
+    rho = spearmanr(*means).statistic
     return f"{label or cases}: rank correlation of {forecast} and trained KL over {len(sweep)} settings {rho:.3f}"

@@ -5,20 +5,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from papers.study import Job
 from pyro_vaes.diagnostics import CollapseForecast, forecast_collapse
 from pyro_vaes.infer import Callback, ClipGradNorm, LearningRate, fit, scale_latents
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 
-__all__ = ["AnyPair", "Fitted", "Rows", "Scale", "kl_weights", "train"]
+__all__ = ["AnyPair", "Fitted", "Rows", "Scale", "kl_weights", "observed", "train"]
 
 AnyPair = VAE | ConditionalVAE | HierarchicalVAE
 Scale = float | Sequence[float] | None
 Rows = Tensor | tuple[Tensor, Tensor]
+
+
+def observed(rows: Rows) -> Tensor:
+    """What the likelihood is of: all data, or those beside the covariate."""
+    return rows[0] if isinstance(rows, tuple) else rows
 
 
 def kl_weights(betas: Mapping[str, float], *, released: bool) -> dict[str, float]:
@@ -80,29 +86,38 @@ def train(
         weights: KL weights of the ELBO by latent site.
         loss: The bound.
         job: Seed, device, progress.
-        epochs, lr, batch_size: Of Adam.
+        epochs, lr, batch_size: Passes, learning rate and batch size of Adam.
         clip: Largest norm of the gradient.
         decay: Whether the learning rate falls to 0 along a cosine.
         encoder_scales: Fixed standard deviations of q: the first is that of z or z_1, the second that of z_2.
     """
     model, guide = scale_latents(weights)(pair.model), scale_latents(weights)(pair.guide)
+
+    first, top = encoder_scales
     if isinstance(pair, HierarchicalVAE):
-        first, top = encoder_scales
         assert first is None or isinstance(first, float)
         forecast = forecast_collapse(model, rows, encoder_scales=(first, top))
     else:
-        forecast = forecast_collapse(model, rows, encoder_scale=encoder_scales[0])
-    uncentred = forecast_collapse(model, rows, centred=False) if forecast.centred and forecast.conditional else None
-    callbacks: list[Callback] = [] if clip is None else [ClipGradNorm(clip)]
+        forecast = forecast_collapse(model, rows, encoder_scale=first)
+
+    uncentred = None
+    if forecast.centred and forecast.conditional:
+        uncentred = forecast_collapse(model, rows, centred=False)
+
+    callbacks: list[Callback] = []
+    if clip is not None:
+        callbacks.append(ClipGradNorm(clip))
     if decay:
-        steps = epochs * math.ceil(len(rows[0] if isinstance(rows, tuple) else rows) / batch_size)
-        callbacks.append(LearningRate(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps), per_step=True))
+        steps = epochs * math.ceil(len(observed(rows)) / batch_size)
+        cosine = functools.partial(CosineAnnealingLR, T_max=steps)
+        callbacks.append(LearningRate(cosine, per_step=True))
+
     fit(
         model,
         guide,
         rows,
         loss=loss,
-        optim=functools.partial(torch.optim.Adam, lr=lr, fused=job.device.type in ("cpu", "cuda")),
+        optim=functools.partial(Adam, lr=lr, fused=job.device.type in ("cpu", "cuda")),
         epochs=epochs,
         batch_size=batch_size,
         callbacks=callbacks,
@@ -110,4 +125,6 @@ def train(
         device=job.device,
         progress=job.progress,
     )
-    return Fitted(pair, "z_2" if isinstance(pair, HierarchicalVAE) else "z", forecast, uncentred)
+
+    site = "z_2" if isinstance(pair, HierarchicalVAE) else "z"
+    return Fitted(pair, site, forecast, uncentred)
