@@ -97,11 +97,20 @@ def conv_cvae(
         of_target = nn.Sequential(WithHole(image_shape), *conv_features(image_shape, hidden, latent_dim))
         return Added(of_target, nn.Sequential(*conv_features(quarter, hidden, latent_dim)))
 
-    loc, raw_scale = added(), added()
-    of_quarter = nn.Sequential(ConvEncoder(quarter, CHANNELS, hidden), conv_image(hidden, image_shape), AroundHole())
-    decoder = Added(nn.Sequential(conv_image(latent_dim, image_shape), AroundHole()), of_quarter)
-    likelihood = GaussianLikelihood(noise)
-    return ConditionalVAE(AddedNormal(loc, raw_scale), decoder, likelihood, latent_dim, prior_scale=prior_scale)
+    encoder = AddedNormal(added(), added())
+    of_quarter = nn.Sequential(
+        ConvEncoder(quarter, CHANNELS, hidden),
+        conv_image(hidden, image_shape),
+        AroundHole(),
+    )
+    of_latent = nn.Sequential(conv_image(latent_dim, image_shape), AroundHole())
+    return ConditionalVAE(
+        encoder,
+        Added(of_latent, of_quarter),
+        GaussianLikelihood(noise),
+        latent_dim,
+        prior_scale=prior_scale,
+    )
 
 
 def conv_hierarchical_vae(

@@ -54,7 +54,7 @@ def trained_values(pair: AnyPair, rows: Rows) -> TrainedValues:
 
     u, w, scale = _matrix(pair.decoder), _matrix(pair.encoder), _scale(pair.encoder)
     if isinstance(pair, ConditionalVAE):
-        prior = pair.marginal_prior
+        prior: object = pair.marginal_prior
         size = len(u)  # of the target
         residual = schur_complement(
             moment[:size, :size],

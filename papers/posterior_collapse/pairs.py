@@ -124,8 +124,13 @@ def relu_cvae(
         return Added(*(MLP(f, [hidden], out_features, activation=activation) for f in features))
 
     loc, raw_scale = (added((target, covariate), latent_dim) for _ in range(2))
-    decoder, likelihood = added((latent_dim, covariate), target), GaussianLikelihood(noise)
-    return ConditionalVAE(AddedNormal(loc, raw_scale), decoder, likelihood, latent_dim, prior_scale=prior_scale)
+    return ConditionalVAE(
+        AddedNormal(loc, raw_scale),
+        added((latent_dim, covariate), target),
+        GaussianLikelihood(noise),
+        latent_dim,
+        prior_scale=prior_scale,
+    )
 
 
 def relu_hierarchical_vae(
