@@ -1,4 +1,4 @@
-"""Recursive mixture estimation: the paper's comparison of guides, at three budgets.
+"""Recursive Inference for Variational Autoencoders (Kim & Pavlovic, 2020): guides compared, at three budgets.
 
 At the budget "gpu" the nets are the paper's: three convolutions 4 x 4 of stride 2 and a layer of 256, mirrored in the
 decoder, 100 of up to 2000 epochs. Below, the small net of the Laplace paper: one hidden layer of 256.
@@ -11,7 +11,7 @@ References:
 from collections.abc import Mapping
 from dataclasses import replace
 
-from papers.guide_comparison.comparison import Method, comparison, image_setting
+from papers.guide_comparison import Method, Setting, comparison, image_setting
 from papers.guide_comparison.methods import (
     CAP,
     boosted,
@@ -22,7 +22,6 @@ from papers.guide_comparison.methods import (
     semi_amortized,
     vae,
 )
-from papers.guide_comparison.setting import Setting
 
 __all__ = ["RECURSIVE_MIXTURE", "RECURSIVE_MIXTURE_BERNOULLI"]
 
@@ -54,11 +53,17 @@ def methods(budget: str) -> list[Method]:
     if budget == "cpu":
         capped = [recursive_mixture(k, cap) for cap in (500.0, CAP) for k in (2, 3)]
         return [vae(), mixture(2), *capped, boosted(2), semi_amortized(2, lr=0.1)]
+
     sizes = (2, 3, 4, 5)
-    mixtures = [*(mixture(k) for k in sizes), boosted(2)]
-    recursive = [recursive_mixture(k, cap) for cap in (500.0, CAP) for k in sizes]
-    baselines = [make(n) for make in (householder, iaf) for n in (1, 4)] + [semi_amortized(4, lr=0.1)]
-    return [vae(), *baselines, *mixtures, *recursive]
+    return [
+        vae(),
+        *(householder(flows) for flows in (1, 4)),
+        *(iaf(flows) for flows in (1, 4)),
+        semi_amortized(4, lr=0.1),
+        *(mixture(k) for k in sizes),
+        boosted(2),
+        *(recursive_mixture(k, cap) for cap in (500.0, CAP) for k in sizes),
+    ]
 
 
 RECURSIVE_MIXTURE, RECURSIVE_MIXTURE_BERNOULLI = (
