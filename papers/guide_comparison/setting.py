@@ -123,11 +123,10 @@ class Networks:
 
     def encoder(self, head: Callable[[int, int], nn.Module] = NormalHead) -> nn.Module:
         """An encoder over the code that mirrors the decoder."""
-        last = head(self.setting.hidden[0], self.setting.latent_dim)
+        last, trunk = head(self.setting.hidden[0], self.setting.latent_dim), self.trunk()
         if isinstance(last, NormalHead | nn.Linear):
-            trunk = self.trunk()
-            return Chain(trunk, self.initialise(last))
-        return Chain(self.trunk(), last)
+            last = self.initialise(last)
+        return Chain(trunk, last)
 
     def weight(self) -> nn.Module:
         """The logit of a mixture weight, with the encoder's trunk before it."""
