@@ -13,7 +13,10 @@ from papers.posterior_collapse import LINEAR_COLLAPSE, POSTERIOR_COLLAPSE
 from papers.recursive_mixture import RECURSIVE_MIXTURE, RECURSIVE_MIXTURE_BERNOULLI
 from papers.study import Job, Result, Study
 from papers.variational_ladder import GIBBS_CHAIN, VARIATIONAL_LADDER
-from papers.variational_laplace import VARIATIONAL_LAPLACE, VARIATIONAL_LAPLACE_BERNOULLI
+from papers.variational_laplace import (
+    VARIATIONAL_LAPLACE,
+    VARIATIONAL_LAPLACE_BERNOULLI,
+)
 from papers.variational_lossy import LOSSY_COINS, VARIATIONAL_LOSSY
 
 __all__ = [

@@ -29,13 +29,20 @@ def repeat(
     name: Annotated[str, typer.Argument(help="Name of the experiment; `list` shows all names.")] = "list",
     budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (minutes to two hours), gpu.")] = "smoke",
     data: Annotated[
-        str | None, typer.Option(help="A data set.", show_default="the experiment's own; digits for smoke")
+        str | None,
+        typer.Option(help="A data set.", show_default="the experiment's own; digits for smoke"),
     ] = None,
     seeds: Annotated[str, typer.Option(help="One run of every case for each.")] = "1,2,3",
-    only: Annotated[str | None, typer.Option(help="Names of cases, divided by ;", show_default="all")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Names of cases, divided by ;", show_default="all"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="under runs/papers")] = None,
     root: Annotated[str | None, typer.Option(help="Folder of the data files, if not the one found.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.", show_default="cpu")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to compute, such as cuda.", show_default="cpu"),
+    ] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
     """Repeat a paper's experiment.
@@ -53,6 +60,8 @@ def repeat(
     with user_errors():
         study = choose("experiment", name, STUDIES)
         parts = [name, data, budget] if data else [name, budget]
+        options = {"budget": budget, "data": data, "seeds": seeds, "only": only, "device": device}
+        typed = command(name, **options)
         path = out or Path("runs") / "papers" / f"{'-'.join(parts)}.json"
 
         findings = study.run(
@@ -63,10 +72,7 @@ def repeat(
             root=root,
             device=device or "cpu",
             out=path,
-            about={
-                "command": command(name, budget=budget, data=data, seeds=seeds, only=only, device=device),
-                **versions(),
-            },
+            about={"command": typed, **versions()},
             progress=progress,
         )
         typer.echo(findings)

@@ -27,12 +27,27 @@ __all__ = ["RECURSIVE_MIXTURE", "RECURSIVE_MIXTURE_BERNOULLI"]
 
 # recollected, not verified: order and scale only; the smallest code of each data set
 MNIST = {"VAE": 685.1, "RME-2": 697.2, "RME-3": 698.2, "RME-4": 699.0, "RME-5": 699.4}
-OMNIGLOT = {"VAE": 347.0, "RME-2": 349.3, "RME-3": 349.9, "RME-4": 350.7, "RME-5": 351.1}
-SVHN = {"VAE": 3360.2, "RME-2": 3390.0, "RME-3": 3392.0, "RME-4": 3388.6, "RME-5": 3391.9}
+OMNIGLOT = {
+    "VAE": 347.0,
+    "RME-2": 349.3,
+    "RME-3": 349.9,
+    "RME-4": 350.7,
+    "RME-5": 351.1,
+}
+SVHN = {
+    "VAE": 3360.2,
+    "RME-2": 3390.0,
+    "RME-3": 3392.0,
+    "RME-4": 3388.6,
+    "RME-5": 3391.9,
+}
 REMARK = "Published: recollected, not verified; order and scale only; for the smallest code, 10 or 20 dimensions"
 PUBLISHED: Mapping[tuple[str, str], tuple[Mapping[str, float], str]] = {
     ("mnist", "gaussian"): (MNIST, REMARK),
-    ("omniglot28", "gaussian"): (OMNIGLOT, f"{REMARK}; this is another 28 x 28 version of Omniglot"),
+    ("omniglot28", "gaussian"): (
+        OMNIGLOT,
+        f"{REMARK}; this is another 28 x 28 version of Omniglot",
+    ),
     ("svhn", "gaussian"): (SVHN, REMARK),
 }
 CHANNELS = (32, 32, 64)
@@ -43,7 +58,12 @@ def setting(budget: str, data: str, output: str) -> Setting:
     small = replace(image_setting(budget, data), output=output)
     if budget != "gpu":
         return small
-    return replace(small, hidden=(256,), channels=CHANNELS, latent_dim=20 if "svhn" in data or "cifar" in data else 10)
+    return replace(
+        small,
+        hidden=(256,),
+        channels=CHANNELS,
+        latent_dim=20 if "svhn" in data or "cifar" in data else 10,
+    )
 
 
 def methods(budget: str) -> list[Method]:

@@ -177,6 +177,7 @@ def _earlier(out: str | os.PathLike[str], findings: Findings) -> list[Row]:
         raise ValueError(
             f"{out} holds another study or setting ({earlier.title()}). Choose another file, or delete it."
         )
+
     return [row for row in earlier.rows if not row.error]
 
 

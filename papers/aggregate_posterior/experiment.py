@@ -23,7 +23,12 @@ import torch
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from papers.aggregate_posterior.measures import discriminator_accuracy, fitted_aggregate, measure, pictures
+from papers.aggregate_posterior.measures import (
+    discriminator_accuracy,
+    fitted_aggregate,
+    measure,
+    pictures,
+)
 from papers.findings import Findings
 from papers.study import Job, Result, Study
 from pyro_vaes.data import HorizontalFlip, ImageData, Library, ToSigned, load_data
@@ -43,7 +48,12 @@ from pyro_vaes.programs import preserve_rng
 __all__ = ["AGGREGATE_POSTERIOR", "Case", "FaceSetting", "faces"]
 
 FULL_SIZE = 256 * 256 * 3
-SHAPES = {"lfw64": (1, 64, 64), "digits": (1, 8, 8), "celeba": (3, 64, 64), "celeba_hq": (3, 64, 64)}
+SHAPES = {
+    "lfw64": (1, 64, 64),
+    "digits": (1, 8, 8),
+    "celeba": (3, 64, 64),
+    "celeba_hq": (3, 64, 64),
+}
 FOLDERS = {"celeba_hq": "CelebAMask-HQ/CelebA-HQ-img"}
 
 
@@ -115,6 +125,7 @@ def setting(budget: str, data: str) -> FaceSetting:
             test_images=64,
             portraits=False,
         )
+
     if budget == "cpu":
         return replace(
             scaled,
@@ -124,6 +135,7 @@ def setting(budget: str, data: str) -> FaceSetting:
             bfloat16=True,
             dense_weights=both,
         )
+
     if data == "celeba_hq":
         return replace(
             scaled,
@@ -134,6 +146,7 @@ def setting(budget: str, data: str) -> FaceSetting:
             lr=1e-4,
             batch_size=10,
         )
+
     return replace(scaled, residual_weights=both)
 
 
@@ -295,6 +308,7 @@ def remark(s: FaceSetting) -> str:
             f"Residual networks of {s.filters} filters and {s.epochs} epochs at a learning rate of {s.lr:g}, for the "
             "paper's 128, some 300 and 1e-4"
         )
+
     return ". ".join(notes) + "."
 
 

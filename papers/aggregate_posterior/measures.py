@@ -107,7 +107,13 @@ def samplers(vae: VAE, data: ImageData, fitted: AggregateReport) -> dict[str, Ca
 
 
 def measure(
-    vae: VAE, data: ImageData, fitted: AggregateReport, *, portraits: bool = False, root: Root = None, seed: int = 0
+    vae: VAE,
+    data: ImageData,
+    fitted: AggregateReport,
+    *,
+    portraits: bool = False,
+    root: Root = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """The columns of the table, on the test images (and on AT&T's faces)."""
     test = _test(data)
@@ -176,7 +182,12 @@ def discriminator_accuracy(vae: VAE, discriminator: nn.Module, data: ImageData) 
 
 @torch.no_grad()
 def pictures(
-    vae: VAE, data: ImageData, fitted: AggregateReport, *, portraits: bool = False, root: Root = None
+    vae: VAE,
+    data: ImageData,
+    fitted: AggregateReport,
+    *,
+    portraits: bool = False,
+    root: Root = None,
 ) -> dict[str, Figure]:
     """Reconstructions, the paper's figures 4 and 5, and samples, of test images (and of AT&T's faces)."""
     x = _test(data)[:16]

@@ -57,8 +57,10 @@ def image_setting(budget: str, data: str) -> Setting:
             test_images=64,
             num_particles=10,
         )
+
     if budget == "cpu":
         return replace(shared, epochs=10, test_images=1000)
+
     return replace(shared, epochs=100)
 
 

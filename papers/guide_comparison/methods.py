@@ -80,7 +80,8 @@ def full_covariance() -> Method:
 
     def build(networks: Networks) -> tuple[VAE, Guide, ELBO]:
         model = networks.vae(MultivariateNormalHead)
-        return model, AmortizedMultivariateNormal(model.model, model.encoder), Trace_ELBO()
+        guide = AmortizedMultivariateNormal(model.model, model.encoder)
+        return model, guide, Trace_ELBO()
 
     return Method("full covariance", build)
 
@@ -155,7 +156,10 @@ def _mixture(components: int, bound: ELBO, networks: Networks) -> tuple[VAE, Gui
 
 def mixture(components: int) -> Method:
     """All components, weights and the model on the mixture's bound at once."""
-    return Method(f"ME-{components}", lambda networks: _mixture(components, StratifiedMixture_ELBO(), networks))
+    return Method(
+        f"ME-{components}",
+        lambda networks: _mixture(components, StratifiedMixture_ELBO(), networks),
+    )
 
 
 def recursive_mixture(components: int, cap: float = 500.0, refine: tuple[int, ...] = ()) -> Method:

@@ -123,7 +123,8 @@ class Networks:
 
     def encoder(self, head: Callable[[int, int], nn.Module] = NormalHead) -> nn.Module:
         """An encoder over the code that mirrors the decoder."""
-        last, trunk = head(self.setting.hidden[0], self.setting.latent_dim), self.trunk()
+        last = head(self.setting.hidden[0], self.setting.latent_dim)
+        trunk = self.trunk()
         if isinstance(last, NormalHead | nn.Linear):
             last = self.initialise(last)
         return Chain(trunk, last)

@@ -43,7 +43,12 @@ RUNGS = {0: "top", 1: "below"}
 """Names of the rungs by how many there are above them."""
 
 
-def scores(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_clusters: int) -> dict[str, float]:
+def scores(
+    name: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_clusters: int,
+) -> dict[str, float]:
     """Agreement on the test data, by maps from clusters to labels that are learnt on the training data; in percent."""
     found = clustering_scores(*test, fitted=train, num_clusters=num_clusters)
     return {
@@ -189,6 +194,7 @@ def remark(s: LadderClusteringSetting) -> str:
             " GM-DGM as published but for: no prior on the weights, gradients not clipped element by element, pixels "
             "that never vary kept."
         )
+
     if s.data == "svhn_subset":
         text += " This is a subset of 1,083 digits: nothing published on SVHN compares with it."
     return text

@@ -26,9 +26,21 @@ from papers.study import Job
 from pyro_vaes.data import Binarize, ImageData, Split, ToUnit, load_data
 from pyro_vaes.infer import KLWarmup, ProgressiveRungs, fit
 from pyro_vaes.models import LadderClusteringVAE, LadderVAE
-from pyro_vaes.nn import BernoulliLikelihood, GaussianLikelihood, MixturePrior, mlp_ladder
+from pyro_vaes.nn import (
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    MixturePrior,
+    mlp_ladder,
+)
 
-__all__ = ["LadderClusteringSetting", "clusters_of", "component_images", "grey", "setting", "train_vlac"]
+__all__ = [
+    "LadderClusteringSetting",
+    "clusters_of",
+    "component_images",
+    "grey",
+    "setting",
+    "train_vlac",
+]
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ def setting(budget: str, data: str) -> LadderClusteringSetting:
             dgm_latent_dim=3,
             dgm_epochs=2,
         )
+
     if budget == "gpu":
         return replace(
             full,
@@ -115,6 +128,7 @@ def setting(budget: str, data: str) -> LadderClusteringSetting:
             dgm_latent_dim=100,
             dgm_epochs=300,
         )
+
     if data == "svhn_subset":
         return replace(
             full,
@@ -123,6 +137,7 @@ def setting(budget: str, data: str) -> LadderClusteringSetting:
             dgm_images=None,
             dgm_epochs=20,
         )
+
     return full
 
 
@@ -176,7 +191,8 @@ def train_vlac(s: LadderClusteringSetting, data: ImageData, job: Job) -> tuple[L
 
 def _models(s: LadderClusteringSetting, pixels: int) -> tuple[LadderVAE, LadderClusteringVAE]:
     """The ladder under N(0, I) and the one with mixtures, which share their networks."""
-    networks, likelihood = mlp_ladder(pixels, s.latent_dims, width=s.width), s.likelihood()
+    networks = mlp_ladder(pixels, s.latent_dims, width=s.width)
+    likelihood = s.likelihood()
 
     priors = []
     for clusters, dim in zip(s.clusters, s.latent_dims, strict=True):

@@ -34,7 +34,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from papers.findings import Findings
-from papers.mutual_posterior.measures import code_figures, divergence_figures, probe_figures
+from papers.mutual_posterior.measures import (
+    code_figures,
+    divergence_figures,
+    probe_figures,
+)
 from papers.mutual_posterior.setting import Setting, lossy_vae, setting
 from papers.study import Job, Result, Study
 from pyro_vaes.infer import (
@@ -147,7 +151,11 @@ def cases(s: Setting) -> Mapping[str, partial[Result]]:
 COMPARED = (
     (REGULARISED, PLAIN, (("KL", "times"), ("NLL", "plus"), ("kNN all", "plus"))),
     (REGULARISED, "eta 1, gamma 0", (("S", "times"), ("pairs: max / median", "times"))),
-    (f"wide decoder, {STRONG}", f"wide decoder, {PLAIN}", (("KL", "plus"), ("NLL", "plus"), ("kNN all", "plus"))),
+    (
+        f"wide decoder, {STRONG}",
+        f"wide decoder, {PLAIN}",
+        (("KL", "plus"), ("NLL", "plus"), ("kNN all", "plus")),
+    ),
 )
 
 
@@ -170,7 +178,11 @@ def summary(found: Findings) -> list[str]:
     return lines
 
 
-def _change(both: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], column: str, kind: str) -> str:
+def _change(
+    both: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+    column: str,
+    kind: str,
+) -> str:
     pairs = [(before[column], after[column]) for before, after in both]
     if kind == "times":
         # of a code that has collapsed S is 0 and the tail undefined: nothing is a multiple of that
@@ -212,6 +224,7 @@ def remark(s: Setting) -> str:
             "Published: as printed by He et al., 13 layers, prior N(0, I), on the IWAE paper's split and resize: not "
             "comparable with this Omniglot; MAE's recollected with low confidence."
         )
+
     if s.residual:
         notes.append(
             "As in the paper but for: the prior not initialised from data, log variances bounded, mu and log sigma of "
@@ -223,6 +236,7 @@ def remark(s: Setting) -> str:
             f"A small plain PixelCNN, {images} training images and {s.epochs} epochs, {s.test_images:,} test images "
             f"({s.likelihood_images} for NLL): effects, not the paper's level."
         )
+
     return " ".join(notes)
 
 

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.data import ImageData
-from pyro_vaes.diagnostics import collapse_report, log_likelihood, posterior_means, representation_report
+from pyro_vaes.diagnostics import (
+    collapse_report,
+    log_likelihood,
+    posterior_means,
+    representation_report,
+)
 from pyro_vaes.infer import MutualPosterior_ELBO, PosteriorPairs
 from pyro_vaes.models import VAE
 from pyro_vaes.ops import off_diagonal

@@ -74,7 +74,12 @@ def conv_image(in_features: int, image_shape: ImageShape, *, flat: bool = False)
 
 
 def conv_cvae(
-    image_shape: ImageShape, latent_dim: int, hidden: int, *, noise: float, prior_scale: float = 1.0
+    image_shape: ImageShape,
+    latent_dim: int,
+    hidden: int,
+    *,
+    noise: float,
+    prior_scale: float = 1.0,
 ) -> ConditionalVAE:
     """Completes an image from its bottom left quarter; three sums of networks: mean and scale of q, mean of p.
 
@@ -135,4 +140,11 @@ def conv_hierarchical_vae(
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(conv_image(d1, image_shape, flat=True), nn.Tanh())
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE([bottom, top], [prior], decoder, likelihood, latent_dims, prior_scale=prior_scale)
+    return HierarchicalVAE(
+        [bottom, top],
+        [prior],
+        decoder,
+        likelihood,
+        latent_dims,
+        prior_scale=prior_scale,
+    )

@@ -23,7 +23,11 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from papers.posterior_collapse.linear_values import trained_values
-from papers.posterior_collapse.pairs import linear_cvae_pair, linear_hierarchical_pair, linear_vae_pair
+from papers.posterior_collapse.pairs import (
+    linear_cvae_pair,
+    linear_hierarchical_pair,
+    linear_vae_pair,
+)
 from papers.posterior_collapse.training import AnyPair, Rows, Scale, observed, train
 from papers.study import Case, Job, Result, Study
 from pyro_vaes import plots
@@ -77,6 +81,7 @@ def setting(budget: str, data: str) -> LinearSetting:
             steps=5,
             particles=2,
         )
+
     if budget == "cpu":
         return LinearSetting(
             budget,
@@ -86,6 +91,7 @@ def setting(budget: str, data: str) -> LinearSetting:
             decay=True,
             batch_size=250,
         )
+
     return LinearSetting(budget, data)
 
 
@@ -114,6 +120,7 @@ def vae(
             prior_scale=prior_scale,
             encoder_scale=fixed,
         )
+
     return _compared(s, pair, x, {"z": beta}, TraceMeanField_ELBO(), job, 0, (scale, None))
 
 
@@ -137,10 +144,17 @@ def hierarchical(s: LinearSetting, job: Job, *, beta2: float, top_scale: float |
             prior_scale=0.5,
             encoder_scales=scales,
         )
+
     return _compared(s, pair, x, {"z_1": 1.0, "z_2": beta2}, Trace_ELBO(), job, 2, scales)
 
 
-def matrix_check(s: LinearSetting, job: Job, *, top_scale: float | None = None, conditional: bool = False) -> Result:
+def matrix_check(
+    s: LinearSetting,
+    job: Job,
+    *,
+    top_scale: float | None = None,
+    conditional: bool = False,
+) -> Result:
     """E3: 100 data, all of them in each step, with modes above the thresholds and below."""
     generator = torch.Generator().manual_seed(job.seed)
     x = torch.randn(100, 10, generator=generator) @ torch.randn(10, 10, generator=generator)
@@ -199,7 +213,8 @@ def _compared(
         wanted["sv(U2)"] = theory.top_singular_values
         wanted["scale of z2"] = theory.top_encoder_scale
 
-    model, guide = scale_latents(weights)(pair.model), scale_latents(weights)(pair.guide)
+    weigh = scale_latents(weights)
+    model, guide = weigh(pair.model), weigh(pair.guide)
     loss = evaluate(model, guide, rows, loss=bound)
     features = observed(rows).shape[1]
     figures = {
@@ -232,7 +247,8 @@ def cases(s: LinearSetting) -> Mapping[str, Case[LinearSetting]]:
     betas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 3.0, 5.0)
     top_betas: Sequence[float] = (0.1, 1.0, 3.0, 5.0, 7.0)
     if s.budget == "gpu":
-        betas, top_betas = [i / 10 for i in range(1, 51)], [i / 10 for i in range(1, 71)]
+        betas = [i / 10 for i in range(1, 51)]
+        top_betas = [i / 10 for i in range(1, 71)]
     if s.budget == "smoke":
         betas = top_betas = (1.0,)
 

@@ -11,13 +11,24 @@ from papers.findings import Findings
 from papers.posterior_collapse.training import AnyPair, Fitted, Rows, observed
 from papers.study import Result
 from pyro_vaes import plots
-from pyro_vaes.diagnostics import CollapseReport, collapse_report, log_likelihood, reconstruct, take_means
+from pyro_vaes.diagnostics import (
+    CollapseReport,
+    collapse_report,
+    log_likelihood,
+    reconstruct,
+    take_means,
+)
 
 __all__ = ["measured", "rank_correlation"]
 
 
 def measured(
-    fitted: Fitted, rows: Rows, num_likelihood: int, num_particles: int, *, pictures: Mapping[str, Figure] | None = None
+    fitted: Fitted,
+    rows: Rows,
+    num_likelihood: int,
+    num_particles: int,
+    *,
+    pictures: Mapping[str, Figure] | None = None,
 ) -> Result:
     """The collapse of a trained pair on data, in figures and two pictures.
 
@@ -84,7 +95,11 @@ def _units(fitted: Fitted, report: CollapseReport) -> Figure:
 
 
 def rank_correlation(
-    findings: Findings, cases: str, forecast: str = "linear KL", *, label: str | None = None
+    findings: Findings,
+    cases: str,
+    forecast: str = "linear KL",
+    *,
+    label: str | None = None,
 ) -> str | None:
     """A line with the Spearman correlation of forecast and trained KL over the cases of one sweep.
 

@@ -21,7 +21,13 @@ from itertools import product
 
 from papers.findings import Findings
 from papers.posterior_collapse.measures import rank_correlation
-from papers.posterior_collapse.nonlinear_cases import CollapseSetting, conditional, correlated, hierarchical, plain
+from papers.posterior_collapse.nonlinear_cases import (
+    CollapseSetting,
+    conditional,
+    correlated,
+    hierarchical,
+    plain,
+)
 from papers.study import Case, Result, Study
 
 __all__ = ["POSTERIOR_COLLAPSE", "cases", "setting"]
@@ -31,8 +37,20 @@ AnyCase = Callable[..., Result]
 Point = tuple[float, float]
 BETAS, NOISES = (0.1, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0)
 PAPER_BETAS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0)
-GRID = (0.1, 1.0, 2.0, 4.0, 6.0)  # beta_1 and beta_2 of the paper's pictures through z_2
-CONV_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)  # each of beta_1 and beta_2 of E8 with convolutions
+GRID = (
+    0.1,
+    1.0,
+    2.0,
+    4.0,
+    6.0,
+)  # beta_1 and beta_2 of the paper's pictures through z_2
+CONV_BETAS = (
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+)  # each of beta_1 and beta_2 of E8 with convolutions
 # No two have the same beta noise².
 FORECAST = tuple(product((0.3, 1.0, 3.0, 9.0), (0.25, 0.5, 1.0)))
 SMOKE = (
@@ -63,6 +81,7 @@ def setting(budget: str, data: str) -> CollapseSetting:
             test_images=64,
             likelihood=(16, 4),
         )
+
     if budget == "cpu":
         return CollapseSetting(
             budget,
@@ -71,6 +90,7 @@ def setting(budget: str, data: str) -> CollapseSetting:
             vae_lr=1e-3,
             likelihood=(500, 64),
         )
+
     return CollapseSetting(budget, data)
 
 
@@ -78,7 +98,12 @@ def _hierarchies(budget: str) -> list[tuple[Point, float]]:
     ones = (1.0, 1.0)
     if budget != "gpu":
         others = [(1.0, 0.1), (1.0, 2.0), (0.1, 1.0)]
-        return [(ones, 0.5), *((betas, 0.5) for betas in others), (ones, 0.25), (ones, 1.0)]
+        return [
+            (ones, 0.5),
+            *((betas, 0.5) for betas in others),
+            (ones, 0.25),
+            (ones, 1.0),
+        ]
 
     sweeps = [
         *((1.0, beta) for beta in PAPER_BETAS),
@@ -151,9 +176,24 @@ def _hierarchical(budget: str) -> dict[str, AnyCase]:
 COLLAPSED, WIDE = "% collapsed (.1, .05)", "% collapsed (.5, .05)"
 LINEAR = "linear KL, not centred"
 REFERENCE: dict[str, Mapping[str, float]] = {
-    f"E5 beta 0.1, noise 1{RELEASED}": {"KL": 12.8, "Burda AU": 7, COLLAPSED: 56, "NLL": 559},
-    f"E5 beta 1, noise 1{RELEASED}": {"KL": 1.82, "Burda AU": 2, COLLAPSED: 88, "NLL": 554},
-    f"E5 beta 1, noise 0.25{RELEASED}": {"KL": 16.5, "Burda AU": 14, COLLAPSED: 25, "NLL": -127},
+    f"E5 beta 0.1, noise 1{RELEASED}": {
+        "KL": 12.8,
+        "Burda AU": 7,
+        COLLAPSED: 56,
+        "NLL": 559,
+    },
+    f"E5 beta 1, noise 1{RELEASED}": {
+        "KL": 1.82,
+        "Burda AU": 2,
+        COLLAPSED: 88,
+        "NLL": 554,
+    },
+    f"E5 beta 1, noise 0.25{RELEASED}": {
+        "KL": 16.5,
+        "Burda AU": 14,
+        COLLAPSED: 25,
+        "NLL": -127,
+    },
     f"E6 digit 0{RELEASED}": {"KL": 12.2, "released AU": 0.77},
     f"E6 digit 1{RELEASED}": {"KL": 4.7, "released AU": 0.33},
     f"E6 digit 2{RELEASED}": {"KL": 17.1, "released AU": 0.99},
@@ -161,10 +201,26 @@ REFERENCE: dict[str, Mapping[str, float]] = {
     f"E6 digit 7{RELEASED}": {"KL": 11.4, "released AU": 0.70},
     f"E7 rho 1{RELEASED}": {"KL": 0.11, "NLL": 29, WIDE: 100, "released AU": 0.006},
     f"E7 rho 0.25{RELEASED}": {"KL": 66.7, "NLL": 157, WIDE: 14, "released AU": 0.987},
-    f"E8 betas 1 1, noise 0.5{RELEASED}": {"KL": 7.9, "Burda AU": 16, "error through z2": 33.0},
-    f"E8 betas 1 0.1, noise 0.5{RELEASED}": {"KL": 25.5, "Burda AU": 16, "error through z2": 27.3},
-    f"E8 betas 0.1 1, noise 0.5{RELEASED}": {"KL": 0.0, "Burda AU": 0, "error through z2": 57.6},
-    f"E8 betas 1 1, noise 0.25{RELEASED}": {"KL": 17.1, "Burda AU": 16, "error through z2": 28.1},
+    f"E8 betas 1 1, noise 0.5{RELEASED}": {
+        "KL": 7.9,
+        "Burda AU": 16,
+        "error through z2": 33.0,
+    },
+    f"E8 betas 1 0.1, noise 0.5{RELEASED}": {
+        "KL": 25.5,
+        "Burda AU": 16,
+        "error through z2": 27.3,
+    },
+    f"E8 betas 0.1 1, noise 0.5{RELEASED}": {
+        "KL": 0.0,
+        "Burda AU": 0,
+        "error through z2": 57.6,
+    },
+    f"E8 betas 1 1, noise 0.25{RELEASED}": {
+        "KL": 17.1,
+        "Burda AU": 16,
+        "error through z2": 28.1,
+    },
     "E5 beta 0.1, noise 1": {LINEAR: 17.76},
     "E5 beta 1, noise 1": {LINEAR: 1.54},
     "E5 beta 1, noise 0.25": {LINEAR: 21.52},

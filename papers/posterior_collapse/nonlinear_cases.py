@@ -30,7 +30,14 @@ from pyro_vaes.diagnostics import reconstruct
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 from pyro_vaes.programs import preserve_rng
 
-__all__ = ["CollapseSetting", "Network", "conditional", "correlated", "hierarchical", "plain"]
+__all__ = [
+    "CollapseSetting",
+    "Network",
+    "conditional",
+    "correlated",
+    "hierarchical",
+    "plain",
+]
 
 Network = Literal["ReLU", "linear", "CNN"]
 LINEAR_HIDDEN = 16  # between the two linear layers of E6
@@ -100,7 +107,12 @@ def conditional(
                 prior_scale=prior_scale,
             )
         elif network == "linear":
-            pair = relu(LINEAR_HIDDEN, noise=noise, prior_scale=prior_scale, activation=nn.Identity)
+            pair = relu(
+                LINEAR_HIDDEN,
+                noise=noise,
+                prior_scale=prior_scale,
+                activation=nn.Identity,
+            )
         else:
             pair = relu(hidden, noise=noise, prior_scale=prior_scale)
 

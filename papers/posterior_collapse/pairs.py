@@ -96,11 +96,23 @@ class TanhNormal(nn.Module):
         return loc, self.raw_scale(x).sigmoid() + 1e-3  # never 0, where the density has no bound
 
 
-def relu_vae(features: int, latent_dim: int, hidden: int, *, noise: float, scale: float | None = None) -> VAE:
+def relu_vae(
+    features: int,
+    latent_dim: int,
+    hidden: int,
+    *,
+    noise: float,
+    scale: float | None = None,
+) -> VAE:
     """One hidden layer to either side; the encoder's scale depends on x, or is fixed."""
     head = NormalHead(hidden, latent_dim, scale=scale)
     encoder = Chain(MLP(features, [], hidden, activate_output=True), head)
-    return VAE(encoder, MLP(latent_dim, [hidden], features), GaussianLikelihood(noise), latent_dim)
+    return VAE(
+        encoder,
+        MLP(latent_dim, [hidden], features),
+        GaussianLikelihood(noise),
+        latent_dim,
+    )
 
 
 def relu_cvae(
@@ -134,7 +146,13 @@ def relu_cvae(
 
 
 def relu_hierarchical_vae(
-    features: int, latent_dims: tuple[int, int], hidden: int, *, noise: float, prior_scale: float, encoder_scale: float
+    features: int,
+    latent_dims: tuple[int, int],
+    hidden: int,
+    *,
+    noise: float,
+    prior_scale: float,
+    encoder_scale: float,
 ) -> HierarchicalVAE:
     """tanh on all outputs; q(z1|x) has a fixed scale, p(z1|z2) and p(x|z1) have the scale ``noise``."""
     d1, d2 = latent_dims
@@ -143,12 +161,25 @@ def relu_hierarchical_vae(
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(MLP(d1, [hidden], features), nn.Tanh())
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE([bottom, top], [prior], decoder, likelihood, latent_dims, prior_scale=prior_scale)
+    return HierarchicalVAE(
+        [bottom, top],
+        [prior],
+        decoder,
+        likelihood,
+        latent_dims,
+        prior_scale=prior_scale,
+    )
 
 
 def linear_head(features: int, units: int, scale: float | Tensor | None) -> NormalHead:
     """A linear mean and one scale for all data: learnt from 1 on if it is None, else fixed."""
-    return NormalHead(features, units, scale=1.0 if scale is None else scale, learn_scale=scale is None, bias=False)
+    return NormalHead(
+        features,
+        units,
+        scale=1.0 if scale is None else scale,
+        learn_scale=scale is None,
+        bias=False,
+    )
 
 
 def linear_vae_pair(
@@ -160,12 +191,19 @@ def linear_vae_pair(
     encoder_scale: float | Tensor | None = None,
 ) -> VAE:
     """p(x|z) = N(Uz, noise²), q(z|x) = N(Wx, scale²)."""
-    encoder, decoder = linear_head(features, latent_dim, encoder_scale), MLP(latent_dim, [], features, bias=False)
-    return VAE(encoder, decoder, GaussianLikelihood(noise), latent_dim, prior_scale=prior_scale)
+    encoder = linear_head(features, latent_dim, encoder_scale)
+    decoder = MLP(latent_dim, [], features, bias=False)
+    likelihood = GaussianLikelihood(noise)
+    return VAE(encoder, decoder, likelihood, latent_dim, prior_scale=prior_scale)
 
 
 def linear_cvae_pair(
-    target: int, covariate: int, latent_dim: int, *, noise: float = 1.0, prior_scale: float = 1.0
+    target: int,
+    covariate: int,
+    latent_dim: int,
+    *,
+    noise: float = 1.0,
+    prior_scale: float = 1.0,
 ) -> ConditionalVAE:
     """p(y|z,x) = N(U1 z + U2 x, noise²), q(z|x,y) = N(W1 x + W2 y, scale²): one matrix for (z, x), one for (y, x)."""
     encoder = linear_head(target + covariate, latent_dim, None)
@@ -183,7 +221,10 @@ def linear_hierarchical_pair(
 ) -> HierarchicalVAE:
     """p(z1|z2) = N(U2 z2, noise²), p(x|z1) = N(U1 z1, noise²), q(z1|x) = N(W1 x, scale1²), q(z2|z1) likewise."""
     d1, d2 = latent_dims
-    encoders = [linear_head(features, d1, encoder_scales[0]), linear_head(d1, d2, encoder_scales[1])]
+    encoders = [
+        linear_head(features, d1, encoder_scales[0]),
+        linear_head(d1, d2, encoder_scales[1]),
+    ]
     priors, decoder = [linear_head(d2, d1, noise)], MLP(d1, [], features, bias=False)
     likelihood = GaussianLikelihood(noise)
     return HierarchicalVAE(encoders, priors, decoder, likelihood, latent_dims, prior_scale=prior_scale)

@@ -79,6 +79,7 @@ def setting(budget: str, data: str) -> GibbsSetting:
             samples=100,
             steps=(1, 3),
         )
+
     if budget == "cpu":
         return GibbsSetting(
             data,
@@ -88,6 +89,7 @@ def setting(budget: str, data: str) -> GibbsSetting:
             samples=1000,
             steps=(1, 10, 100, 300),
         )
+
     return GibbsSetting(data)
 
 
@@ -222,13 +224,22 @@ def _picture(ancestral: Tensor, chains: Tensor, setting: GibbsSetting) -> Figure
     figure, axes = plt.subplots(1, 2, figsize=(9, height), layout="constrained")
     image_grid(ancestral, columns=SHOWN, title="From the top of the hierarchy", ax=axes[0])
     steps = ", ".join(map(str, setting.steps))
-    image_grid(chains, columns=SHOWN, title=f"From one image, by z_1 alone, after {steps} steps", ax=axes[1])
+    image_grid(
+        chains,
+        columns=SHOWN,
+        title=f"From one image, by z_1 alone, after {steps} steps",
+        ax=axes[1],
+    )
     return figure
 
 
 def cases(_: GibbsSetting) -> Mapping[str, Case[GibbsSetting]]:
     """Tables that are connected and tables that are not; a trained model."""
-    return {"tables": partial(tables, 1), "tables, two blocks": partial(tables, 2), "HVAE": trained}
+    return {
+        "tables": partial(tables, 1),
+        "tables, two blocks": partial(tables, 2),
+        "HVAE": trained,
+    }
 
 
 def remark(setting: GibbsSetting) -> str:

@@ -29,7 +29,14 @@ from pyro_vaes.data import ImageData, load_data
 from pyro_vaes.diagnostics import collapse_report, knn_accuracy, posterior_means
 from pyro_vaes.infer import MMD_ELBO, Callback, KLWarmup, Run, evaluate, fit
 from pyro_vaes.models import HierarchicalVAE, LadderVAE
-from pyro_vaes.nn import Chain, ImageShape, LaplaceLikelihood, Layers, NormalHead, small_ladder
+from pyro_vaes.nn import (
+    Chain,
+    ImageShape,
+    LaplaceLikelihood,
+    Layers,
+    NormalHead,
+    small_ladder,
+)
 from pyro_vaes.plots import legend, level_manifolds, quiet
 from pyro_vaes.programs import preserve_rng
 
@@ -84,6 +91,7 @@ def setting(budget: str, data: str) -> LadderSetting:
             test_images=100,
             labels=200,
         )
+
     if budget == "cpu":
         return LadderSetting(
             data,
@@ -97,6 +105,7 @@ def setting(budget: str, data: str) -> LadderSetting:
             test_images=2000,
             labels=5000,
         )
+
     return LadderSetting(data)
 
 

@@ -25,7 +25,11 @@ from torch import Tensor
 
 from papers.findings import Findings
 from papers.study import Case, Job, Result, Study
-from papers.variational_lossy.networks import LossySetting, lossy_vae, unconditional_decoder
+from papers.variational_lossy.networks import (
+    LossySetting,
+    lossy_vae,
+    unconditional_decoder,
+)
 from pyro_vaes.data import Binarize, Split, ToUnit, load_data
 from pyro_vaes.diagnostics import code_length, collapse_report, log_likelihood
 from pyro_vaes.infer import FreeBits_ELBO, WeightAverage, fit
@@ -153,7 +157,11 @@ def _case(build: Build, s: LossySetting, job: Job) -> Result:
 def _train(model: LossyVAE | UnconditionalDecoder, images: Images, s: LossySetting, job: Job) -> None:
     first = images.train[: 4 * s.batch_size]
     assert isinstance(first, Tensor)
-    initialise_weight_norm(model, first.to(job.device), call=lambda x: Trace_ELBO().loss(model.model, model.guide, x))
+    initialise_weight_norm(
+        model,
+        first.to(job.device),
+        call=lambda x: Trace_ELBO().loss(model.model, model.guide, x),
+    )
     fit(
         model.model,
         model.guide,

@@ -36,7 +36,15 @@ from pyro_vaes.nn import (
 )
 from pyro_vaes.programs import preserve_rng
 
-__all__ = ["LOSSY_COINS", "CoinSetting", "coin_vae", "draw", "entropies", "log_prob", "log_prob_given_bit"]
+__all__ = [
+    "LOSSY_COINS",
+    "CoinSetting",
+    "coin_vae",
+    "draw",
+    "entropies",
+    "log_prob",
+    "log_prob_given_bit",
+]
 
 N, STAY, BIAS = 16, 0.6, 0.85
 
