@@ -137,6 +137,7 @@ def conv_hierarchical_vae(
     d1, d2 = latent_dims
     bottom = TanhNormal(nn.Sequential(*conv_features(image_shape, hidden, d1)), encoder_scale)
     top = TanhNormal(MLP(d1, [hidden], d2), MLP(d1, [hidden], d2))
+
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(conv_image(d1, image_shape, flat=True), nn.Tanh())
     likelihood = GaussianLikelihood(noise)

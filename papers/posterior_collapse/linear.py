@@ -202,6 +202,7 @@ def _compared(
         decay=s.decay,
         encoder_scales=scales,
     )
+
     trained, site = trained_values(pair, rows), fitted.forecast[fitted.site]
     theory = fitted.forecast.theory
     wanted = {
@@ -213,8 +214,8 @@ def _compared(
         wanted["sv(U2)"] = theory.top_singular_values
         wanted["scale of z2"] = theory.top_encoder_scale
 
-    weigh = scale_latents(weights)
-    model, guide = weigh(pair.model), weigh(pair.guide)
+    model = scale_latents(weights)(pair.model)
+    guide = scale_latents(weights)(pair.guide)
     loss = evaluate(model, guide, rows, loss=bound)
     features = observed(rows).shape[1]
     figures = {

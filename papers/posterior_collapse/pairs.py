@@ -158,6 +158,7 @@ def relu_hierarchical_vae(
     d1, d2 = latent_dims
     bottom = TanhNormal(MLP(features, [hidden], d1), encoder_scale)
     top = TanhNormal(MLP(d1, [hidden], d2), MLP(d1, [hidden], d2))
+
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(MLP(d1, [hidden], features), nn.Tanh())
     likelihood = GaussianLikelihood(noise)

@@ -91,8 +91,8 @@ def train(
         decay: Whether the learning rate falls to 0 along a cosine.
         encoder_scales: Fixed standard deviations of q: the first is that of z or z_1, the second that of z_2.
     """
-    weigh = scale_latents(weights)
-    model, guide = weigh(pair.model), weigh(pair.guide)
+    model = scale_latents(weights)(pair.model)
+    guide = scale_latents(weights)(pair.guide)
 
     first, top = encoder_scales
     if isinstance(pair, HierarchicalVAE):

@@ -235,6 +235,7 @@ def manifolds(model: Levels, job: Job) -> Figure:
     """The paper's picture: each level on a grid, the others drawn."""
     generator = torch.Generator(job.device).manual_seed(job.seed)
     training = model.training
+
     model.eval()
     axes = level_manifolds(
         partial(decode, model),
@@ -244,6 +245,7 @@ def manifolds(model: Levels, job: Job) -> Figure:
         device=job.device,
     )
     model.train(training)
+
     figure = axes[0].figure
     assert isinstance(figure, Figure)
     return figure

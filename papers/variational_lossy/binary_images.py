@@ -48,6 +48,7 @@ def setting(budget: str, data: str) -> LossySetting:
     """The paper's networks at "gpu"; at "cpu" narrower ones, and a decoder that sees 4 pixels."""
     if budget == "gpu":
         return LossySetting(data, tied=data == "binarized_mnist")
+
     small = LossySetting(
         data,
         latent_dim=32,
@@ -70,6 +71,7 @@ def setting(budget: str, data: str) -> LossySetting:
     )
     if budget == "cpu":
         return small
+
     return replace(
         small,
         latent_dim=4,
@@ -162,6 +164,7 @@ def _train(model: LossyVAE | UnconditionalDecoder, images: Images, s: LossySetti
         first.to(job.device),
         call=lambda x: Trace_ELBO().loss(model.model, model.guide, x),
     )
+
     fit(
         model.model,
         model.guide,

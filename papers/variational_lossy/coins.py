@@ -115,6 +115,7 @@ def coin_vae(window: int) -> LossyVAE:
         block=plain_block,
         weight_norm=False,
     )
+
     features = MLP(N, [64], 64, activation=nn.ELU, activate_output=True)
     encoder = Chain(_Flat(), features, NormalHead(64, 4))
     likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)

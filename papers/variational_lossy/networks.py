@@ -88,6 +88,7 @@ def likelihood(s: LossySetting, shape: ImageShape, layers: Sequence[Reach] | Non
     bits = BernoulliLikelihood(event_dim=3)
     if layers is None:
         return bits
+
     network = PixelCNN(
         shape,
         s.width,
@@ -109,6 +110,7 @@ def lossy_vae(s: LossySetting, shape: ImageShape, layers: Sequence[Reach] | None
         num_residual=s.num_residual,
         activation=s.activation,
     )
+
     maps = ConvDecoder(
         s.features,
         s.channels[::-1],
@@ -117,7 +119,13 @@ def lossy_vae(s: LossySetting, shape: ImageShape, layers: Sequence[Reach] | None
         activation=s.activation,
     )
     encoder = Chain(images, NormalHead(s.features, s.latent_dim))
-    features = MLP(s.latent_dim, [], s.features, activation=s.activation, activate_output=True)
+    features = MLP(
+        s.latent_dim,
+        [],
+        s.features,
+        activation=s.activation,
+        activate_output=True,
+    )
     network = likelihood(s, shape, layers)
 
     prior: nn.Module = StandardNormal(s.latent_dim)
