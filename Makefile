@@ -3,12 +3,14 @@
 #   make test        the whole suite, with coverage
 #   make test-all    the ArviZ part of the suite on every other CPython >= 3.11 found here
 #   make lint        ruff, mypy, import contract
+#   make papers      each paper's experiment in seconds; one at length: NAME=linear_collapse BUDGET=cpu
 #   make notebooks   execute the notebooks on a small budget, leaving the files as they are
 #   make bench       seconds per training step against hand-written loops
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BUDGET ?= smoke
 DEMO ?= $(BIN)/python -m pyro_vaes.cli demo --out runs/demo
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
@@ -19,7 +21,7 @@ INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint notebooks bench clean
+.PHONY: help demo test test-all lint papers notebooks bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +37,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Every experiment by name, or the one that NAME says; results lie under runs/papers.
+papers: $(VENV)/.installed
+	@for name in $${NAME:-$$($(BIN)/python -c 'import papers; print(*papers.STUDIES)')}; do \
+		$(BIN)/python -m papers $$name --budget $(BUDGET) || exit 1; \
+	done
 
 notebooks: $(VENV)/.installed-dev
 	PYRO_VAES_BUDGET=smoke $(ONE_THREAD) $(PYTEST) --nbmake --nbmake-timeout=600 notebooks

@@ -16,8 +16,7 @@ import pathlib
 import torch
 from torch import Tensor, nn
 
-from papers.comparison import image_setting
-from papers.setting import Networks
+from papers.guide_comparison import Networks, image_setting
 from pyro_vaes.diagnostics import log_likelihood
 from pyro_vaes.guides import AmortizedLaplace, geometric
 from pyro_vaes.infer import fit

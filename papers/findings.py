@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,8 @@ class Row:
     """One case with one seed.
 
     Attributes:
-        case, seed: Which.
+        case: Name of the case.
+        seed: Seed of its weights, order and noise.
         figures: By column; nan where a figure is not defined.
         seconds: What training and measuring took.
         error: What stopped the case, if anything did; it has no figures then.
@@ -35,7 +36,7 @@ class Findings:
     """The rows of a study.
 
     Attributes:
-        study: Its name.
+        study: Name of the study.
         setting: What all cases share, as plain values.
         rows: One for each case and seed.
         published: By case and column, in the paper's own setting.
@@ -52,6 +53,10 @@ class Findings:
     summary: list[str] = field(default_factory=list)
     about: Mapping[str, object] = field(default_factory=dict)
 
+    def has(self, case: str, seed: int) -> bool:
+        """Whether there is a row of this case with this seed."""
+        return any((row.case, row.seed) == (case, seed) for row in self.rows)
+
     def column(self, name: str) -> dict[str, list[float]]:
         """A column's figures by case, one for each seed; cases without it are left out."""
         found: dict[str, list[float]] = {}
@@ -61,35 +66,35 @@ class Findings:
         return found
 
     def __str__(self) -> str:
-        return "\n".join([self.title(), *aligned(self.table()), *self.summary, *([self.remark] if self.remark else [])])
+        return "\n".join([self.title(), *aligned(self.table()), *self._notes()])
 
     def title(self) -> str:
         """The study and its setting in one line."""
-        shared = ", ".join(
-            f"{name} {_short(value)}" for name, value in self.setting.items() if value not in (None, [], ())
-        )
+        told = {name: value for name, value in self.setting.items() if value not in (None, [], ())}
+        shared = ", ".join(f"{name} {_short(value)}" for name, value in told.items())
         return f"{self.study}: {shared}; mean ± sd over seeds"
 
     def markdown(self) -> str:
         """Title, table, summary and remark for a README."""
-        notes = [*self.summary, *([self.remark] if self.remark else [])]
-        return "\n\n".join([f"*{self.title()}.*", "\n".join(markdown(self.table())), *notes])
+        return "\n\n".join([f"*{self.title()}.*", "\n".join(markdown(self.table())), *self._notes()])
+
+    def _notes(self) -> list[str]:
+        return [*self.summary, self.remark] if self.remark else self.summary
 
     def table(self) -> list[list[str]]:
         """Head and lines; a case's published figures stand in the line below it, those of cases not run at the end."""
-        cases = list(dict.fromkeys([*(r.case for r in self.rows), *self.published]))
-        every = [*(r.figures for r in self.rows), *self.published.values()]
-        columns = list(dict.fromkeys(c for figures in every for c in figures))
+        cases = dict.fromkeys([*(row.case for row in self.rows), *self.published])
+        every = [*(row.figures for row in self.rows), *self.published.values()]
+        columns = list(dict.fromkeys(column for figures in every for column in figures))
+
         lines = [["case", *columns]]
         for case in cases:
-            rows = [r for r in self.rows if r.case == case]
-            good = [r for r in rows if not r.error]
+            rows = [row for row in self.rows if row.case == case]
             if rows:
-                label = case if len(good) == len(rows) else f"{case} ({len(rows) - len(good)} failed)"
-                lines.append([label, *(spread([r.figures[c] for r in good if c in r.figures]) for c in columns)])
+                lines.append(_line(case, rows, columns))
             if case in self.published:
                 stated = self.published[case]
-                cells = [f"{stated[c]:g}" if c in stated else "-" for c in columns]
+                cells = [f"{stated[column]:g}" if column in stated else "-" for column in columns]
                 lines.append([f"{case}, published", *cells])
         return lines
 
@@ -102,11 +107,23 @@ class Findings:
         """What :meth:`save` wrote."""
         raw = json.loads(Path(path).read_text())
         raw.pop("table")
-        rows = [
-            {**r, "seconds": _known(r["seconds"]), "figures": {c: _known(v) for c, v in r["figures"].items()}}
-            for r in raw.pop("rows")
-        ]
-        return cls(**raw, rows=[Row(**r) for r in rows])
+
+        rows = []
+        for row in raw.pop("rows"):
+            row["seconds"] = _known(row["seconds"])
+            row["figures"] = {column: _known(value) for column, value in row["figures"].items()}
+            rows.append(Row(**row))
+        return cls(**raw, rows=rows)
+
+
+def _line(case: str, rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """A case over its seeds; those that failed are counted beside its name."""
+    good = [row for row in rows if not row.error]
+    failed = len(rows) - len(good)
+    label = f"{case} ({failed} failed)" if failed else case
+
+    by_column = ([row.figures[c] for row in good if c in row.figures] for c in columns)
+    return [label, *map(spread, by_column)]
 
 
 def _known(value: float | None) -> float:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from papers.findings import Findings, Row
 
-__all__ = ["BUDGETS", "Job", "Result", "Study"]
+__all__ = ["BUDGETS", "Case", "Job", "Result", "Study"]
 
 BUDGETS = ("smoke", "cpu", "gpu")
 S = TypeVar("S")
@@ -42,12 +42,16 @@ class Result:
     beside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+Case = Callable[[S, Job], Result]
+"""From what the cases share and a job to what the case showed."""
+
+
 @dataclass(frozen=True)
 class Study(Generic[S]):
     """A paper's experiment.
 
     Attributes:
-        name: Of the paper's method.
+        name: Name of the paper's method.
         about: What it shows, in one line.
         data: Names of the data sets it runs on, the default first.
         setting: From budget and data to what the cases share, a frozen dataclass of plain values.
@@ -61,7 +65,7 @@ class Study(Generic[S]):
     about: str
     data: tuple[str, ...]
     setting: Callable[[str, str], S]
-    cases: Callable[[S], Mapping[str, Callable[[S, Job], Result]]]
+    cases: Callable[[S], Mapping[str, Case[S]]]
     published: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     remark: Callable[[S], str] = lambda _: ""
     summary: Callable[[Findings], Sequence[str]] = lambda _: ()
@@ -96,50 +100,74 @@ class Study(Generic[S]):
         Raises:
             ValueError: An unknown budget, data set or case; ``out`` holds another study or setting.
         """
-        if budget not in BUDGETS:
-            raise ValueError(f"The budgets are {', '.join(BUDGETS)}, but got {budget!r}.")
-        data = data or ("digits" if budget == "smoke" and "digits" in self.data else self.data[0])
-        if data not in self.data:
-            raise ValueError(f"{self.name} runs on {', '.join(self.data)}, but got {data!r}.")
+        data = self._data(budget, data)
         setting = self.setting(budget, data)
-        cases = self.cases(setting)
-        unknown = [n for n in only if n not in cases]
-        if unknown:
-            known, got = ("; ".join(map(repr, names)) for names in (cases, unknown))  # names may have commas in them
-            raise ValueError(f"The budget {budget!r} compares {known}, but got {got}.")
-        published = self.published.get(data, {})
-        record = {"experiment": self.name, "budget": budget, **(about or {})}
-        findings = Findings(self.name, _plain(setting), [], published, self.remark(setting), [], record)
+        cases = self._chosen(self.cases(setting), only, budget)
+
+        findings = Findings(
+            self.name,
+            _plain(setting),
+            published=self.published.get(data, {}),
+            remark=self.remark(setting),
+            about={"experiment": self.name, "budget": budget, **(about or {})},
+        )
         if out is not None and Path(out).exists():
             findings.rows = _earlier(out, findings)
+
         for seed in seeds[:1] if budget == "smoke" else seeds:
             for name, case in cases.items():
-                if (only and name not in only) or (name, seed) in {(r.case, r.seed) for r in findings.rows}:
+                if findings.has(name, seed):
                     continue
+
                 job = Job(seed, root, torch.device(device), progress)
                 rows, pictures = _measured(name, case, setting, job)
                 findings.rows += rows
                 findings.summary = list(self.summary(findings))
+
                 if out is not None:
                     findings.save(out)
                     _save(pictures, Path(out).with_suffix(""), f"{name}-{seed}")
                 for figure in pictures.values():
                     plt.close(figure)
+
         findings.summary = list(self.summary(findings))
         return findings
 
+    def _data(self, budget: str, data: str | None) -> str:
+        """The name of the data set, once budget and name are known to be good."""
+        if budget not in BUDGETS:
+            raise ValueError(f"The budgets are {', '.join(BUDGETS)}, but got {budget!r}.")
 
-def _measured(
-    name: str, case: Callable[[S, Job], Result], setting: S, job: Job
-) -> tuple[list[Row], Mapping[str, Figure]]:
+        if data is None:
+            small = budget == "smoke" and "digits" in self.data
+            data = "digits" if small else self.data[0]
+        if data not in self.data:
+            raise ValueError(f"{self.name} runs on {', '.join(self.data)}, but got {data!r}.")
+        return data
+
+    def _chosen(self, cases: Mapping[str, Case[S]], only: Sequence[str], budget: str) -> Mapping[str, Case[S]]:
+        """The cases that are named, or all; in the order of the study."""
+        unknown = [name for name in only if name not in cases]
+        if unknown:
+            # names may have commas in them
+            known, got = ("; ".join(map(repr, names)) for names in (cases, unknown))
+            raise ValueError(f"The budget {budget!r} compares {known}, but got {got}.")
+        return {name: case for name, case in cases.items() if not only or name in only}
+
+
+def _measured(name: str, case: Case[S], setting: S, job: Job) -> tuple[list[Row], Mapping[str, Figure]]:
     started = time.perf_counter()
     try:
         result = case(setting, job)
-    except ArithmeticError as error:  # a run that diverged is a finding; anything else is a mistake
+    except ArithmeticError as error:
+        # a run that diverged is a finding; anything else is a mistake
         logger.warning("%s with seed %d stopped: %s", name, job.seed, error)
         return [Row(name, job.seed, error=str(error).splitlines()[0])], {}
-    own = Row(name, job.seed, dict(result.figures), time.perf_counter() - started)
-    return [own, *(Row(other, job.seed, dict(f)) for other, f in result.beside.items())], result.pictures
+
+    rows = [Row(name, job.seed, dict(result.figures), time.perf_counter() - started)]
+    for other, figures in result.beside.items():
+        rows.append(Row(other, job.seed, dict(figures)))
+    return rows, result.pictures
 
 
 def _earlier(out: str | os.PathLike[str], findings: Findings) -> list[Row]:
@@ -149,7 +177,8 @@ def _earlier(out: str | os.PathLike[str], findings: Findings) -> list[Row]:
         raise ValueError(
             f"{out} holds another study or setting ({earlier.title()}). Choose another file, or delete it."
         )
-    return [r for r in earlier.rows if not r.error]
+
+    return [row for row in earlier.rows if not row.error]
 
 
 def _plain(setting: object) -> dict[str, object]:

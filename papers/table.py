@@ -17,23 +17,27 @@ def spread(values: Sequence[float]) -> str:
         >>> spread([1.0, 2.0]), spread([0.1234]), spread([16, 16]), spread([])
         ('1.50 ± 0.71', '0.123', '16', '-')
     """
-    known = [v for v in values if math.isfinite(v)]
+    known = [value for value in values if math.isfinite(value)]
     if not known:
         return "-"
     if len(set(known)) == 1 and known[0] == int(known[0]) and abs(known[0]) >= 10:
         return str(int(known[0]))  # a count
+
     mean = statistics.fmean(known)
     digits = 2 if abs(mean) >= 1 else 3
-    return f"{mean:.{digits}f} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else f"{mean:.{digits}f}"
+    if len(known) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(known):.{digits}f}"
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, its first row being the head: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in table
-    ]
+    lines = []
+    for first, *rest in table:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
 
 
 def markdown(table: Sequence[Sequence[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every example in a docstring of the package runs, with the seed and the clean state of all tests."""
+"""Every example in a docstring of the package or the papers runs, with the seed and the clean state of all tests."""
 
 import doctest
 import importlib
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "pyro_vaes"
+ROOT = Path(__file__).parent.parent
 MODULES = sorted(
-    ".".join(("pyro_vaes", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-    for path in PACKAGE.rglob("*.py")
-    if path.stem != "__main__"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("pyro_vaes", "papers")
+    for path in (ROOT / package).rglob("*.py")
+    if path.parts[-2:] != ("cli", "__main__.py")
 )
 
 

@@ -93,6 +93,32 @@ def test_version_is_the_installed_one() -> None:
     assert installed == pyro_vaes.__version__
 
 
+def shipped_folders(kind: str) -> set[str]:
+    """The folders that hatchling would put into a wheel or a source distribution; skipped where it is not installed."""
+    hatchling = pytest.importorskip(f"hatchling.builders.{kind}")
+    builder = getattr(hatchling, f"{kind.title()}Builder")(str(ROOT))
+    paths = [Path(file.distribution_path) for file in builder.recurse_included_files()]
+    return {path.parts[0] for path in paths if len(path.parts) > 1}
+
+
+def test_the_wheel_is_the_package_alone() -> None:
+    assert shipped_folders("wheel") == {"pyro_vaes"}
+
+
+def test_the_source_distribution_has_papers_tests_and_notebooks() -> None:
+    assert shipped_folders("sdist") == {"pyro_vaes", "papers", "tests", "benchmarks", "notebooks"}
+
+
+def test_the_package_imports_none_of_the_papers() -> None:
+    code = (
+        "import importlib, pkgutil, sys, pyro_vaes\n"
+        "for module in pkgutil.walk_packages(pyro_vaes.__path__, 'pyro_vaes.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'papers'])"
+    )
+    assert run_python(code).strip() == "[]"
+
+
 def test_types_are_advertised() -> None:
     assert (Path(pyro_vaes.__file__).parent / "py.typed").exists()
 

@@ -14,11 +14,10 @@ from pyro_vaes.cli.demo import demo as run_demo
 from pyro_vaes.cli.errors import user_errors
 from pyro_vaes.cli.listing import listing
 from pyro_vaes.cli.measure import EVALUATION, measure
-from pyro_vaes.cli.names import EXPERIMENTS, choose
 from pyro_vaes.cli.options import Options, whole_numbers
 from pyro_vaes.cli.pictures import sample_images, save
 from pyro_vaes.cli.report import write_report
-from pyro_vaes.cli.run_directory import open_run, versions
+from pyro_vaes.cli.run_directory import open_run
 from pyro_vaes.cli.training import resume as resume_run
 from pyro_vaes.cli.training import train as train_run
 
@@ -201,43 +200,16 @@ def report(
         typer.echo("\n".join(f"Written to {path}" for path in written))
 
 
-@app.command()
-def reproduce(
-    name: Annotated[str, typer.Argument(help="The experiment (see `list`).", show_default=False)],
-    budget: Annotated[str, typer.Option(help="smoke (seconds), cpu (minutes to two hours), gpu.")] = "smoke",
-    data: Annotated[
-        str | None, typer.Option(help="A data set.", show_default="the experiment's own; digits for smoke")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="One run of every case for each.")] = "1,2,3",
-    only: Annotated[str | None, typer.Option(help="Cases by name, divided by ;", show_default="all")] = None,
-    out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="under runs/reproduce")] = None,
-    root: Root = None,
-    device: Device = None,
-    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
-) -> None:
-    """Repeat a paper's experiment: its published figures beside ours, as a table, as JSON, and pictures if it has any.
-
-    An interrupted run goes on where it stopped when it is started again.
-    """
-    with user_errors():
-        experiment = choose("experiment", name, EXPERIMENTS)
-        parts = [name, *([data] if data else []), budget]
-        path = out or Path("runs") / "reproduce" / f"{'-'.join(parts)}.json"
-        options = {"budget": budget, "data": data, "seeds": seeds, "only": only, "device": device}
-        given = " ".join(f"--{n} {shlex.quote(v)}" for n, v in options.items() if v is not None)
-        findings = experiment.run(
-            budget,
-            data=data,
-            seeds=whole_numbers(seeds, "seeds"),
-            only=[n.strip() for n in only.split(";")] if only else (),
-            root=root,
-            device=device or "cpu",
-            out=path,
-            about={"command": f"pyro-vaes reproduce {name} {given}", **versions()},
-            progress=progress,
-        )
-        typer.echo(findings)
-        typer.echo(f"Written to {path}.")
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def reproduce(context: typer.Context) -> None:
+    """Say how a paper's experiment is repeated: from a checkout, by `python -m papers`."""
+    typed = shlex.join(context.args) or "NAME --budget smoke"
+    typer.echo(
+        "Error: the papers' experiments are not in the installed package. They are in the folder papers of the "
+        f"source repository. In a checkout of it, type:\n\n    python -m papers {typed}",
+        err=True,
+    )
+    raise typer.Exit(2)
 
 
 @app.command("list")

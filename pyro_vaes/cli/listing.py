@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pyro_vaes.cli.names import BOUNDS, EXPERIMENTS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
+from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
 from pyro_vaes.data import NAMES
 from pyro_vaes.data import torchvision_sets as public
 from pyro_vaes.data.files import Library
@@ -78,7 +78,7 @@ def listing(root: str | None = None) -> str:
         "--likelihood": [(name, entry.about) for name, entry in LIKELIHOODS.items()],
         "--guide": [(name, own if entry is None else entry.about) for name, entry in GUIDES.items()],
         "--bound": [(name, entry.about) for name, entry in BOUNDS.items()],
-        "experiments, for reproduce": [(name, entry.about) for name, entry in EXPERIMENTS.items()],
+        "the papers' experiments: type python -m papers in a checkout of the sources": [],
     }
     lines = []
     for title, rows in sections.items():

@@ -8,21 +8,6 @@ from typing import TypeVar
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from papers import (
-    AGGREGATE_POSTERIOR,
-    GIBBS_CHAIN,
-    LADDER_CLUSTERING,
-    LINEAR_COLLAPSE,
-    LOSSY_COINS,
-    MUTUAL_POSTERIOR,
-    POSTERIOR_COLLAPSE,
-    RECURSIVE_MIXTURE,
-    RECURSIVE_MIXTURE_BERNOULLI,
-    VARIATIONAL_LADDER,
-    VARIATIONAL_LAPLACE,
-    VARIATIONAL_LAPLACE_BERNOULLI,
-    VARIATIONAL_LOSSY,
-)
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.guides import (
     AmortizedHouseholder,
@@ -60,7 +45,6 @@ from pyro_vaes.nn.likelihoods import Likelihood
 
 __all__ = [
     "BOUNDS",
-    "EXPERIMENTS",
     "GUIDES",
     "LIKELIHOODS",
     "MODELS",
@@ -200,25 +184,6 @@ BOUNDS: dict[str, BoundEntry] = {
         lambda _, __: AggregatePosterior_ELBO(), "KL of the batch's aggregate Gaussian instead of each image's own"
     ),
     "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
-}
-
-EXPERIMENTS = {
-    study.name: study
-    for study in (
-        VARIATIONAL_LAPLACE,
-        VARIATIONAL_LAPLACE_BERNOULLI,
-        RECURSIVE_MIXTURE,
-        RECURSIVE_MIXTURE_BERNOULLI,
-        VARIATIONAL_LOSSY,
-        LOSSY_COINS,
-        AGGREGATE_POSTERIOR,
-        LADDER_CLUSTERING,
-        MUTUAL_POSTERIOR,
-        POSTERIOR_COLLAPSE,
-        LINEAR_COLLAPSE,
-        VARIATIONAL_LADDER,
-        GIBBS_CHAIN,
-    )
 }
 
 

@@ -30,7 +30,11 @@ from pyro_vaes.diagnostics.representation.image_distance import (
     inception_distance,
     kernel_distance,
 )
-from pyro_vaes.diagnostics.representation.representation import RepresentationReport, representation_report
+from pyro_vaes.diagnostics.representation.representation import (
+    RepresentationReport,
+    knn_accuracy,
+    representation_report,
+)
 from pyro_vaes.diagnostics.representation.sharpness import (
     ReconstructionReport,
     high_frequency_ratio,
@@ -59,6 +63,7 @@ __all__ = [
     "calibration",
     "ais",
     "bdmc",
+    "knn_accuracy",
     "RepresentationReport",
     "clustering_report",
     "clustering_scores",

@@ -218,11 +218,6 @@ def test_labels(trained: Path, conditional: Path, tmp_path: Path, command):
     refused(command("sample", conditional, "--out", tmp_path / "x.jpg"), ".png")
 
 
-def test_cases(tmp_path: Path, command):
-    result = command("reproduce", "variational_laplace", "--only", "VAE; foo", "--out", tmp_path / "out.json")
-    refused(result, "compares 'VAE'; 'SA-1'; ", "; 'VLAE-1, 0.9^t, trained start', ", "but got 'foo'.")
-
-
 def test_version(command):
     assert command("--version").stdout.startswith("pyro-vaes 0")
 

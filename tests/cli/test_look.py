@@ -206,15 +206,8 @@ def test_demo(tmp_path: Path):
     assert len(measured.lines()) == 3
 
 
-def test_reproduce(tmp_path: Path, command):
-    out = tmp_path / "new" / "smoke.json"
-    words = ["reproduce", "recursive_mixture", "--only", "VAE; ME-2", "--out", out, "--no-progress"]
-    result = command(*words)
-    assert result.exit_code == 0, result.output
-    assert "IW − ELBO" in result.stdout and "ME-2" in result.stdout and str(out) in result.stdout
-    about = json.loads(out.read_text())["about"]
-    assert about["command"].startswith("pyro-vaes reproduce recursive_mixture --budget smoke --seeds 1,2,3")
-    assert "torch" in about["versions"]
-    assert command(*words).stdout == result.stdout, "what is there is not measured again"
-    result = command("reproduce", "recursive_mixtures")
-    assert result.exit_code == 2 and "did you mean 'recursive_mixture'" in result.output
+def test_reproduce_says_what_to_type(command):
+    result = command("reproduce", "lossy_coins", "--budget", "cpu", "--only", "window 0; window 1")
+    assert result.exit_code == 2 and not result.stdout
+    assert result.stderr.endswith("    python -m papers lossy_coins --budget cpu --only 'window 0; window 1'\n")
+    assert "python -m papers NAME --budget smoke" in command("reproduce").stderr

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from papers import lossy_coins as coins
+from papers.variational_lossy import coins
 from pyro_vaes.diagnostics import code_length, log_likelihood, reconstruct, to_datatree
 from pyro_vaes.guides import AmortizedLaplace
 from pyro_vaes.guides.joint import Joint

@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 
 from papers import AGGREGATE_POSTERIOR, Findings, Row
-from papers.aggregate_posterior import Case, FaceSetting, TrainedInBfloat16, faces
-from papers.face_measures import correlated, effective_units, fitted_aggregate, generate, portraits_of
+from papers.aggregate_posterior.experiment import Case, FaceSetting, TrainedInBfloat16, faces
+from papers.aggregate_posterior.measures import correlated, effective_units, fitted_aggregate, generate, portraits_of
 
 
 def test_settings_are_the_published_and_the_scaled_one():

@@ -9,7 +9,7 @@ from pyro.distributions import MultivariateNormal
 from torch import nn
 
 from papers import GIBBS_CHAIN, Job
-from papers.gibbs_chain import setting, tables, two_sample_accuracy, walk
+from papers.variational_ladder.gibbs_chain import setting, tables, two_sample_accuracy, walk
 from pyro_vaes.models import HierarchicalVAE
 from pyro_vaes.nn import GaussianLikelihood, NormalHead
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from papers import LADDER_CLUSTERING, Job
-from papers.ladder_clustering import scores
-from papers.ladder_clustering_training import component_images, train_vlac
+from papers.ladder_clustering.experiment import scores
+from papers.ladder_clustering.training import component_images, train_vlac
 
 
 def test_the_smoke_budget_gives_finite_figures_and_pictures(tmp_path):

@@ -8,16 +8,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from papers import MUTUAL_POSTERIOR, Findings, Job, Row, mutual_posterior
-from papers.code_figures import divergence_figures, probe_figures
-from papers.code_setting import code_setting, lossy_vae
-from papers.mutual_posterior import PLAIN, REGULARISED
+from papers import MUTUAL_POSTERIOR, Findings, Job, Row
+from papers.mutual_posterior import experiment
+from papers.mutual_posterior.experiment import PLAIN, REGULARISED
+from papers.mutual_posterior.measures import divergence_figures, probe_figures
+from papers.mutual_posterior.setting import lossy_vae, setting
 from pyro_vaes.data import load_data
 from pyro_vaes.infer import MutualPosterior_ELBO, WeightAverage, fit
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import MLP, BernoulliLikelihood
 
-TINY = code_setting("smoke", "digits")
+TINY = setting("smoke", "digits")
 
 
 class Fixed(torch.nn.Module):
@@ -56,13 +57,13 @@ class Caught(Exception):
         self.model, self.options = model, options
 
 
-def caught(monkeypatch, case, seed=0, setting=TINY):
+def caught(monkeypatch, case, seed=0, shared=TINY):
     def catch(*args, **options):
         raise Caught(*args, **options)
 
-    monkeypatch.setattr(mutual_posterior, "fit", catch)
+    monkeypatch.setattr(experiment, "fit", catch)
     with pytest.raises(Caught) as found:
-        case(setting, Job(seed=seed))
+        case(shared, Job(seed=seed))
     return found.value
 
 
@@ -142,7 +143,7 @@ def test_probes_need_common_labels():
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_papers_networks_train(wide):
-    s = code_setting("gpu", "mnist")
+    s = setting("gpu", "mnist")
     torch.manual_seed(0)
     vae = lossy_vae(s, (1, 28, 28), s.wide_kernels if wide else s.kernels)
     x = torch.bernoulli(torch.full((2, 1, 28, 28), 0.2))
@@ -154,7 +155,7 @@ def test_the_papers_networks_train(wide):
 
 def test_the_papers_schedule_halves_the_rate_and_ends(monkeypatch):
     ended = []
-    monkeypatch.setattr(mutual_posterior, "fit", lambda *a, **o: ended.append(fit(*a, **o)) or ended[0])
+    monkeypatch.setattr(experiment, "fit", lambda *a, **o: ended.append(fit(*a, **o)) or ended[0])
     # a rate at which nothing moves: no epoch is better than the first by float32's resolution, whatever comes
     case = MUTUAL_POSTERIOR.cases(TINY)[PLAIN]
     case(replace(TINY, epochs=40, patience=1, lr=1e-12), Job(seed=0))
@@ -166,8 +167,8 @@ def test_the_papers_schedule_halves_the_rate_and_ends(monkeypatch):
 
 def test_the_papers_networks_start_from_data_and_end_as_an_average(monkeypatch):
     residual = replace(TINY, residual=True, decoder_channels=8, kernels=(3, 3, 3), patience=1)
-    monkeypatch.setattr(mutual_posterior, "INITIAL_IMAGES", 200)
-    found = caught(monkeypatch, MUTUAL_POSTERIOR.cases(residual)[PLAIN], setting=residual)
+    monkeypatch.setattr(experiment, "INITIAL_IMAGES", 200)
+    found = caught(monkeypatch, MUTUAL_POSTERIOR.cases(residual)[PLAIN], shared=residual)
     assert any(isinstance(c, WeightAverage) for c in found.options["callbacks"])
     vae = found.model.__self__
     outputs = []
@@ -183,10 +184,10 @@ def test_published_figures_are_the_specs():
     assert mnist["MAE (recollected)"]["NLL"] == 77.98
     assert omniglot["VAE (He et al.)"] == {"NLL": 89.41, "KL": 1.5, "MI": 1.4}
     assert omniglot["beta 0.2 (He et al.)"] == {"NLL": 105.19, "KL": 69.1, "MI": 3.9}
-    remarks = {d: MUTUAL_POSTERIOR.remark(code_setting("cpu", d)) for d in MUTUAL_POSTERIOR.data}
+    remarks = {d: MUTUAL_POSTERIOR.remark(setting("cpu", d)) for d in MUTUAL_POSTERIOR.data}
     assert "recollected" in remarks["mnist"] and "10,000 training images" in remarks["mnist"]
     assert "not comparable" in remarks["omniglot28"] and "Published" not in remarks["digits"]
-    assert "the prior not initialised from data" in MUTUAL_POSTERIOR.remark(code_setting("gpu", "mnist"))
+    assert "the prior not initialised from data" in MUTUAL_POSTERIOR.remark(setting("gpu", "mnist"))
 
 
 def test_the_summary_compares_seed_by_seed():

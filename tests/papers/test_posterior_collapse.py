@@ -10,12 +10,14 @@ from pyro.infer import TraceMeanField_ELBO
 from scipy.stats import spearmanr
 from torch import nn
 
-from papers import LINEAR_COLLAPSE, POSTERIOR_COLLAPSE, Findings, Job, Row, collapse_cases
-from papers.collapse_cases import _quarters
-from papers.collapse_conv_pairs import conv_cvae, conv_hierarchical_vae
-from papers.collapse_measures import kl_weights, rank_correlation, train
-from papers.collapse_pairs import relu_cvae, relu_hierarchical_vae, relu_vae
-from papers.linear_values import trained_values
+from papers import LINEAR_COLLAPSE, POSTERIOR_COLLAPSE, Findings, Job, Row
+from papers.posterior_collapse import nonlinear_cases
+from papers.posterior_collapse.conv_pairs import conv_cvae, conv_hierarchical_vae
+from papers.posterior_collapse.linear_values import trained_values
+from papers.posterior_collapse.measures import rank_correlation
+from papers.posterior_collapse.nonlinear_cases import _quarters
+from papers.posterior_collapse.pairs import relu_cvae, relu_hierarchical_vae, relu_vae
+from papers.posterior_collapse.training import kl_weights, train
 from pyro_vaes.data import assemble, complete, load_data
 from pyro_vaes.diagnostics import forecast_collapse
 from pyro_vaes.infer import scale_latents
@@ -339,7 +341,7 @@ def test_a_case_trains_the_network_that_it_names(case, hidden, monkeypatch):
     def stop(pair, rows, weights, *_, **options):
         raise Trained(pair, weights, options["clip"])
 
-    monkeypatch.setattr(collapse_cases, "train", stop)
+    monkeypatch.setattr(nonlinear_cases, "train", stop)
     setting = POSTERIOR_COLLAPSE.setting("smoke", "digits")
     with pytest.raises(Trained) as stopped:
         POSTERIOR_COLLAPSE.cases(setting)[case](setting, Job(1))

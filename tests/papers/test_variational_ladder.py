@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 from papers import VARIATIONAL_LADDER
-from papers.variational_ladder import (
+from papers.variational_ladder.ladder import (
     LadderSetting,
     build_hierarchy,
     build_ladder,

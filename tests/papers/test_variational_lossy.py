@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from papers import LOSSY_COINS, VARIATIONAL_LOSSY, Findings, Job, Row
-from papers.lossy_networks import LossySetting, lossy_vae, unconditional_decoder
-from papers.variational_lossy import (
+from papers.variational_lossy.binary_images import (
     ALONE,
     FACTORISED,
     FLOW,
@@ -18,6 +17,7 @@ from papers.variational_lossy import (
     setting,
     summary,
 )
+from papers.variational_lossy.networks import LossySetting, lossy_vae, unconditional_decoder
 from pyro_vaes.nn import StandardNormal, pixel_cnn_layers
 
 

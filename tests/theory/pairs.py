@@ -8,7 +8,7 @@ models, with nothing of what theory says about the optimum.
 import torch
 from torch import Tensor, nn
 
-from papers import collapse_pairs
+from papers.posterior_collapse import pairs
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import NormalHead
 
@@ -38,15 +38,15 @@ def svd(matrix: Tensor) -> Tensor:
 
 
 def linear_vae_pair(features, units, **options) -> VAE:
-    return collapse_pairs.linear_vae_pair(features, units, **options).double()
+    return pairs.linear_vae_pair(features, units, **options).double()
 
 
 def linear_cvae_pair(target, covariate, units, **options) -> ConditionalVAE:
-    return collapse_pairs.linear_cvae_pair(target, covariate, units, **options).double()
+    return pairs.linear_cvae_pair(target, covariate, units, **options).double()
 
 
 def linear_hierarchical_pair(features, units, **options) -> HierarchicalVAE:
-    return collapse_pairs.linear_hierarchical_pair(features, units, **options).double()
+    return pairs.linear_hierarchical_pair(features, units, **options).double()
 
 
 def weight(decoder: nn.Sequential) -> Tensor:

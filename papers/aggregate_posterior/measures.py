@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ from pyro_vaes.diagnostics import (
     reconstruction_report,
 )
 from pyro_vaes.models import VAE
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = [
     "correlated",
@@ -98,15 +97,23 @@ def generate(program: Callable[..., object], size: int, *, seed: int = 0) -> Ten
 
 def samplers(vae: VAE, data: ImageData, fitted: AggregateReport) -> dict[str, Callable[..., object]]:
     """Three ways to draw the latents of new images: prior, diagonal aggregate, and aggregate with all covariances."""
+    train = data.train[:FITTED]
+    assert isinstance(train, Tensor)
     return {
         "N(0, I)": vae.model,
         "aggregate": draw_from_aggregate(fitted)(vae.model),
-        "correlated": correlated(vae, cast(Tensor, data.train[:FITTED])),
+        "correlated": correlated(vae, train),
     }
 
 
 def measure(
-    vae: VAE, data: ImageData, fitted: AggregateReport, *, portraits: bool = False, root: Root = None, seed: int = 0
+    vae: VAE,
+    data: ImageData,
+    fitted: AggregateReport,
+    *,
+    portraits: bool = False,
+    root: Root = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """The columns of the table, on the test images (and on AT&T's faces)."""
     test = _test(data)
@@ -129,14 +136,19 @@ def measure(
         "sensitivity": report.sensitivity.median().item(),
         "in use": float((report.sensitivity > SENSITIVE).sum()),
     }
+
     features = _features(data)
     if features is not None:
-        real, programs = features(test), samplers(vae, data, fitted)
-        for name, program in programs.items():
-            figures[f"KID {name}"] = kernel_distance(features(generate(program, len(test), seed=seed)), real)
+        real = features(test)
+        for name, program in samplers(vae, data, fitted).items():
+            images = generate(program, len(test), seed=seed)
+            figures[f"KID {name}"] = kernel_distance(features(images), real)
+
     if portraits:
-        others = reconstruction_report(vae.model, vae.guide, portraits_of(root)[0].to(test), seed=seed)
-        figures |= {"L1 AT&T": others.l1_mean, "sharpness AT&T": others.high_frequency_ratio}
+        faces, _ = portraits_of(root)
+        others = reconstruction_report(vae.model, vae.guide, faces.to(test), seed=seed)
+        figures["L1 AT&T"] = others.l1_mean
+        figures["sharpness AT&T"] = others.high_frequency_ratio
     return figures
 
 
@@ -157,18 +169,30 @@ def _features(data: ImageData) -> Callable[[Tensor], Tensor] | None:
 @torch.no_grad()
 def discriminator_accuracy(vae: VAE, discriminator: nn.Module, data: ImageData) -> dict[str, float]:
     """Shares of real patches and of patches of reconstructions that the discriminator judges right."""
-    real = [discriminator(x) > 0 for x in _test(data).split(256)]
-    fake = [discriminator(vae.decoder(vae.posterior(x).mean)) < 0 for x in _test(data).split(256)]
-    return {f"{name} right": torch.cat(r).float().mean().item() for name, r in (("real", real), ("fake", fake))}
+    real, fake = [], []
+    for x in _test(data).split(256):
+        x_hat = vae.decoder(vae.posterior(x).mean)
+        real.append(discriminator(x) > 0)
+        fake.append(discriminator(x_hat) < 0)
+    return {
+        "real right": torch.cat(real).float().mean().item(),
+        "fake right": torch.cat(fake).float().mean().item(),
+    }
 
 
 @torch.no_grad()
 def pictures(
-    vae: VAE, data: ImageData, fitted: AggregateReport, *, portraits: bool = False, root: Root = None
+    vae: VAE,
+    data: ImageData,
+    fitted: AggregateReport,
+    *,
+    portraits: bool = False,
+    root: Root = None,
 ) -> dict[str, Figure]:
     """Reconstructions, the paper's figures 4 and 5, and samples, of test images (and of AT&T's faces)."""
     x = _test(data)[:16]
     q = vae.posterior(x)
+
     row = functools.partial(plots.reconstructions, columns=8, value_range=RANGE)
     grid = functools.partial(plots.samples, columns=8, value_range=RANGE)
     walk = functools.partial(plots.transitions, vae.decoder, value_range=RANGE)
@@ -179,12 +203,17 @@ def pictures(
     }
     for name, program in samplers(vae, data, fitted).items():
         shown[f"samples {name}"] = grid(generate(program, 32), title=f"Latents from {name}")
+
     if portraits:
         faces, people = portraits_of(root)
-        start, end = (torch.stack([faces[people == person][shot] for person in range(8)]).to(x) for shot in (0, -1))
+        of_person = [faces[people == person] for person in range(8)]
+        start, end = (torch.stack([shots[which] for shots in of_person]).to(x) for which in (0, -1))
         one, other = vae.posterior(start).mean, vae.posterior(end).mean
-        shown |= {
-            "AT&T reconstructions": row(start, vae.decoder(one)),
-            "AT&T transitions": walk(one[:4], other[:4], title="From one picture of a person to another"),
-        }
-    return {name: cast(Figure, ax.figure) for name, ax in shown.items()}
+        shown["AT&T reconstructions"] = row(start, vae.decoder(one))
+        shown["AT&T transitions"] = walk(one[:4], other[:4], title="From one picture of a person to another")
+
+    figures = {}
+    for name, ax in shown.items():
+        assert isinstance(ax.figure, Figure)
+        figures[name] = ax.figure
+    return figures

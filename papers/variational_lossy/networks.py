@@ -1,4 +1,4 @@
-"""The networks of the lossy experiment: one autoregressive network with and without z, as a setting wants them."""
+"""The networks of the lossy experiment: one autoregressive network, with z and without it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pyro_vaes.nn import (
     Chain,
     ConvDecoder,
     ConvEncoder,
+    ImageShape,
     NormalHead,
     PixelCNN,
     Reach,
@@ -22,9 +23,7 @@ from pyro_vaes.nn import (
     weight_norm,
 )
 
-__all__ = ["ImageShape", "LossySetting", "likelihood", "lossy_vae", "unconditional_decoder"]
-
-ImageShape = tuple[int, int, int]
+__all__ = ["LossySetting", "likelihood", "lossy_vae", "unconditional_decoder"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ def likelihood(s: LossySetting, shape: ImageShape, layers: Sequence[Reach] | Non
     bits = BernoulliLikelihood(event_dim=3)
     if layers is None:
         return bits
+
     network = PixelCNN(
         shape,
         s.width,
@@ -103,16 +103,40 @@ def likelihood(s: LossySetting, shape: ImageShape, layers: Sequence[Reach] | Non
 
 def lossy_vae(s: LossySetting, shape: ImageShape, layers: Sequence[Reach] | None, *, flow: bool) -> LossyVAE:
     """The pair with these masked layers (None: a factorised decoder) and a flow or N(0, I) as the prior."""
-    act = s.activation
-    encoder = ConvEncoder(shape, s.channels, s.features, num_residual=s.num_residual, activation=act)
-    maps = (shape[0] if layers is None else s.context, *shape[1:])
-    images = ConvDecoder(s.features, s.channels[::-1], maps, num_residual=s.num_residual, activation=act)
-    return LossyVAE(
-        weight_norm(Chain(encoder, NormalHead(s.features, s.latent_dim))),
-        weight_norm(nn.Sequential(MLP(s.latent_dim, [], s.features, activation=act, activate_output=True), images)),
-        likelihood(s, shape, layers),
+    images = ConvEncoder(
+        shape,
+        s.channels,
+        s.features,
+        num_residual=s.num_residual,
+        activation=s.activation,
+    )
+
+    maps = ConvDecoder(
+        s.features,
+        s.channels[::-1],
+        (shape[0] if layers is None else s.context, *shape[1:]),
+        num_residual=s.num_residual,
+        activation=s.activation,
+    )
+    encoder = Chain(images, NormalHead(s.features, s.latent_dim))
+    features = MLP(
         s.latent_dim,
-        prior=AutoregressivePrior(s.latent_dim, s.flow, steps=s.flow_steps) if flow else StandardNormal(s.latent_dim),
+        [],
+        s.features,
+        activation=s.activation,
+        activate_output=True,
+    )
+    network = likelihood(s, shape, layers)
+
+    prior: nn.Module = StandardNormal(s.latent_dim)
+    if flow:
+        prior = AutoregressivePrior(s.latent_dim, s.flow, steps=s.flow_steps)
+    return LossyVAE(
+        weight_norm(encoder),
+        weight_norm(nn.Sequential(features, maps)),
+        network,
+        s.latent_dim,
+        prior=prior,
     )
 
 

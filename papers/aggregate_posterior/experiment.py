@@ -20,14 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from papers.face_measures import discriminator_accuracy, fitted_aggregate, measure, pictures
+from papers.aggregate_posterior.measures import (
+    discriminator_accuracy,
+    fitted_aggregate,
+    measure,
+    pictures,
+)
 from papers.findings import Findings
 from papers.study import Job, Result, Study
-from pyro_vaes.data import HorizontalFlip, ImageData, ToSigned, load_data
-from pyro_vaes.data.files import Library
+from pyro_vaes.data import HorizontalFlip, ImageData, Library, ToSigned, load_data
 from pyro_vaes.infer import Adversarial_ELBO, AggregatePosterior_ELBO, fit
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import (
@@ -39,12 +43,17 @@ from pyro_vaes.nn import (
     ResNetV2Decoder,
     ResNetV2Encoder,
 )
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["AGGREGATE_POSTERIOR", "Case", "FaceSetting", "faces"]
 
 FULL_SIZE = 256 * 256 * 3
-SHAPES = {"lfw64": (1, 64, 64), "digits": (1, 8, 8), "celeba": (3, 64, 64), "celeba_hq": (3, 64, 64)}
+SHAPES = {
+    "lfw64": (1, 64, 64),
+    "digits": (1, 8, 8),
+    "celeba": (3, 64, 64),
+    "celeba_hq": (3, 64, 64),
+}
 FOLDERS = {"celeba_hq": "CelebAMask-HQ/CelebA-HQ-img"}
 
 
@@ -97,34 +106,75 @@ def setting(budget: str, data: str) -> FaceSetting:
     """
     shape = SHAPES[data]
     both = (5000.0, round(5000 * math.prod(shape) / FULL_SIZE, 1))
-    scaled = FaceSetting(data, shape, portraits=data == "lfw64", test_images=1000 if "celeba" in data else None)
+    scaled = FaceSetting(
+        data,
+        shape,
+        portraits=data == "lfw64",
+        test_images=1000 if "celeba" in data else None,
+    )
     if budget == "smoke":
-        tiny = replace(scaled, latent_dim=8, filters=4, hidden=(16,), train_images=128, test_images=64, portraits=False)
-        return replace(tiny, dense_weights=both[1:], epochs=1, dense_epochs=1)
+        return replace(
+            scaled,
+            latent_dim=8,
+            filters=4,
+            hidden=(16,),
+            dense_weights=both[1:],
+            epochs=1,
+            dense_epochs=1,
+            train_images=128,
+            test_images=64,
+            portraits=False,
+        )
+
     if budget == "cpu":
-        return replace(scaled, filters=16, epochs=3, lr=1e-3, bfloat16=True, dense_weights=both)
+        return replace(
+            scaled,
+            filters=16,
+            epochs=3,
+            lr=1e-3,
+            bfloat16=True,
+            dense_weights=both,
+        )
+
     if data == "celeba_hq":
-        full = replace(scaled, image_shape=(3, 256, 256), latent_dim=512, filters=128)
-        return replace(full, epochs=300, lr=1e-4, batch_size=10)
+        return replace(
+            scaled,
+            image_shape=(3, 256, 256),
+            latent_dim=512,
+            filters=128,
+            epochs=300,
+            lr=1e-4,
+            batch_size=10,
+        )
+
     return replace(scaled, residual_weights=both)
 
 
 def faces(s: FaceSetting, root: str | os.PathLike[str] | None = None) -> ImageData:
     """Images in [-1, 1], mirrored at random in training; 80 / 20 as in the paper where the data have no test part."""
     folder = FOLDERS.get(s.data)
-    source: str | Path = s.data
-    if folder is not None:
-        found = [place / folder for place in Library(root).folders if (place / folder).is_dir()]
-        if not found:
-            raise FileNotFoundError(
-                f"{s.data} is read from the folder {folder} in {Library(root).folders[0]}, which does not exist: put "
-                "the pictures there, or pass the folder above as root."
-            )
-        source = found[0]
-    size = None if s.data in ("lfw64", "digits") else s.image_shape[1]
-    steps = [ToSigned(), HorizontalFlip()]
-    data = load_data(source, root, split=(0, 0.2), seed=1967, preprocess=steps, flatten=False, resize=size)
+    data = load_data(
+        s.data if folder is None else _found(folder, s.data, root),
+        root,
+        split=(0, 0.2),
+        seed=1967,
+        preprocess=[ToSigned(), HorizontalFlip()],
+        flatten=False,
+        resize=None if s.data in ("lfw64", "digits") else s.image_shape[1],
+    )
     return data.take(s.train_images or len(data.train), test=s.test_images)
+
+
+def _found(folder: str, data: str, root: str | os.PathLike[str] | None) -> Path:
+    """Where the folder of pictures is, in the first of the places for data that has it."""
+    places = Library(root).folders
+    for place in places:
+        if (place / folder).is_dir():
+            return place / folder
+    raise FileNotFoundError(
+        f"{data} is read from the folder {folder} in {places[0]}, which does not exist: put "
+        "the pictures there, or pass the folder above as root."
+    )
 
 
 class TrainedInBfloat16(nn.Module):
@@ -158,8 +208,13 @@ class Case:
     @property
     def name(self) -> str:
         """As it stands in the table."""
-        parts = ["proposed" if self.proposed else "standard", *(["discriminator"] if self.adversarial else [])]
-        return f"{', '.join(parts)}, w {self.weight:g}{', dense' if self.dense else ''}"
+        parts = [
+            "proposed" if self.proposed else "standard",
+            "discriminator" if self.adversarial else "",
+            f"w {self.weight:g}",
+            "dense" if self.dense else "",
+        ]
+        return ", ".join(filter(None, parts))
 
     def vae(self, s: FaceSetting) -> VAE:
         """The pair, with a Laplace likelihood of scale D / w."""
@@ -173,21 +228,38 @@ class Case:
             residual = ResNetV2Encoder(shape, d, filters=s.filters)
             head = LogVarianceHead(math.prod(residual.code_shape), d, event_dim=3)
             decoder = ResNetV2Decoder(d, shape, filters=s.filters)
-            encoder = Chain(TrainedInBfloat16(residual) if s.bfloat16 else residual, head)
-            decoder = TrainedInBfloat16(decoder) if s.bfloat16 else decoder
-        return VAE(encoder, decoder, LaplaceLikelihood(size / self.weight, event_dim=3), d)
+            if s.bfloat16:
+                encoder = Chain(TrainedInBfloat16(residual), head)
+                decoder = TrainedInBfloat16(decoder)
+            else:
+                encoder = Chain(residual, head)
+
+        likelihood = LaplaceLikelihood(size / self.weight, event_dim=3)
+        return VAE(encoder, decoder, likelihood, d)
 
     def train(self, s: FaceSetting, data: ImageData, job: Job) -> tuple[VAE, nn.Module | None]:
         """The fitted pair, and its discriminator if it has one."""
+        discriminator = None
         with preserve_rng(job.seed):
             vae = self.vae(s)
-            widths = (s.filters,) * 3 + (max(s.filters // 2, 1),) * 2
-            discriminator = PatchDiscriminator(s.image_shape, widths).to(job.device) if self.adversarial else None
+            if self.adversarial:
+                widths = (s.filters,) * 3 + (max(s.filters // 2, 1),) * 2
+                discriminator = PatchDiscriminator(s.image_shape, widths).to(job.device)
+
         epochs, lr = (s.dense_epochs, s.dense_lr) if self.dense else (s.epochs, s.lr)
-        adam = functools.partial(torch.optim.Adam, lr=lr, betas=(0.5, 0.999), fused=job.device.type in ("cpu", "cuda"))
-        loss = AggregatePosterior_ELBO(variance_weight=s.variance_weight) if self.proposed else TraceMeanField_ELBO()
+        adam = functools.partial(
+            torch.optim.Adam,
+            lr=lr,
+            betas=(0.5, 0.999),
+            fused=job.device.type in ("cpu", "cuda"),
+        )
+
+        loss: ELBO = TraceMeanField_ELBO()
+        if self.proposed:
+            loss = AggregatePosterior_ELBO(variance_weight=s.variance_weight)
         if discriminator is not None:
             loss = Adversarial_ELBO(loss, discriminator, weight=s.adversarial_weight, optim=adam)
+
         fit(
             vae.model,
             vae.guide,
@@ -236,6 +308,7 @@ def remark(s: FaceSetting) -> str:
             f"Residual networks of {s.filters} filters and {s.epochs} epochs at a learning rate of {s.lr:g}, for the "
             "paper's 128, some 300 and 1e-4"
         )
+
     return ". ".join(notes) + "."
 
 
@@ -248,17 +321,23 @@ def summary(findings: Findings) -> list[str]:
         "KID aggregate": "KID of samples drawn unit by unit",
         "KID correlated": "with correlations",
     }
-    means = {c: {case: sum(v) / len(v) for case, v in findings.column(c).items()} for c in columns}
+    means = {}
+    for column in columns:
+        found = findings.column(column)
+        means[column] = {case: sum(values) / len(values) for case, values in found.items()}
+
     lines = []
     for case in means["dead"]:
         other = case.replace("proposed, discriminator", "standard").replace("proposed", "standard")
-        if other != case and other in means["dead"]:
-            shown = (
-                f"{name} {means[c][case]:.3g} against {means[c][other]:.3g}"
-                for c, name in columns.items()
-                if case in means[c]
-            )
-            lines.append(f"{case} against {other}: {', '.join(shown)}.")
+        if other == case or other not in means["dead"]:
+            continue
+
+        told = []
+        for column, name in columns.items():
+            mean = means[column]
+            if case in mean:
+                told.append(f"{name} {mean[case]:.3g} against {mean[other]:.3g}")
+        lines.append(f"{case} against {other}: {', '.join(told)}.")
     return lines
 
 

@@ -16,6 +16,7 @@ from pyro_vaes.nn import (
     ConvDecoder,
     ConvEncoder,
     GaussianLikelihood,
+    ImageShape,
     NormalHead,
     WeightHead,
 )
@@ -73,7 +74,8 @@ class Setting:
         """The images that are measured: the first of a part, or random ones where it is sorted by class."""
         labels = part.labels
         in_order = labels is not None and bool((labels[1:] >= labels[:-1]).all())
-        images = part.take(len(part) if self.test_images is None else self.test_images, seed=0 if in_order else None)[:]
+        count = len(part) if self.test_images is None else self.test_images
+        images = part.take(count, seed=0 if in_order else None)[:]
         assert isinstance(images, Tensor)
         return images
 
@@ -83,7 +85,7 @@ class Networks:
     """Makes the networks of one data set and setting; every encoder is new, the model is made once."""
 
     setting: Setting
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     scale: float
 
     @classmethod
@@ -113,14 +115,19 @@ class Networks:
             decoder = MLP(s.latent_dim, s.hidden, math.prod(self.image_shape))
         decoder = self.initialise(decoder)
         encoder = self.encoder(head)
+
         if s.output == "bernoulli":
             return VAE(encoder, decoder, BernoulliLikelihood(), s.latent_dim)
-        return VAE(encoder, decoder, GaussianLikelihood(self.scale, learn_scale=True), s.latent_dim)
+        likelihood = GaussianLikelihood(self.scale, learn_scale=True)
+        return VAE(encoder, decoder, likelihood, s.latent_dim)
 
     def encoder(self, head: Callable[[int, int], nn.Module] = NormalHead) -> nn.Module:
         """An encoder over the code that mirrors the decoder."""
         last = head(self.setting.hidden[0], self.setting.latent_dim)
-        return Chain(self.trunk(), self.initialise(last) if isinstance(last, NormalHead | nn.Linear) else last)
+        trunk = self.trunk()
+        if isinstance(last, NormalHead | nn.Linear):
+            last = self.initialise(last)
+        return Chain(trunk, last)
 
     def weight(self) -> nn.Module:
         """The logit of a mixture weight, with the encoder's trunk before it."""

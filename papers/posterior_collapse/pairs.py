@@ -6,7 +6,7 @@ r"""The pairs of the collapse paper, linear and not: fixed noise, one normal pri
                      p(x|z1)  = N(tanh f(z1), noise²)
 
 Linear pairs have no biases and an encoder scale that all data share; two stacked linear layers instead of a hidden one
-are a :func:`relu_cvae` without activation. With convolutions: :mod:`papers.collapse_conv_pairs`.
+are a :func:`relu_cvae` without activation. With convolutions: :mod:`papers.posterior_collapse.conv_pairs`.
 
 References:
     | Beyond Vanilla Variational Autoencoders (Dang, Tran, Nguyen & Ho, 2024), experiments and released code
@@ -96,11 +96,23 @@ class TanhNormal(nn.Module):
         return loc, self.raw_scale(x).sigmoid() + 1e-3  # never 0, where the density has no bound
 
 
-def relu_vae(features: int, latent_dim: int, hidden: int, *, noise: float, scale: float | None = None) -> VAE:
+def relu_vae(
+    features: int,
+    latent_dim: int,
+    hidden: int,
+    *,
+    noise: float,
+    scale: float | None = None,
+) -> VAE:
     """One hidden layer to either side; the encoder's scale depends on x, or is fixed."""
     head = NormalHead(hidden, latent_dim, scale=scale)
     encoder = Chain(MLP(features, [], hidden, activate_output=True), head)
-    return VAE(encoder, MLP(latent_dim, [hidden], features), GaussianLikelihood(noise), latent_dim)
+    return VAE(
+        encoder,
+        MLP(latent_dim, [hidden], features),
+        GaussianLikelihood(noise),
+        latent_dim,
+    )
 
 
 def relu_cvae(
@@ -124,26 +136,51 @@ def relu_cvae(
         return Added(*(MLP(f, [hidden], out_features, activation=activation) for f in features))
 
     loc, raw_scale = (added((target, covariate), latent_dim) for _ in range(2))
-    decoder, likelihood = added((latent_dim, covariate), target), GaussianLikelihood(noise)
-    return ConditionalVAE(AddedNormal(loc, raw_scale), decoder, likelihood, latent_dim, prior_scale=prior_scale)
+    return ConditionalVAE(
+        AddedNormal(loc, raw_scale),
+        added((latent_dim, covariate), target),
+        GaussianLikelihood(noise),
+        latent_dim,
+        prior_scale=prior_scale,
+    )
 
 
 def relu_hierarchical_vae(
-    features: int, latent_dims: tuple[int, int], hidden: int, *, noise: float, prior_scale: float, encoder_scale: float
+    features: int,
+    latent_dims: tuple[int, int],
+    hidden: int,
+    *,
+    noise: float,
+    prior_scale: float,
+    encoder_scale: float,
 ) -> HierarchicalVAE:
     """tanh on all outputs; q(z1|x) has a fixed scale, p(z1|z2) and p(x|z1) have the scale ``noise``."""
     d1, d2 = latent_dims
     bottom = TanhNormal(MLP(features, [hidden], d1), encoder_scale)
     top = TanhNormal(MLP(d1, [hidden], d2), MLP(d1, [hidden], d2))
+
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(MLP(d1, [hidden], features), nn.Tanh())
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE([bottom, top], decoder, likelihood, latent_dims, priors=[prior], prior_scale=prior_scale)
+    return HierarchicalVAE(
+        [bottom, top],
+        decoder,
+        likelihood,
+        latent_dims,
+        priors=[prior],
+        prior_scale=prior_scale,
+    )
 
 
 def linear_head(features: int, units: int, scale: float | Tensor | None) -> NormalHead:
     """A linear mean and one scale for all data: learnt from 1 on if it is None, else fixed."""
-    return NormalHead(features, units, scale=1.0 if scale is None else scale, learn_scale=scale is None, bias=False)
+    return NormalHead(
+        features,
+        units,
+        scale=1.0 if scale is None else scale,
+        learn_scale=scale is None,
+        bias=False,
+    )
 
 
 def linear_vae_pair(
@@ -155,12 +192,19 @@ def linear_vae_pair(
     encoder_scale: float | Tensor | None = None,
 ) -> VAE:
     """p(x|z) = N(Uz, noise²), q(z|x) = N(Wx, scale²)."""
-    encoder, decoder = linear_head(features, latent_dim, encoder_scale), MLP(latent_dim, [], features, bias=False)
-    return VAE(encoder, decoder, GaussianLikelihood(noise), latent_dim, prior_scale=prior_scale)
+    encoder = linear_head(features, latent_dim, encoder_scale)
+    decoder = MLP(latent_dim, [], features, bias=False)
+    likelihood = GaussianLikelihood(noise)
+    return VAE(encoder, decoder, likelihood, latent_dim, prior_scale=prior_scale)
 
 
 def linear_cvae_pair(
-    target: int, covariate: int, latent_dim: int, *, noise: float = 1.0, prior_scale: float = 1.0
+    target: int,
+    covariate: int,
+    latent_dim: int,
+    *,
+    noise: float = 1.0,
+    prior_scale: float = 1.0,
 ) -> ConditionalVAE:
     """p(y|z,x) = N(U1 z + U2 x, noise²), q(z|x,y) = N(W1 x + W2 y, scale²): one matrix for (z, x), one for (y, x)."""
     encoder = linear_head(target + covariate, latent_dim, None)
@@ -178,7 +222,10 @@ def linear_hierarchical_pair(
 ) -> HierarchicalVAE:
     """p(z1|z2) = N(U2 z2, noise²), p(x|z1) = N(U1 z1, noise²), q(z1|x) = N(W1 x, scale1²), q(z2|z1) likewise."""
     d1, d2 = latent_dims
-    encoders = [linear_head(features, d1, encoder_scales[0]), linear_head(d1, d2, encoder_scales[1])]
+    encoders = [
+        linear_head(features, d1, encoder_scales[0]),
+        linear_head(d1, d2, encoder_scales[1]),
+    ]
     priors, decoder = [linear_head(d2, d1, noise)], MLP(d1, [], features, bias=False)
     likelihood = GaussianLikelihood(noise)
     return HierarchicalVAE(encoders, decoder, likelihood, latent_dims, priors=priors, prior_scale=prior_scale)

@@ -1,4 +1,4 @@
-r"""The collapse paper's pairs with convolutions where :mod:`~papers.collapse_pairs` has hidden layers.
+r"""The collapse paper's pairs with convolutions where :mod:`~papers.posterior_collapse.pairs` has hidden layers.
 
     conditional VAE  p(y|z,x) = N(f(z) + g(x), noise²)         q(z|x,y), a network per argument, outputs added
                      x the bottom left quarter of an image, y the other three: to the networks the image with a hole
@@ -17,7 +17,7 @@ References:
 
 from torch import Tensor, nn
 
-from papers.collapse_pairs import Added, AddedNormal, TanhNormal
+from papers.posterior_collapse.pairs import Added, AddedNormal, TanhNormal
 from pyro_vaes.data import assemble, complete
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import MLP, ConvDecoder, ConvEncoder, GaussianLikelihood, ImageShape
@@ -74,7 +74,12 @@ def conv_image(in_features: int, image_shape: ImageShape, *, flat: bool = False)
 
 
 def conv_cvae(
-    image_shape: ImageShape, latent_dim: int, hidden: int, *, noise: float, prior_scale: float = 1.0
+    image_shape: ImageShape,
+    latent_dim: int,
+    hidden: int,
+    *,
+    noise: float,
+    prior_scale: float = 1.0,
 ) -> ConditionalVAE:
     """Completes an image from its bottom left quarter; three sums of networks: mean and scale of q, mean of p.
 
@@ -97,11 +102,20 @@ def conv_cvae(
         of_target = nn.Sequential(WithHole(image_shape), *conv_features(image_shape, hidden, latent_dim))
         return Added(of_target, nn.Sequential(*conv_features(quarter, hidden, latent_dim)))
 
-    loc, raw_scale = added(), added()
-    of_quarter = nn.Sequential(ConvEncoder(quarter, CHANNELS, hidden), conv_image(hidden, image_shape), AroundHole())
-    decoder = Added(nn.Sequential(conv_image(latent_dim, image_shape), AroundHole()), of_quarter)
-    likelihood = GaussianLikelihood(noise)
-    return ConditionalVAE(AddedNormal(loc, raw_scale), decoder, likelihood, latent_dim, prior_scale=prior_scale)
+    encoder = AddedNormal(added(), added())
+    of_quarter = nn.Sequential(
+        ConvEncoder(quarter, CHANNELS, hidden),
+        conv_image(hidden, image_shape),
+        AroundHole(),
+    )
+    of_latent = nn.Sequential(conv_image(latent_dim, image_shape), AroundHole())
+    return ConditionalVAE(
+        encoder,
+        Added(of_latent, of_quarter),
+        GaussianLikelihood(noise),
+        latent_dim,
+        prior_scale=prior_scale,
+    )
 
 
 def conv_hierarchical_vae(
@@ -123,7 +137,15 @@ def conv_hierarchical_vae(
     d1, d2 = latent_dims
     bottom = TanhNormal(nn.Sequential(*conv_features(image_shape, hidden, d1)), encoder_scale)
     top = TanhNormal(MLP(d1, [hidden], d2), MLP(d1, [hidden], d2))
+
     prior = TanhNormal(MLP(d2, [hidden], d1), noise)
     decoder = nn.Sequential(conv_image(d1, image_shape, flat=True), nn.Tanh())
     likelihood = GaussianLikelihood(noise)
-    return HierarchicalVAE([bottom, top], decoder, likelihood, latent_dims, priors=[prior], prior_scale=prior_scale)
+    return HierarchicalVAE(
+        [bottom, top],
+        decoder,
+        likelihood,
+        latent_dims,
+        priors=[prior],
+        prior_scale=prior_scale,
+    )

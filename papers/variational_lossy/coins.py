@@ -13,13 +13,13 @@ References:
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from papers.study import Job, Result, Study
+from papers.study import Case, Job, Result, Study
 from pyro_vaes.diagnostics import code_length
 from pyro_vaes.infer import fit
 from pyro_vaes.models import LossyVAE
@@ -34,9 +34,17 @@ from pyro_vaes.nn import (
     StandardNormal,
     plain_block,
 )
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
-__all__ = ["LOSSY_COINS", "CoinSetting", "coin_vae", "draw", "entropies", "log_prob", "log_prob_given_bit"]
+__all__ = [
+    "LOSSY_COINS",
+    "CoinSetting",
+    "coin_vae",
+    "draw",
+    "entropies",
+    "log_prob",
+    "log_prob_given_bit",
+]
 
 N, STAY, BIAS = 16, 0.6, 0.85
 
@@ -46,6 +54,7 @@ def draw(num: int, generator: torch.Generator) -> Tensor:
     bias = torch.where(torch.rand(num, 1, generator=generator) < 0.5, BIAS, 1 - BIAS)
     coins = (torch.rand(num, N, generator=generator) < bias).float()
     stay = torch.rand(num, N, generator=generator) < STAY
+
     x = [coins[:, 0]]
     for i in range(1, N):
         x.append(torch.where(stay[:, i], x[-1], coins[:, i]))
@@ -106,7 +115,9 @@ def coin_vae(window: int) -> LossyVAE:
         block=plain_block,
         weight_norm=False,
     )
-    encoder = Chain(_Flat(), MLP(N, [64], 64, activation=nn.ELU, activate_output=True), NormalHead(64, 4))
+
+    features = MLP(N, [64], 64, activation=nn.ELU, activate_output=True)
+    encoder = Chain(_Flat(), features, NormalHead(64, 4))
     likelihood = AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network)
     return LossyVAE(encoder, _Positions(), likelihood, 4, prior=StandardNormal(4))
 
@@ -126,7 +137,7 @@ def setting(budget: str, data: str) -> CoinSetting:
     return CoinSetting(data, (0, 1, 15), 50, 1000) if budget == "smoke" else CoinSetting(data)
 
 
-def cases(s: CoinSetting) -> Mapping[str, Callable[[CoinSetting, Job], Result]]:
+def cases(s: CoinSetting) -> Mapping[str, Case[CoinSetting]]:
     """One for each window."""
     return {f"window {w}": functools.partial(_case, w) for w in s.windows}
 
@@ -134,6 +145,7 @@ def cases(s: CoinSetting) -> Mapping[str, Callable[[CoinSetting, Job], Result]]:
 def _case(window: int, s: CoinSetting, job: Job) -> Result:
     generator = torch.Generator().manual_seed(job.seed)
     train, test = draw(256 * s.steps, generator), draw(s.test_sequences, generator)
+
     with preserve_rng(job.seed):
         vae = coin_vae(window).to(job.device)
         fit(
@@ -147,8 +159,14 @@ def _case(window: int, s: CoinSetting, job: Job) -> Result:
             progress=job.progress,
         )
         lengths = code_length(vae.model, vae.guide, test.to(job.device), num_samples=2, batch_size=4000)
+
     bound = lengths.bits_back.mean().item()
-    return Result({"KL": lengths.code.mean().item(), "-ELBO": bound, "-ELBO - H": bound + log_prob(test).mean().item()})
+    figures = {
+        "KL": lengths.code.mean().item(),
+        "-ELBO": bound,
+        "-ELBO - H": bound + log_prob(test).mean().item(),
+    }
+    return Result(figures)
 
 
 def remark(_: CoinSetting) -> str:

@@ -11,6 +11,7 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,18 +19,25 @@ from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from papers.collapse_conv_pairs import conv_cvae, conv_hierarchical_vae
-from papers.collapse_measures import kl_weights, measured, train
-from papers.collapse_pairs import relu_cvae, relu_hierarchical_vae, relu_vae
+from papers.posterior_collapse.conv_pairs import conv_cvae, conv_hierarchical_vae
+from papers.posterior_collapse.measures import measured
+from papers.posterior_collapse.pairs import relu_cvae, relu_hierarchical_vae, relu_vae
+from papers.posterior_collapse.training import kl_weights, train
 from papers.study import Job, Result
 from pyro_vaes import plots
-from pyro_vaes.data import ImageData, assemble, load_data
-from pyro_vaes.data.split import Split
+from pyro_vaes.data import ImageData, Split, assemble, load_data
 from pyro_vaes.diagnostics import reconstruct
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
-__all__ = ["CollapseSetting", "Network", "conditional", "correlated", "hierarchical", "plain"]
+__all__ = [
+    "CollapseSetting",
+    "Network",
+    "conditional",
+    "correlated",
+    "hierarchical",
+    "plain",
+]
 
 Network = Literal["ReLU", "linear", "CNN"]
 LINEAR_HIDDEN = 16  # between the two linear layers of E6
@@ -81,28 +89,51 @@ def conditional(
     """E5, and E6 where a digit is given: complete an image from its bottom left quarter."""
     data = s.load(job)
     train_rows, test_rows = (_quarters(part, digit) for part in (data.train, data.test))
-    target, covariate = (r.shape[1] for r in train_rows)
+
     if digit is None:
         prior_scale, hidden, epochs, clip = 1.0, s.hidden[0], s.epochs[0], 0.01
     else:
         prior_scale, hidden, epochs, clip = 0.5, s.hidden[1], s.epochs[1], 0.1
+
+    target, covariate = (rows.shape[1] for rows in train_rows)
+    relu = partial(relu_cvae, target, covariate, s.latent_dim)
     with preserve_rng(job.seed):
         if network == "CNN":
-            pair = conv_cvae(data.image_shape, s.latent_dim, hidden, noise=noise, prior_scale=prior_scale)
+            pair = conv_cvae(
+                data.image_shape,
+                s.latent_dim,
+                hidden,
+                noise=noise,
+                prior_scale=prior_scale,
+            )
+        elif network == "linear":
+            pair = relu(
+                LINEAR_HIDDEN,
+                noise=noise,
+                prior_scale=prior_scale,
+                activation=nn.Identity,
+            )
         else:
-            sizes = target, covariate, s.latent_dim, LINEAR_HIDDEN if network == "linear" else hidden
-            activation = nn.Identity if network == "linear" else nn.ReLU
-            pair = relu_cvae(*sizes, noise=noise, prior_scale=prior_scale, activation=activation)
-    weights = kl_weights({"z": beta}, released=released)
-    fitted = train(pair, train_rows, weights, TraceMeanField_ELBO(), job, epochs=epochs, clip=clip)
-    shown = {"completions": _completions(pair, test_rows, data)}
-    return measured(fitted, test_rows, *s.likelihood, pictures=shown)
+            pair = relu(hidden, noise=noise, prior_scale=prior_scale)
+
+    fitted = train(
+        pair,
+        train_rows,
+        kl_weights({"z": beta}, released=released),
+        TraceMeanField_ELBO(),
+        job,
+        epochs=epochs,
+        clip=clip,
+    )
+    completions = _completions(pair, test_rows, data)
+    return measured(fitted, test_rows, *s.likelihood, pictures={"completions": completions})
 
 
 def _quarters(part: Split | None, digit: int | None) -> tuple[Tensor, Tensor]:
     """Three quarters and the bottom left one, of all images or of one class."""
     assert part is not None and part.labels is not None
-    target, covariate = replace(part, observed="bottom_left")[slice(None) if digit is None else part.labels == digit]
+    chosen = slice(None) if digit is None else part.labels == digit
+    target, covariate = replace(part, observed="bottom_left")[chosen]
     return target, covariate
 
 
@@ -112,11 +143,19 @@ def correlated(s: CollapseSetting, job: Job, *, rho: float, released: bool = Fal
     generator = torch.Generator().manual_seed(job.seed)
     y, epsilon = torch.randn(2, rows, features, generator=generator)
     x = rho * y + (1 - rho**2) ** 0.5 * epsilon
+
     with preserve_rng(job.seed):
         pair = relu_cvae(features, features, features, features, noise=0.5)
-    weights = kl_weights({"z": 1.0}, released=released)
-    bound, epochs = TraceMeanField_ELBO(), s.epochs[2]
-    fitted = train(pair, (y, x), weights, bound, job, epochs=epochs, clip=0.01, batch_size=batch_size)
+    fitted = train(
+        pair,
+        (y, x),
+        kl_weights({"z": 1.0}, released=released),
+        TraceMeanField_ELBO(),
+        job,
+        epochs=s.epochs[2],
+        clip=0.01,
+        batch_size=batch_size,
+    )
     return measured(fitted, (y, x), *s.likelihood)
 
 
@@ -132,17 +171,27 @@ def hierarchical(
     """E8: does z2 collapse? Reconstructions through z1 do not tell, those through z2 do."""
     data = s.load(job)
     assert data.test is not None
-    x, test, scale, dims = data.train.x, data.test.x, 0.5, (s.latent_dim, s.latent_dim)
-    fixed = {"noise": noise, "prior_scale": 0.5, "encoder_scale": scale}
+    x, test = data.train.x, data.test.x
+    dims = (s.latent_dim, s.latent_dim)
+    scales = {"noise": noise, "prior_scale": 0.5, "encoder_scale": 0.5}
     with preserve_rng(job.seed):
         if convolutional:
-            pair = conv_hierarchical_vae(data.image_shape, dims, CONV_HIDDEN, **fixed)
+            pair = conv_hierarchical_vae(data.image_shape, dims, CONV_HIDDEN, **scales)
         else:
-            pair = relu_hierarchical_vae(x.shape[1], dims, s.hidden[2], **fixed)
-    weights = kl_weights({"z_1": betas[0], "z_2": betas[1]}, released=released)
-    epochs, scales = s.epochs[3], (scale, None)
-    fitted = train(pair, x, weights, Trace_ELBO(), job, epochs=epochs, clip=0.1, encoder_scales=scales)
-    return measured(fitted, test, *s.likelihood, pictures={"through z2": _through_top(pair, test[:10], data)})
+            pair = relu_hierarchical_vae(x.shape[1], dims, s.hidden[2], **scales)
+
+    fitted = train(
+        pair,
+        x,
+        kl_weights({"z_1": betas[0], "z_2": betas[1]}, released=released),
+        Trace_ELBO(),
+        job,
+        epochs=s.epochs[3],
+        clip=0.1,
+        encoder_scales=(0.5, None),
+    )
+    through_top = _through_top(pair, test[:10], data)
+    return measured(fitted, test, *s.likelihood, pictures={"through z2": through_top})
 
 
 def plain(
@@ -158,30 +207,44 @@ def plain(
     """E9 and, narrow, the forecasts: a VAE whose encoder has an amortised or a fixed scale."""
     data = s.load(job)
     assert data.test is not None
-    x, test = data.train.x, data.test.x
+    x = data.train.x
+    hidden = s.hidden[1] if narrow else s.hidden[2]
     with preserve_rng(job.seed):
-        pair = relu_vae(x.shape[1], s.latent_dim, s.hidden[1 if narrow else 2], noise=noise, scale=scale)
-    weights = kl_weights({"z": beta}, released=released)
-    bound, epochs, scales = TraceMeanField_ELBO(), s.epochs[4], (scale, None)
-    fitted = train(pair, x, weights, bound, job, epochs=epochs, lr=s.vae_lr, encoder_scales=scales)
-    return measured(fitted, test, *s.likelihood)
+        pair = relu_vae(x.shape[1], s.latent_dim, hidden, noise=noise, scale=scale)
+
+    fitted = train(
+        pair,
+        x,
+        kl_weights({"z": beta}, released=released),
+        TraceMeanField_ELBO(),
+        job,
+        epochs=s.epochs[4],
+        lr=s.vae_lr,
+        encoder_scales=(scale, None),
+    )
+    return measured(fitted, data.test.x, *s.likelihood)
 
 
 def _completions(pair: ConditionalVAE, rows: tuple[Tensor, Tensor], data: ImageData) -> Figure:
     """Images, and three completions of their bottom left quarter with z from the prior."""
-    few = target, covariate = rows[0][:10], rows[1][:10]
-    drawn = [reconstruct(pair.model, pair.guide, few, through=(), seed=i)["x"] for i in range(3)]
-    return _grid([assemble(y, covariate, data.image_shape) for y in (target, *drawn)], 1 + len(drawn))
+    target, covariate = rows[0][:10], rows[1][:10]
+    shown = [target]
+    for seed in range(3):
+        drawn = reconstruct(pair.model, pair.guide, (target, covariate), through=(), seed=seed)
+        shown.append(drawn["x"])
+    return _grid([assemble(y, covariate, data.image_shape) for y in shown])
 
 
 def _through_top(pair: HierarchicalVAE, x: Tensor, data: ImageData) -> Figure:
     """Images, their reconstructions, and what z_2 alone remembers of them: z_1 is drawn from p(z_1 | z_2)."""
-    kept = [None, ["z_2"], ["z_2"]]
-    found = [reconstruct(pair.model, pair.guide, x, through=k, seed=i)["x"] for i, k in enumerate(kept)]
-    return _grid([data.to_images(v) for v in (x, *found)], 4)
+    shown = [x]
+    for seed, through in enumerate((None, ["z_2"], ["z_2"])):
+        drawn = reconstruct(pair.model, pair.guide, x, through=through, seed=seed)
+        shown.append(drawn["x"])
+    return _grid([data.to_images(images) for images in shown])
 
 
-def _grid(rows: Sequence[Tensor], lines: int) -> Figure:
-    figure = Figure(figsize=(6, 0.62 * lines), layout="constrained")
+def _grid(rows: Sequence[Tensor]) -> Figure:
+    figure = Figure(figsize=(6, 0.62 * len(rows)), layout="constrained")
     plots.image_grid(torch.cat(list(rows)).clamp(0, 1), columns=len(rows[0]), ax=figure.subplots())
     return figure

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
@@ -23,22 +24,25 @@ from matplotlib.figure import Figure
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from papers.study import Job, Result, Study
+from papers.study import Case, Job, Result, Study
 from pyro_vaes.data import ImageData, load_data
-from pyro_vaes.diagnostics import collapse_report, posterior_means
-from pyro_vaes.diagnostics.representation.representation import knn_accuracy
-from pyro_vaes.infer import MMD_ELBO, KLWarmup, evaluate, fit
-from pyro_vaes.infer.training.callbacks import Callback, Run
+from pyro_vaes.diagnostics import collapse_report, knn_accuracy, posterior_means
+from pyro_vaes.infer import MMD_ELBO, Callback, KLWarmup, Run, evaluate, fit
 from pyro_vaes.models import HierarchicalVAE, LadderVAE
-from pyro_vaes.nn import Chain, LaplaceLikelihood, LayerBuilder, NormalHead, small_ladder
-from pyro_vaes.plots import level_manifolds
-from pyro_vaes.plots.style import legend, quiet
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.nn import (
+    Chain,
+    ImageShape,
+    LaplaceLikelihood,
+    LayerBuilder,
+    NormalHead,
+    small_ladder,
+)
+from pyro_vaes.plots import legend, level_manifolds, quiet
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["VARIATIONAL_LADDER", "LadderSetting", "build_hierarchy", "build_ladder"]
 
 Levels = LadderVAE | HierarchicalVAE
-ImageShape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,22 @@ def setting(budget: str, data: str) -> LadderSetting:
     """The paper's at ``"gpu"``, which names no number of epochs; narrow and short at ``"cpu"``."""
     if budget == "smoke":
         return LadderSetting(
-            data, (4, 8), 16, warmup=10, epochs=2, watched=(1, 2), train_images=300, test_images=100, labels=200
+            data,
+            channels=(4, 8),
+            width=16,
+            warmup=10,
+            epochs=2,
+            watched=(1, 2),
+            train_images=300,
+            test_images=100,
+            labels=200,
         )
+
     if budget == "cpu":
         return LadderSetting(
             data,
-            (16, 32),
-            256,
+            channels=(16, 32),
+            width=256,
             warmup=200,
             epochs=8,
             lr=1e-3,
@@ -92,6 +105,7 @@ def setting(budget: str, data: str) -> LadderSetting:
             test_images=2000,
             labels=5000,
         )
+
     return LadderSetting(data)
 
 
@@ -109,14 +123,18 @@ def build_hierarchy(setting: LadderSetting, image_shape: ImageShape) -> Hierarch
     def block(width_in: int, activation: Callable[[], nn.Module]) -> LayerBuilder:
         return LayerBuilder((width_in,), batch_norm=True).fc(s.width, activation).fc(s.width, activation)
 
-    below, above = s.latent_dims[:-1], s.latent_dims[1:]
-    return HierarchicalVAE(
-        [networks.rungs[0], *(block(b, partial(nn.LeakyReLU, 0.1)).head(a) for b, a in zip(below, above, strict=True))],
-        nn.Sequential(networks.merges[0].network, networks.decoders[0]),  # type: ignore[arg-type]
-        _likelihood(s),
-        s.latent_dims,
-        priors=[Chain(block(a, nn.ReLU).build(), NormalHead(s.width, b)) for b, a in zip(below, above, strict=True)],
-    )
+    levels = list(pairwise(s.latent_dims))
+    encoders = [networks.rungs[0]]
+    for below, above in levels:
+        encoders.append(block(below, partial(nn.LeakyReLU, 0.1)).head(above))
+
+    priors = []
+    for below, above in levels:
+        priors.append(Chain(block(above, nn.ReLU).build(), NormalHead(s.width, below)))
+
+    injection = networks.merges[0].get_submodule("network")
+    decoder = nn.Sequential(injection, networks.decoders[0])
+    return HierarchicalVAE(encoders, decoder, _likelihood(s), s.latent_dims, priors=priors)
 
 
 def _likelihood(setting: LadderSetting) -> LaplaceLikelihood:
@@ -143,13 +161,20 @@ def digit_accuracies(model: Levels, data: ImageData, setting: LadderSetting) -> 
     """How often the nearest posterior means of labelled training images tell a test image's digit, for each level."""
     known, asked = data.train.take(setting.labels), data.test
     assert asked is not None and known.labels is not None and asked.labels is not None
-    draws = 1 if isinstance(model, LadderVAE) else 4  # in a hierarchy E[z_2 | x] is an average over z_1
-    sites = [f"z_{level}" for level in range(1, len(model.latent_dims) + 1)]
-    train, test = (
-        posterior_means(model.model, model.guide, part, sites=sites, num_samples=draws).split(model.latent_dims, dim=1)
-        for part in (known, asked)
+
+    means = partial(
+        posterior_means,
+        model.model,
+        model.guide,
+        sites=[f"z_{level}" for level in range(1, len(model.latent_dims) + 1)],
+        # in a hierarchy E[z_2 | x] is an average over z_1
+        num_samples=1 if isinstance(model, LadderVAE) else 4,
     )
-    return [knn_accuracy(a, known.labels, b, asked.labels) for a, b in zip(train, test, strict=True)]
+    train, test = (means(part).split(model.latent_dims, dim=1) for part in (known, asked))
+    return [
+        knn_accuracy(of_known, known.labels, of_asked, asked.labels)
+        for of_known, of_asked in zip(train, test, strict=True)
+    ]
 
 
 @dataclass
@@ -180,6 +205,7 @@ def measure(
     assert data.test is not None
     with preserve_rng(job.seed):
         model = build(setting, data.image_shape)
+
     watch = Watch(model.to(job.device), data, setting)
     fit(
         model.model,
@@ -193,13 +219,15 @@ def measure(
         seed=job.seed,
         progress=job.progress,
     )
+
     report = collapse_report(model.model, model.guide, data.test)
-    sites = {f"z_{level}": report[f"z_{level}"] for level in range(1, len(setting.latent_dims) + 1)}
+    sites = [f"z_{level}" for level in range(1, len(setting.latent_dims) + 1)]
     figures = {"-ELBO": evaluate(model.model, model.guide, data.test)}
-    figures |= {f"KL {name}": site.total_kl for name, site in sites.items()}
-    figures |= {f"active {name}": site.active_units for name, site in sites.items()}
+    figures |= {f"KL {site}": report[site].total_kl for site in sites}
+    figures |= {f"active {site}": report[site].active_units for site in sites}
     for epoch, accuracies in watch.found.items():
-        figures |= {f"kNN {name} @{epoch}": a for name, a in zip(sites, accuracies, strict=True)}
+        for site, accuracy in zip(sites, accuracies, strict=True):
+            figures[f"kNN {site} @{epoch}"] = accuracy
     return Result(figures, {"manifolds": manifolds(model, job), "kNN": curves(watch.found)})
 
 
@@ -207,11 +235,17 @@ def manifolds(model: Levels, job: Job) -> Figure:
     """The paper's picture: each level on a grid, the others drawn."""
     generator = torch.Generator(job.device).manual_seed(job.seed)
     training = model.training
+
     model.eval()
     axes = level_manifolds(
-        partial(decode, model), model.latent_dims, value_range=(0, 1), generator=generator, device=job.device
+        partial(decode, model),
+        model.latent_dims,
+        value_range=(0, 1),
+        generator=generator,
+        device=job.device,
     )
     model.train(training)
+
     figure = axes[0].figure
     assert isinstance(figure, Figure)
     return figure
@@ -228,7 +262,7 @@ def curves(found: Mapping[int, Sequence[float]]) -> Figure:
     return figure
 
 
-def cases(setting: LadderSetting) -> Mapping[str, Callable[[LadderSetting, Job], Result]]:
+def cases(setting: LadderSetting) -> Mapping[str, Case[LadderSetting]]:
     """Ladder and hierarchy by the bound; the ladder by MMD, with the authors' ratio of its weight to the error's."""
 
     def discrepancy(pixels: int) -> ELBO:

@@ -1,4 +1,4 @@
-"""The data and networks of the experiment on mutual posterior divergence, at three budgets."""
+"""The data and the networks of the experiment on mutual posterior divergence, at three budgets."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from pyro_vaes.nn import (
     BernoulliLikelihood,
     Chain,
     ConvEncoder,
+    ImageShape,
     NormalHead,
     PixelCNN,
     Reach,
@@ -22,13 +23,13 @@ from pyro_vaes.nn import (
     ResidualPixelCNN,
 )
 
-__all__ = ["CodeSetting", "code_setting", "lossy_vae"]
+__all__ = ["Setting", "lossy_vae", "setting"]
 
 CONTEXT_CHANNELS = 4
 
 
 @dataclass(frozen=True)
-class CodeSetting:
+class Setting:
     """What the cases share.
 
     Attributes:
@@ -81,13 +82,17 @@ class CodeSetting:
     def load(self, job: Job) -> ImageData:
         """The data as this setting wants them."""
         data = load_data(
-            self.data, job.root, preprocess=[ToUnit(), Binarize()], flatten=False, split=(self.valid_images, 0.1)
+            self.data,
+            job.root,
+            preprocess=[ToUnit(), Binarize()],
+            flatten=False,
+            split=(self.valid_images, 0.1),
         )
         train = len(data.train) if self.train_images is None else self.train_images
         return data.take(train, test=self.test_images).to(job.device)
 
 
-PAPER = CodeSetting(
+PAPER = Setting(
     "mnist",
     residual=True,
     encoder_channels=(32, 64, 64),
@@ -105,7 +110,7 @@ PAPER = CodeSetting(
     likelihood_images=2000,
     num_particles=512,
 )
-DIGITS = CodeSetting(
+DIGITS = Setting(
     "digits",
     features=64,
     decoder_channels=16,
@@ -121,7 +126,7 @@ DIGITS = CodeSetting(
     test_images=179,  # a tenth of all
     likelihood_images=179,
 )
-TINY = CodeSetting(
+TINY = Setting(
     "digits",
     encoder_channels=(4,),
     features=8,
@@ -142,33 +147,51 @@ TINY = CodeSetting(
 )
 
 
-def code_setting(budget: str, data: str) -> CodeSetting:
+def setting(budget: str, data: str) -> Setting:
     """The paper's networks and training at "gpu"; at "cpu" four minutes for each case, a minute on digits."""
-    cpu = DIGITS if data == "digits" else CodeSetting(data)
-    chosen = {"smoke": TINY, "cpu": cpu, "gpu": PAPER}[budget]
-    return replace(chosen, data=data, valid_images=100 if data == "digits" else chosen.valid_images)
+    cpu = DIGITS if data == "digits" else Setting(data)
+    chosen = replace({"smoke": TINY, "cpu": cpu, "gpu": PAPER}[budget], data=data)
+    return replace(chosen, valid_images=100) if data == "digits" else chosen
 
 
-def lossy_vae(s: CodeSetting, image_shape: tuple[int, int, int], kernels: Sequence[int]) -> LossyVAE:
+def lossy_vae(s: Setting, image_shape: ImageShape, kernels: Sequence[int]) -> LossyVAE:
     """Encoder, flow prior and a decoder with masked kernels of these sizes, freshly initialised."""
-    context = nn.Linear(s.latent_dim, CONTEXT_CHANNELS * math.prod(image_shape[1:]))
-    as_maps = nn.Unflatten(-1, (CONTEXT_CHANNELS, *image_shape[1:]))
-    trunk: nn.Module
+    context_shape = (CONTEXT_CHANNELS, *image_shape[1:])
+    context = nn.Linear(s.latent_dim, math.prod(context_shape))
+
+    trunk: ResidualEncoder | ConvEncoder
+    activation: nn.Module
     if s.residual:
         trunk = ResidualEncoder(image_shape, s.encoder_channels, s.features)
         network: PixelCNN = ResidualPixelCNN(
-            image_shape, s.decoder_channels, kernels, context_channels=CONTEXT_CHANNELS
+            image_shape,
+            s.decoder_channels,
+            kernels,
+            context_channels=CONTEXT_CHANNELS,
         )
+        activation = nn.ELU()
     else:
         trunk = ConvEncoder(image_shape, s.encoder_channels, s.features)
-        reaches = [Reach(k // 2, k // 2, k // 2) for k in kernels]
         network = PixelCNN(
-            image_shape, s.decoder_channels, reaches, context_channels=CONTEXT_CHANNELS, activation=nn.ReLU
+            image_shape,
+            s.decoder_channels,
+            [Reach(k // 2, k // 2, k // 2) for k in kernels],
+            context_channels=CONTEXT_CHANNELS,
+            activation=nn.ReLU,
         )
+        activation = nn.ReLU()
+
+    encoder = Chain(trunk, NormalHead(s.features, s.latent_dim))
+    prior = AutoregressivePrior(
+        s.latent_dim,
+        [s.prior_hidden],
+        steps=s.prior_steps,
+        affine=True,
+    )
     return LossyVAE(
-        Chain(trunk, NormalHead(s.features, s.latent_dim)),
-        nn.Sequential(context, as_maps, nn.ELU() if s.residual else nn.ReLU()),
+        encoder,
+        nn.Sequential(context, nn.Unflatten(-1, context_shape), activation),
         AutoregressiveLikelihood(BernoulliLikelihood(event_dim=3), network),
         s.latent_dim,
-        prior=AutoregressivePrior(s.latent_dim, [s.prior_hidden], steps=s.prior_steps, affine=True),
+        prior=prior,
     )

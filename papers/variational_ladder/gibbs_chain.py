@@ -16,7 +16,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -26,15 +26,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from papers.study import Job, Result, Study
+from papers.study import Case, Job, Result, Study
 from pyro_vaes.data import Binarize, ToUnit, load_data
-from pyro_vaes.diagnostics import collapse_report
-from pyro_vaes.diagnostics.representation.representation import knn_accuracy
+from pyro_vaes.diagnostics import collapse_report, knn_accuracy
 from pyro_vaes.infer import fit
 from pyro_vaes.models import HierarchicalVAE
 from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
 from pyro_vaes.plots import image_grid
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 from pyro_vaes.theory import gibbs_chain
 
 __all__ = ["GIBBS_CHAIN", "GibbsSetting", "two_sample_accuracy", "walk"]
@@ -72,9 +71,25 @@ class GibbsSetting:
 def setting(budget: str, data: str) -> GibbsSetting:
     """All training data at ``"gpu"``; the paper has no such experiment, so no setting."""
     if budget == "smoke":
-        return GibbsSetting(data, 16, epochs=1, train_images=300, samples=100, steps=(1, 3))
+        return GibbsSetting(
+            data,
+            width=16,
+            epochs=1,
+            train_images=300,
+            samples=100,
+            steps=(1, 3),
+        )
+
     if budget == "cpu":
-        return GibbsSetting(data, 256, epochs=8, train_images=20_000, samples=1000, steps=(1, 10, 100, 300))
+        return GibbsSetting(
+            data,
+            width=256,
+            epochs=8,
+            train_images=20_000,
+            samples=1000,
+            steps=(1, 10, 100, 300),
+        )
+
     return GibbsSetting(data)
 
 
@@ -85,16 +100,18 @@ def tables(blocks: int, setting: GibbsSetting, job: Job) -> Result:
     def table(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, generator=generator, dtype=torch.float64).softmax(-1)
 
-    *above, last = pairwise((1, *setting.states))
+    *above, (states, values) = pairwise((1, *setting.states))
     top, *between = (table(*shape) for shape in above)
-    states, values = (n // blocks for n in last)
-    chain = gibbs_chain(top[0], *between, torch.block_diag(*(table(states, values) for _ in range(blocks))))
+    groups = [table(states // blocks, values // blocks) for _ in range(blocks)]
+    chain = gibbs_chain(top[0], *between, torch.block_diag(*groups))
+
     moved = chain.marginal @ chain.transition
     figures = {
         "largest |pT - p|": (moved - chain.marginal).abs().max().item(),
         "classes": chain.num_classes,
         "spectral gap": chain.spectral_gap,
     }
+
     start = torch.eye(len(chain.marginal), dtype=torch.float64)[0]
     for step in setting.steps:
         distance = 0.5 * (chain.run(start, step) - chain.marginal).abs().sum()
@@ -136,7 +153,8 @@ def two_sample_accuracy(first: Tensor, second: Tensor) -> float:
     """
     half = len(first) // 2
     labels = torch.tensor([0, 1]).repeat_interleave(half)
-    known, asked = (torch.cat([first[rows], second[rows]]) for rows in (slice(half), slice(half, 2 * half)))
+    known = torch.cat([first[:half], second[:half]])
+    asked = torch.cat([first[half : 2 * half], second[half : 2 * half]])
     return knn_accuracy(known, labels, asked, labels)
 
 
@@ -157,16 +175,19 @@ def trained(setting: GibbsSetting, job: Job) -> Result:
         seed=job.seed,
         progress=job.progress,
     )
+
     train(used)
     real = used[: setting.samples]
     assert isinstance(real, Tensor)
     figures, picture = compare(model, real, setting, job.seed)
+
     with preserve_rng(job.seed), torch.no_grad():
         samples = model.model(size=len(used))
     for part in (model.priors, model.decoder):
         part.requires_grad_(False)
     train(samples)
     model.requires_grad_(True)
+
     fitted, second = compare(model, real, setting, job.seed)
     return Result(figures, {"q": picture, FITTED: second}, beside={f"HVAE, {FITTED}": fitted})
 
@@ -178,12 +199,15 @@ def compare(model: HierarchicalVAE, real: Tensor, setting: GibbsSetting, seed: i
     gets everywhere.
     """
     report = collapse_report(model.model, model.guide, real)
-    figures = {f"KL z_{level}": report[f"z_{level}"].total_kl for level in range(1, len(setting.latent_dims) + 1)}
+    sites = [f"z_{level}" for level in range(1, len(setting.latent_dims) + 1)]
+    figures = {f"KL {site}": report[site].total_kl for site in sites}
+
     with preserve_rng(seed), torch.no_grad():
         ancestral, again = (model.model(size=len(real)) for _ in range(2))
-        one, rows = real[:1].expand_as(real), []
         figures["model | data"] = two_sample_accuracy(ancestral, real)
         figures["model | model"] = two_sample_accuracy(ancestral, again)
+
+        one, rows = real[:1].expand_as(real), []
         for before, step in pairwise((0, *setting.steps)):
             one, again = (walk(model, x, step - before) for x in (one, again))
             figures[f"from model | model @{step}"] = two_sample_accuracy(again, ancestral)
@@ -193,16 +217,26 @@ def compare(model: HierarchicalVAE, real: Tensor, setting: GibbsSetting, seed: i
 
 
 def _picture(ancestral: Tensor, chains: Tensor, setting: GibbsSetting) -> Figure:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.9 + 0.42 * len(setting.steps)), layout="constrained")
+    height = 0.9 + 0.42 * len(setting.steps)
+    figure, axes = plt.subplots(1, 2, figsize=(9, height), layout="constrained")
     image_grid(ancestral, columns=SHOWN, title="From the top of the hierarchy", ax=axes[0])
     steps = ", ".join(map(str, setting.steps))
-    image_grid(chains, columns=SHOWN, title=f"From one image, by z_1 alone, after {steps} steps", ax=axes[1])
+    image_grid(
+        chains,
+        columns=SHOWN,
+        title=f"From one image, by z_1 alone, after {steps} steps",
+        ax=axes[1],
+    )
     return figure
 
 
-def cases(_: GibbsSetting) -> Mapping[str, Callable[[GibbsSetting, Job], Result]]:
+def cases(_: GibbsSetting) -> Mapping[str, Case[GibbsSetting]]:
     """Tables that are connected and tables that are not; a trained model."""
-    return {"tables": partial(tables, 1), "tables, two blocks": partial(tables, 2), "HVAE": trained}
+    return {
+        "tables": partial(tables, 1),
+        "tables, two blocks": partial(tables, 2),
+        "HVAE": trained,
+    }
 
 
 def remark(setting: GibbsSetting) -> str:

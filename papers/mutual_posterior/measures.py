@@ -1,4 +1,4 @@
-"""What a trained pair's code is: its size, how far its posteriors lie apart, what it knows of labels; by column."""
+"""What is measured of a code: its size, how far its posteriors lie apart, and what it knows of labels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.data import ImageData
-from pyro_vaes.diagnostics import collapse_report, log_likelihood, posterior_means, representation_report
+from pyro_vaes.diagnostics import (
+    collapse_report,
+    log_likelihood,
+    posterior_means,
+    representation_report,
+)
 from pyro_vaes.infer import MutualPosterior_ELBO, PosteriorPairs
 from pyro_vaes.models import VAE
 from pyro_vaes.ops import off_diagonal
@@ -37,9 +42,9 @@ def divergence_figures(vae: VAE, x: Tensor) -> tuple[dict[str, float], Tensor]:
     """
     pairs: PosteriorPairs = MutualPosterior_ELBO().pairs(vae.guide, x)
     total = pairs.total.double().cpu()  # (n, n), the diagonal is 0
-    each = off_diagonal(total)
+    each = off_diagonal(total)  # (n (n - 1),)
     by_j, by_i = (total.sum(dim) / (len(total) - 1) for dim in (0, 1))
-    return {
+    figures = {
         "MPD": pairs.mean.sum().item(),
         "L_div / (D ln 2)": pairs.diversity().item() / (len(pairs.mean) * math.log(2)),
         "S": pairs.smoothness().item(),
@@ -47,7 +52,8 @@ def divergence_figures(vae: VAE, x: Tensor) -> tuple[dict[str, float], Tensor]:
         "pairs: max / median": (each.max() / each.median()).item(),
         "pairs: by j": (by_j.var() / each.var()).item(),
         "pairs: by i": (by_i.var() / each.var()).item(),
-    }, each
+    }
+    return figures, each
 
 
 def probe_figures(vae: VAE, data: ImageData, num_labels: Sequence[int]) -> Mapping[str, float]:
@@ -60,10 +66,18 @@ def probe_figures(vae: VAE, data: ImageData, num_labels: Sequence[int]) -> Mappi
         return {}
     if not torch.isin(test.labels, train.labels).all():
         return {}
-    means, test_means = (posterior_means(vae.model, vae.guide, part.x) for part in (train, test))
+
     sizes = (*num_labels, None)
-    report = representation_report(means, train.labels.cpu(), test_means, test.labels.cpu(), num_labels=sizes)
-    found = {"K-means": report.kmeans_accuracy, "K-means F1": report.kmeans_f1}
+    report = representation_report(
+        posterior_means(vae.model, vae.guide, train.x),
+        train.labels.cpu(),
+        posterior_means(vae.model, vae.guide, test.x),
+        test.labels.cpu(),
+        num_labels=sizes,
+    )
+
+    figures = {"K-means": report.kmeans_accuracy, "K-means F1": report.kmeans_f1}
     for name, probes in (("kNN", report.knn), ("linear", report.linear)):
-        found |= {f"{name} {size or 'all'}": p.mean for p, size in zip(probes, sizes, strict=True)}
-    return found
+        for probe, size in zip(probes, sizes, strict=True):
+            figures[f"{name} {size or 'all'}"] = probe.mean
+    return figures

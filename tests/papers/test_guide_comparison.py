@@ -15,9 +15,9 @@ from papers import (
     Job,
     Method,
 )
-from papers.comparison import compare
-from papers.methods import CAP, laplace, mixture, recursive_mixture, vae
-from papers.setting import Networks, Setting
+from papers.guide_comparison.comparison import compare
+from papers.guide_comparison.methods import CAP, laplace, mixture, recursive_mixture, vae
+from papers.guide_comparison.setting import Networks, Setting
 from pyro_vaes.diagnostics import log_likelihood
 from pyro_vaes.guides import AmortizedNormal
 

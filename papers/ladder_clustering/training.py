@@ -12,12 +12,10 @@ References:
     | https://arxiv.org/abs/2106.05241
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import pyro
 import torch
@@ -28,9 +26,21 @@ from papers.study import Job
 from pyro_vaes.data import Binarize, ImageData, Split, ToUnit, load_data
 from pyro_vaes.infer import KLWarmup, ProgressiveRungs, fit
 from pyro_vaes.models import LadderClusteringVAE, LadderVAE
-from pyro_vaes.nn import BernoulliLikelihood, GaussianLikelihood, MixturePrior, mlp_ladder
+from pyro_vaes.nn import (
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    MixturePrior,
+    mlp_ladder,
+)
 
-__all__ = ["LadderClusteringSetting", "clusters_of", "component_images", "grey", "setting", "train_vlac"]
+__all__ = [
+    "LadderClusteringSetting",
+    "clusters_of",
+    "component_images",
+    "grey",
+    "setting",
+    "train_vlac",
+]
 
 
 @dataclass(frozen=True)
@@ -40,18 +50,18 @@ class LadderClusteringSetting:
     Attributes:
         data: Name of the data set.
         gaussian: Whether pixels are normal with standard deviation 0.3; else they are bits, drawn anew in each pass.
-        width: Of all hidden layers.
-        latent_dims, clusters: Of the rungs, from the data upwards.
-        epochs: Of the four phases.
+        width: Width of all hidden layers.
+        latent_dims, clusters: Dimensions and numbers of clusters of the rungs, from the data upwards.
+        epochs: Passes over the data in each of the four phases.
         warm_beta, beta: KL weights of the phases in which rungs are new, (1) and (3), and of the others.
         start: Where a mixture starts: K-means or a mixture of normals fitted to the codes, "kmeans" or "gmm".
         scale: Standard deviation at which it starts; None for that of the fit.
         learn_weights: Whether the mixtures' weights are learned; else they are uniform.
-        batch_size: Of all training.
-        warm_lr, lr: Learning rates of Adam, likewise.
-        train_images: Of VLAC; None for all.
-        dgm_images, dgm_width, dgm_latent_dim, dgm_epochs: Of GM-DGM, which has the clusters of the top rung and needs a
-            pass of the decoder for each.
+        batch_size: Images per step in all training.
+        warm_lr, lr: Learning rates of Adam in the phases of warm_beta and of beta.
+        train_images: How many images VLAC is trained on; None for all.
+        dgm_images, dgm_width, dgm_latent_dim, dgm_epochs: The same of GM-DGM, which has the clusters of the top rung
+            and needs a pass of the decoder for each.
     """
 
     data: str
@@ -76,10 +86,11 @@ class LadderClusteringSetting:
 
     def load(self, job: Job, images: int | None) -> ImageData:
         """Training data without a validation part, which nothing here chooses by."""
-        data = load_data(self.data, job.root, preprocess=[ToUnit()] if self.gaussian else [ToUnit(), Binarize()])
+        steps = [ToUnit()] if self.gaussian else [ToUnit(), Binarize()]
+        data = load_data(self.data, job.root, preprocess=steps)
         if images is not None and images < len(data.train):
             data = data.take(images)
-        return dataclasses.replace(data, valid=None)
+        return replace(data, valid=None)
 
     def likelihood(self) -> nn.Module:
         return GaussianLikelihood(0.3) if self.gaussian else BernoulliLikelihood()
@@ -90,16 +101,43 @@ def setting(budget: str, data: str) -> LadderClusteringSetting:
     full = LadderClusteringSetting(data, gaussian=data == "svhn_subset")
     if budget == "smoke":
         return replace(
-            full, width=16, latent_dims=(2, 3), clusters=(6, 6), epochs=(2, 2, 1, 1), train_images=300, batch_size=50,
-            dgm_images=200, dgm_width=16, dgm_latent_dim=3, dgm_epochs=2,
-        )  # fmt: skip
+            full,
+            width=16,
+            latent_dims=(2, 3),
+            clusters=(6, 6),
+            epochs=(2, 2, 1, 1),
+            train_images=300,
+            batch_size=50,
+            dgm_images=200,
+            dgm_width=16,
+            dgm_latent_dim=3,
+            dgm_epochs=2,
+        )
+
     if budget == "gpu":
         return replace(
-            full, width=500, epochs=(100, 100, 60, 140), batch_size=512, warm_lr=5e-4, lr=5e-4, train_images=None,
-            dgm_images=None, dgm_width=500, dgm_latent_dim=100, dgm_epochs=300,
-        )  # fmt: skip
+            full,
+            width=500,
+            epochs=(100, 100, 60, 140),
+            batch_size=512,
+            warm_lr=5e-4,
+            lr=5e-4,
+            train_images=None,
+            dgm_images=None,
+            dgm_width=500,
+            dgm_latent_dim=100,
+            dgm_epochs=300,
+        )
+
     if data == "svhn_subset":
-        return replace(full, epochs=(60, 20, 15, 10), batch_size=50, dgm_images=None, dgm_epochs=20)
+        return replace(
+            full,
+            epochs=(60, 20, 15, 10),
+            batch_size=50,
+            dgm_images=None,
+            dgm_epochs=20,
+        )
+
     return full
 
 
@@ -109,48 +147,77 @@ def train_vlac(s: LadderClusteringSetting, data: ImageData, job: Job) -> tuple[L
     Returns:
         The trained model, and the clusters of the training data where the top mixture started.
     """
-    pixels = math.prod(data.image_shape)
-    networks, likelihood = mlp_ladder(pixels, s.latent_dims, width=s.width), s.likelihood()
-    warm = LadderVAE(*networks, likelihood, s.latent_dims).to(job.device)
-    priors = [MixturePrior(d, k, learn_weights=s.learn_weights) for k, d in zip(s.clusters, s.latent_dims, strict=True)]
-    for prior in priors:
-        prior.place(0.01 * prior.loc, 1.0)  # N(0, I) until it starts
-    vlac = LadderClusteringVAE(*networks, likelihood, s.latent_dims, priors=priors).to(job.device)
-    steps, top = math.ceil(len(data.train) / s.batch_size), len(s.latent_dims)
+    warm, vlac = _models(s, math.prod(data.image_shape))
+    warm, vlac = warm.to(job.device), vlac.to(job.device)
+
+    def train(model: LadderVAE, phase: int, rungs: ProgressiveRungs | None, *, new: bool) -> None:
+        beta, lr = (s.warm_beta, s.warm_lr) if new else (s.beta, s.lr)
+        weight = KLWarmup(1, start=beta, end=beta)
+        fit(
+            model.model,
+            model.guide,
+            data,
+            optim=functools.partial(torch.optim.Adam, lr=lr),
+            epochs=s.epochs[phase - 1],
+            batch_size=s.batch_size,
+            callbacks=[weight] if rungs is None else [rungs, weight],
+            seed=job.seed,
+            progress=job.progress,
+        )
+
+    def start(rungs: Sequence[int]) -> None:
+        vlac.start_from(some, rungs=rungs, method=s.start, scale=s.scale, seed=job.seed)
+
+    top = len(s.latent_dims)
     sites = [[f"z_{level}"] for level in range(1, top + 1)]
-    injections = [cast(nn.Module, merge.network) for merge in vlac.merges]
+    injections = [merge.get_submodule("network") for merge in vlac.merges]
+    steps = math.ceil(len(data.train) / s.batch_size)
     alone = ProgressiveRungs(sites, injections, 1, stage=10**9)
     fading = ProgressiveRungs(sites, injections, steps, stage=0)
-    train = functools.partial(
-        fit,
-        batch_size=s.batch_size,
-        seed=job.seed,
-        progress=job.progress,
-    )
-    weigh, warm_weigh = ([KLWarmup(1, start=b, end=b)] for b in (s.beta, s.warm_beta))
     some = grey(data.train.take(10_000), data, job)
-    warm_optim, optim = (functools.partial(torch.optim.Adam, lr=lr) for lr in (s.warm_lr, s.lr))
-    train(warm.model, warm.guide, data, optim=warm_optim, epochs=s.epochs[0], callbacks=[alone, *warm_weigh])
-    start = functools.partial(vlac.start_from, some, method=s.start, scale=s.scale, seed=job.seed)
-    start(rungs=[top])
+
+    # (1) and (2): the top rung
+    train(warm, 1, alone, new=True)
+    start([top])
     started = clusters_of(vlac.responsibilities, grey(data.train, data, job))[-1]
-    train(vlac.model, vlac.guide, data, optim=optim, epochs=s.epochs[1], callbacks=[alone, *weigh])
-    train(vlac.model, vlac.guide, data, optim=warm_optim, epochs=s.epochs[2], callbacks=[fading, *warm_weigh])
-    start(rungs=range(1, top))
-    train(vlac.model, vlac.guide, data, optim=optim, epochs=s.epochs[3], callbacks=weigh)
+    train(vlac, 2, alone, new=False)
+
+    # (3) and (4): those below
+    train(vlac, 3, fading, new=True)
+    start(range(1, top))
+    train(vlac, 4, None, new=False)
     return vlac, started
+
+
+def _models(s: LadderClusteringSetting, pixels: int) -> tuple[LadderVAE, LadderClusteringVAE]:
+    """The ladder under N(0, I) and the one with mixtures, which share their networks."""
+    networks = mlp_ladder(pixels, s.latent_dims, width=s.width)
+    likelihood = s.likelihood()
+
+    priors = []
+    for clusters, dim in zip(s.clusters, s.latent_dims, strict=True):
+        prior = MixturePrior(dim, clusters, learn_weights=s.learn_weights)
+        prior.place(0.01 * prior.loc, 1.0)  # N(0, I) until it starts
+        priors.append(prior)
+
+    warm = LadderVAE(*networks, likelihood, s.latent_dims)
+    vlac = LadderClusteringVAE(*networks, likelihood, s.latent_dims, priors=priors)
+    return warm, vlac
 
 
 def grey(part: Split, data: ImageData, job: Job) -> Tensor:
     """Images as stored, in the units of the pixels: clusters are read off without the noise of bits."""
-    images = dataclasses.replace(part, steps=data.preprocess(ToUnit()).train.steps)[:]
-    return cast(Tensor, images).to(job.device)
+    images = replace(part, steps=data.preprocess(ToUnit()).train.steps)[:]
+    assert isinstance(images, Tensor)
+    return images.to(job.device)
 
 
 @torch.no_grad()
 def clusters_of(responsibilities: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
     """The most responsible cluster of every image on each rung, on the CPU."""
-    parts = [[r.argmax(-1).cpu() for r in responsibilities(batch)] for batch in x.split(2000)]
+    parts = []
+    for batch in x.split(2000):
+        parts.append([rung.argmax(-1).cpu() for rung in responsibilities(batch)])
     return [torch.cat(rung) for rung in zip(*parts, strict=True)]
 
 
@@ -165,13 +232,16 @@ def component_images(
     """
     pyro.set_rng_seed(seed)
     clusters = model.num_clusters[level - 1]
-    others = poutine.trace(model.cluster_model).get_trace(size=columns).nodes
-    given = {
-        f"z_{other}": others[f"z_{other}"]["value"].repeat(clusters, 1)
-        for other in range(1, len(model.num_clusters) + 1)
-        if other != level
-    }
-    component = torch.arange(clusters, device=next(model.parameters()).device).repeat_interleave(columns)
-    program = poutine.condition(model.cluster_model, {**given, f"y_{level}": component})
+    drawn = poutine.trace(model.cluster_model).get_trace(size=columns).nodes
+
+    device = next(model.parameters()).device
+    component = torch.arange(clusters, device=device).repeat_interleave(columns)
+    given = {f"y_{level}": component}
+    for other in range(1, len(model.num_clusters) + 1):
+        if other != level:
+            site = f"z_{other}"
+            given[site] = drawn[site]["value"].repeat(clusters, 1)
+
+    program = poutine.condition(model.cluster_model, given)
     trace = poutine.trace(program).get_trace(size=len(component))
     return trace.nodes["x"]["fn"].mean.cpu(), component.cpu()

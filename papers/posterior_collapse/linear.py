@@ -13,7 +13,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,14 +22,18 @@ from matplotlib.figure import Figure
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from papers.collapse_measures import AnyPair, Rows, Scale, train
-from papers.collapse_pairs import linear_cvae_pair, linear_hierarchical_pair, linear_vae_pair
-from papers.linear_values import trained_values
-from papers.study import Job, Result, Study
+from papers.posterior_collapse.linear_values import trained_values
+from papers.posterior_collapse.pairs import (
+    linear_cvae_pair,
+    linear_hierarchical_pair,
+    linear_vae_pair,
+)
+from papers.posterior_collapse.training import AnyPair, Rows, Scale, observed, train
+from papers.study import Case, Job, Result, Study
 from pyro_vaes import plots
 from pyro_vaes.data import load_data
 from pyro_vaes.infer import evaluate, scale_latents
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 from pyro_vaes.theory import LinearHierarchicalVAE
 
 __all__ = ["LINEAR_COLLAPSE", "LinearSetting"]
@@ -67,9 +71,27 @@ class LinearSetting:
 def setting(budget: str, data: str) -> LinearSetting:
     """The paper's at "gpu"; at "cpu" fewer epochs at a higher rate that falls; at "smoke" tiny ones."""
     if budget == "smoke":
-        return LinearSetting(budget, data, (2, 4, 2), (1, 1, 1), (1e-2,) * 3, True, steps=5, particles=2)
+        return LinearSetting(
+            budget,
+            data,
+            units=(2, 4, 2),
+            epochs=(1, 1, 1),
+            lr=(1e-2, 1e-2, 1e-2),
+            decay=True,
+            steps=5,
+            particles=2,
+        )
+
     if budget == "cpu":
-        return LinearSetting(budget, data, epochs=(10, 8, 10), lr=(4e-3, 4e-3, 4e-3), decay=True, batch_size=250)
+        return LinearSetting(
+            budget,
+            data,
+            epochs=(10, 8, 10),
+            lr=(4e-3, 4e-3, 4e-3),
+            decay=True,
+            batch_size=250,
+        )
+
     return LinearSetting(budget, data)
 
 
@@ -91,13 +113,21 @@ def vae(
     x = images(s, job)
     fixed = None if scale is None else torch.as_tensor(scale)
     with preserve_rng(job.seed):
-        pair = linear_vae_pair(x.shape[1], s.units[0], noise=noise, prior_scale=prior_scale, encoder_scale=fixed)
+        pair = linear_vae_pair(
+            x.shape[1],
+            s.units[0],
+            noise=noise,
+            prior_scale=prior_scale,
+            encoder_scale=fixed,
+        )
+
     return _compared(s, pair, x, {"z": beta}, TraceMeanField_ELBO(), job, 0, (scale, None))
 
 
 def cvae(s: LinearSetting, job: Job, *, beta: float) -> Result:
     """E2: complete an image."""
-    target, covariate = replace(load_data(s.data, job.root, split=(0.0, 0.1)).train, observed="bottom_left")[:]
+    part = load_data(s.data, job.root, split=(0.0, 0.1)).train
+    target, covariate = replace(part, observed="bottom_left")[:]
     with preserve_rng(job.seed):
         pair = linear_cvae_pair(target.shape[1], covariate.shape[1], s.units[1])
     return _compared(s, pair, (target, covariate), {"z": beta}, TraceMeanField_ELBO(), job, 1)
@@ -107,24 +137,45 @@ def hierarchical(s: LinearSetting, job: Job, *, beta2: float, top_scale: float |
     """E4: which units of z2 live, for a fixed scale of q(z1|x)."""
     x, units, scales = images(s, job), s.units[2], (0.5, top_scale)
     with preserve_rng(job.seed):
-        pair = linear_hierarchical_pair(x.shape[1], (units, units), noise=0.5, prior_scale=0.5, encoder_scales=scales)
+        pair = linear_hierarchical_pair(
+            x.shape[1],
+            (units, units),
+            noise=0.5,
+            prior_scale=0.5,
+            encoder_scales=scales,
+        )
+
     return _compared(s, pair, x, {"z_1": 1.0, "z_2": beta2}, Trace_ELBO(), job, 2, scales)
 
 
-def matrix_check(s: LinearSetting, job: Job, *, top_scale: float | None = None, conditional: bool = False) -> Result:
+def matrix_check(
+    s: LinearSetting,
+    job: Job,
+    *,
+    top_scale: float | None = None,
+    conditional: bool = False,
+) -> Result:
     """E3: 100 data, all of them in each step, with modes above the thresholds and below."""
     generator = torch.Generator().manual_seed(job.seed)
     x = torch.randn(100, 10, generator=generator) @ torch.randn(10, 10, generator=generator)
     s = replace(s, epochs=(s.steps,) * 3, lr=(0.1,) * 3, decay=True, batch_size=len(x))
-    draws: dict[str, int | bool] = dict(num_particles=s.particles, vectorize_particles=True, max_plate_nesting=1)
+    draws: dict[str, int | bool] = {
+        "num_particles": s.particles,
+        "vectorize_particles": True,
+        "max_plate_nesting": 1,
+    }
+
     if conditional:
         with preserve_rng(job.seed):
             cvae_pair = linear_cvae_pair(5, 5, 5)
-        return _compared(s, cvae_pair, (x[:, :5], x[:, 5:]), {"z": 2.0}, TraceMeanField_ELBO(**draws), job, 0)
+        rows, bound = (x[:, :5], x[:, 5:]), TraceMeanField_ELBO(**draws)
+        return _compared(s, cvae_pair, rows, {"z": 2.0}, bound, job, 0)
+
+    scales = (1.0, top_scale)
     with preserve_rng(job.seed):
-        pair = linear_hierarchical_pair(6, (5, 5), encoder_scales=(1.0, top_scale))
+        pair = linear_hierarchical_pair(6, (5, 5), encoder_scales=scales)
     weights = {"z_1": 1.0, "z_2": 2.0}
-    return _compared(s, pair, x[:, :6], weights, Trace_ELBO(**draws), job, 0, (1.0, top_scale))
+    return _compared(s, pair, x[:, :6], weights, Trace_ELBO(**draws), job, 0, scales)
 
 
 def _compared(
@@ -151,17 +202,22 @@ def _compared(
         decay=s.decay,
         encoder_scales=scales,
     )
-    theory, trained, site = fitted.forecast.theory, trained_values(pair, rows), fitted.forecast[fitted.site]
+
+    trained, site = trained_values(pair, rows), fitted.forecast[fitted.site]
+    theory = fitted.forecast.theory
     wanted = {
         "sv(U)": theory.decoder_singular_values,
         "sv(V)": theory.encoder_singular_values,
         "scale": theory.encoder_scale,
     }
     if isinstance(theory, LinearHierarchicalVAE):
-        wanted |= {"sv(U2)": theory.top_singular_values, "scale of z2": theory.top_encoder_scale}
-    model, guide = scale_latents(weights)(pair.model), scale_latents(weights)(pair.guide)
+        wanted["sv(U2)"] = theory.top_singular_values
+        wanted["scale of z2"] = theory.top_encoder_scale
+
+    model = scale_latents(weights)(pair.model)
+    guide = scale_latents(weights)(pair.guide)
     loss = evaluate(model, guide, rows, loss=bound)
-    features = (rows[0] if isinstance(rows, tuple) else rows).shape[1]
+    features = observed(rows).shape[1]
     figures = {
         "loss": 2 * loss - features * math.log(2 * math.pi * theory.noise**2),
         "closed form": theory.loss,
@@ -170,7 +226,9 @@ def _compared(
         "KL": trained.kl.sum().item(),
         "linear KL": site.total_kl,
     }
-    figures |= {f"{n} off": (_sorted(wanted[n]) - _sorted(v)).abs().mean().item() for n, v in trained.values.items()}
+    for name, values in trained.values.items():
+        distance = (_sorted(wanted[name]) - _sorted(values)).abs()
+        figures[f"{name} off"] = distance.mean().item()
     return Result(figures, {"singular values": _picture(wanted, trained.values)})
 
 
@@ -185,31 +243,38 @@ def _picture(wanted: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Fig
     return figure
 
 
-def cases(s: LinearSetting) -> Mapping[str, Callable[[LinearSetting, Job], Result]]:
+def cases(s: LinearSetting) -> Mapping[str, Case[LinearSetting]]:
     """All of the paper's betas at "gpu": 50 in E2 and 70 in E4; of these six and five at "cpu"."""
     betas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 3.0, 5.0)
     top_betas: Sequence[float] = (0.1, 1.0, 3.0, 5.0, 7.0)
     if s.budget == "gpu":
-        betas, top_betas = [i / 10 for i in range(1, 51)], [i / 10 for i in range(1, 71)]
+        betas = [i / 10 for i in range(1, 51)]
+        top_betas = [i / 10 for i in range(1, 71)]
     if s.budget == "smoke":
         betas = top_betas = (1.0,)
-    by_name: dict[str, Callable[[LinearSetting, Job], Result]] = {
+
+    by_name: dict[str, Case[LinearSetting]] = {
         "E1 scale learnt": vae,
         "E1 scale learnt, beta 0.5": partial(vae, beta=0.5),
         "E1 scale learnt, beta 4": partial(vae, beta=4.0),
         "E1 scale 1": partial(vae, scale=1.0),
     }
     scales = (0.5, 1.0, 2.0, 4.0, 8.0)
-    if s.units[0] == len(scales):  # what the authors' program does by default
+    if s.units[0] == len(scales):
+        # what the authors' program does by default
         by_name["E1 scales 0.5 to 8"] = partial(vae, scale=scales, beta=4.0, noise=10.0, prior_scale=5.0)
-    by_name |= {f"E2 beta {b:g}": partial(cvae, beta=b) for b in betas}
-    by_name |= {
-        "E3 CVAE": partial(matrix_check, conditional=True),
-        "E3 MHVAE": matrix_check,
-        "E3 MHVAE, both scales 1": partial(matrix_check, top_scale=1.0),
-    }
-    by_name |= {f"E4 beta2 {b:g}": partial(hierarchical, beta2=b) for b in top_betas}
-    return by_name | {"E4 beta2 2, both scales 0.5": partial(hierarchical, beta2=2.0, top_scale=0.5)}
+
+    for beta in betas:
+        by_name[f"E2 beta {beta:g}"] = partial(cvae, beta=beta)
+
+    by_name["E3 CVAE"] = partial(matrix_check, conditional=True)
+    by_name["E3 MHVAE"] = matrix_check
+    by_name["E3 MHVAE, both scales 1"] = partial(matrix_check, top_scale=1.0)
+
+    for beta2 in top_betas:
+        by_name[f"E4 beta2 {beta2:g}"] = partial(hierarchical, beta2=beta2)
+    by_name["E4 beta2 2, both scales 0.5"] = partial(hierarchical, beta2=2.0, top_scale=0.5)
+    return by_name
 
 
 # Closed forms as the spec of these experiments prints them.

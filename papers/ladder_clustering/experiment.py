@@ -20,7 +20,7 @@ from pyro.infer import TraceEnum_ELBO
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from papers.ladder_clustering_training import (
+from papers.ladder_clustering.training import (
     LadderClusteringSetting,
     clusters_of,
     component_images,
@@ -40,9 +40,15 @@ __all__ = ["LADDER_CLUSTERING"]
 
 
 RUNGS = {0: "top", 1: "below"}
+"""Names of the rungs by how many there are above them."""
 
 
-def scores(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_clusters: int) -> dict[str, float]:
+def scores(
+    name: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_clusters: int,
+) -> dict[str, float]:
     """Agreement on the test data, by maps from clusters to labels that are learnt on the training data; in percent."""
     found = clustering_scores(*test, fitted=train, num_clusters=num_clusters)
     return {
@@ -62,33 +68,52 @@ def labelled(data: ImageData) -> tuple[Tensor, Tensor]:
     return data.train.labels, data.test.labels
 
 
+def pixels(data: ImageData, job: Job) -> tuple[Tensor, Tensor]:
+    """The training and the test images as stored, without the noise of bits."""
+    assert data.test is not None
+    return grey(data.train, data, job), grey(data.test, data, job)
+
+
 def vlac(s: LadderClusteringSetting, job: Job) -> Result:
     """Train VLAC and score each rung; rungs are named by their place, the top one first."""
     torch.manual_seed(job.seed)
     data = s.load(job, s.train_images)
     model, started = train_vlac(s, data, job)
     model.eval()
-    assert data.test is not None
-    (y, y_test), x, x_test = labelled(data), grey(data.train, data, job), grey(data.test, data, job)
-    train, test = clusters_of(model.responsibilities, x), clusters_of(model.responsibilities, x_test)
+    y, y_test = labelled(data)
+    x, x_test = pixels(data, job)
+    train, test = (clusters_of(model.responsibilities, part) for part in (x, x_test))
+
     figures = {"start majority %": 100 * clustering_scores(started, y).majority_accuracy}
     pictures: dict[str, Figure] = {}
     for level in range(len(s.clusters), 0, -1):
         name = RUNGS.get(len(s.clusters) - level, f"z_{level}")
-        k = s.clusters[level - 1]
-        figures |= scores(name, (train[level - 1], y), (test[level - 1], y_test), k)
-        pictures[f"clusters {name}"] = card(x_test.cpu(), test[level - 1], s, data, f"clusters of z_{level}")
+        found, found_test = train[level - 1], test[level - 1]
+        figures |= scores(name, (found, y), (found_test, y_test), s.clusters[level - 1])
+
+        title = f"clusters of z_{level}"
+        pictures[f"clusters {name}"] = card(x_test.cpu(), found_test, data, title)
+
         images, component = component_images(model, level, seed=job.seed)
-        pictures[f"components {name}"] = card(images, component, s, data, f"components of z_{level}")
+        title = f"components of z_{level}"
+        pictures[f"components {name}"] = card(images, component, data, title)
+
+    assert data.test is not None
     figures["NELBO"] = evaluate(model.model, model.guide, data.test, seed=0)
     return Result(figures, pictures)
 
 
-def card(images: Tensor, clusters: Tensor, s: LadderClusteringSetting, data: ImageData, title: str) -> Figure:
+def card(images: Tensor, clusters: Tensor, data: ImageData, title: str) -> Figure:
     """The twelve largest clusters, a row of images for each."""
     figure, ax = plt.subplots(figsize=(5.0, 6.0), layout="constrained")
     cluster_cards(
-        images, clusters, largest=12, image_shape=data.image_shape, value_range=(0.0, 1.0), title=title, ax=ax
+        images,
+        clusters,
+        largest=12,
+        image_shape=data.image_shape,
+        value_range=(0.0, 1.0),
+        title=title,
+        ax=ax,
     )
     return figure
 
@@ -97,41 +122,62 @@ def gmdgm(s: LadderClusteringSetting, job: Job) -> Result:
     """GM-DGM without labels, as the authors start it: component means alike, Adam 3e-4, a batch of 100."""
     torch.manual_seed(job.seed)
     data = s.load(job, s.dgm_images)
-    pixels, width, dim, k = math.prod(data.image_shape), s.dgm_width, s.dgm_latent_dim, s.clusters[-1]
-    prior = MixturePrior(dim, k, learn_weights=False)
-    prior.place(1e-3 * prior.loc, 1.0)
-    encoder = Chain(MLP(pixels + k, [width], width, activate_output=True), NormalHead(width, dim))
-    classifier, decoder = MLP(pixels, [width, width], k), MLP(dim, [width, width], pixels)
-    model = GaussianMixtureDGM(classifier, encoder, decoder, s.likelihood(), prior).to(job.device)
+    model = _dgm(s, math.prod(data.image_shape)).to(job.device)
     bound = TraceEnum_ELBO(max_plate_nesting=1)
-    adam = functools.partial(torch.optim.Adam, lr=3e-4)
     fit(
-        model.model, model.guide, data, loss=bound, optim=adam, epochs=s.dgm_epochs, batch_size=100, seed=job.seed,
+        model.model,
+        model.guide,
+        data,
+        loss=bound,
+        optim=functools.partial(torch.optim.Adam, lr=3e-4),
+        epochs=s.dgm_epochs,
+        batch_size=100,
+        seed=job.seed,
         progress=job.progress,
-    )  # fmt: skip
-    model.eval()
-    assert data.test is not None
-    (y, y_test), x, x_test = labelled(data), grey(data.train, data, job), grey(data.test, data, job)
-    (train,), (test,) = (clusters_of(lambda batch: [model.responsibilities(batch)], part) for part in (x, x_test))
-    figures = scores("top", (train, y), (test, y_test), k)
-    return Result(
-        figures | {"NELBO": evaluate(model.model, model.guide, data.test, loss=bound, seed=0, batch_size=100)}
     )
+    model.eval()
+
+    y, y_test = labelled(data)
+    (train,), (test,) = (clusters_of(lambda batch: [model.responsibilities(batch)], part) for part in pixels(data, job))
+    figures = scores("top", (train, y), (test, y_test), s.clusters[-1])
+
+    assert data.test is not None
+    figures["NELBO"] = evaluate(
+        model.model,
+        model.guide,
+        data.test,
+        loss=bound,
+        seed=0,
+        batch_size=100,
+    )
+    return Result(figures)
+
+
+def _dgm(s: LadderClusteringSetting, pixels: int) -> GaussianMixtureDGM:
+    width, dim, clusters = s.dgm_width, s.dgm_latent_dim, s.clusters[-1]
+    prior = MixturePrior(dim, clusters, learn_weights=False)
+    prior.place(1e-3 * prior.loc, 1.0)
+
+    features = MLP(pixels + clusters, [width], width, activate_output=True)
+    encoder = Chain(features, NormalHead(width, dim))
+    classifier = MLP(pixels, [width, width], clusters)
+    decoder = MLP(dim, [width, width], pixels)
+    return GaussianMixtureDGM(classifier, encoder, decoder, s.likelihood(), prior)
 
 
 def kmeans(s: LadderClusteringSetting, job: Job) -> Result:
     """K-means on the pixels, with as many clusters as the top rung: what a model has to beat."""
     data = s.load(job, min(10_000, s.train_images or 10_000))
-    assert data.test is not None
-    (y, y_test), x, x_test = labelled(data), grey(data.train, data, job), grey(data.test, data, job)
-    fitted = KMeans(s.clusters[-1], n_init=1, random_state=job.seed).fit(x.cpu().numpy())
-    train, test = (torch.as_tensor(fitted.predict(part.cpu().numpy())).long() for part in (x, x_test))
+    y, y_test = labelled(data)
+    x, x_test = (part.cpu().numpy() for part in pixels(data, job))
+    fitted = KMeans(s.clusters[-1], n_init=1, random_state=job.seed).fit(x)
+    train, test = (torch.as_tensor(fitted.predict(part)).long() for part in (x, x_test))
     return Result(scores("top", (train, y), (test, y_test), s.clusters[-1]))
 
 
 def remark(s: LadderClusteringSetting) -> str:
     """Where the published figures are from."""
-    said = (
+    text = (
         "Majority accuracies compare at equal K only. Labels enter no training; maps from clusters to labels are "
         "learnt on training images and scored on test images. Published, of majority votes unless it says Hungarian: "
         "GM-DGM from arXiv 1901.08560 (their K is not stated here); MFCVAE, K = 25 on each of two facets of MNIST, "
@@ -139,18 +185,19 @@ def remark(s: LadderClusteringSetting) -> str:
         "states no percentages in what is accessible."
     )
     if s.dgm_images is not None:
-        said += (
+        text += (
             f" GM-DGM, which takes {s.clusters[-1]} passes of its decoder, sees {s.dgm_images:,} images for "
             f"{s.dgm_epochs} epochs here: its row is far from trained and says nothing of the method."
         )
     else:
-        said += (
+        text += (
             " GM-DGM as published but for: no prior on the weights, gradients not clipped element by element, pixels "
             "that never vary kept."
         )
+
     if s.data == "svhn_subset":
-        said += " This is a subset of 1,083 digits: nothing published on SVHN compares with it."
-    return said
+        text += " This is a subset of 1,083 digits: nothing published on SVHN compares with it."
+    return text
 
 
 PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from papers.collapse_measures import AnyPair, Rows
+from papers.posterior_collapse.training import AnyPair, Rows
 from pyro_vaes.models import ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import NormalHead, StandardNormal
 from pyro_vaes.theory import schur_complement, second_moment
@@ -45,27 +45,48 @@ def trained_values(pair: AnyPair, rows: Rows) -> TrainedValues:
     """Read off a linear pair.
 
     Arguments:
-        pair: A pair of :mod:`papers.collapse_pairs` with linear parts.
+        pair: A pair of :mod:`papers.posterior_collapse.pairs` with linear parts.
         rows: The data, the model's arguments.
     """
     moment = second_moment(rows if isinstance(rows, Tensor) else torch.cat(list(rows), 1))
-    u = _matrix(pair.decoder)
     if isinstance(pair, HierarchicalVAE):
-        first, second = pair.encoders
-        w1, w2, scale1, scale2 = _matrix(first), _matrix(second), _scale(first), _scale(second)
-        middle = w1 @ moment @ w1.mT + scale1.square().diag()  # E_q[z1 z1ᵀ]
-        values = {"sv(U)": torch.linalg.svdvals(u), "sv(V)": _weighted(w1, moment), "scale": scale1}
-        values |= {"sv(U2)": torch.linalg.svdvals(_matrix(pair.priors[0])), "scale of z2": scale2}
-        return TrainedValues(values, _weighted(w2, middle), _kl(w2, middle, scale2, pair.top_prior))
-    w, scale = _matrix(pair.encoder), _scale(pair.encoder)
-    prior = pair.marginal_prior if isinstance(pair, ConditionalVAE) else pair.prior
-    v = _weighted(w, moment)
+        return _of_hierarchy(pair, moment)
+
+    u, w, scale = _matrix(pair.decoder), _matrix(pair.encoder), _scale(pair.encoder)
     if isinstance(pair, ConditionalVAE):
-        size = len(u)
-        residual = schur_complement(moment[:size, :size], moment[:size, size:], moment[size:, size:])
+        prior: object = pair.marginal_prior
+        size = len(u)  # of the target
+        residual = schur_complement(
+            moment[:size, :size],
+            moment[:size, size:],
+            moment[size:, size:],
+        )
         u, v = u[:, : pair.latent_dim], _weighted(w[:, :size], residual)
+    else:
+        prior = pair.prior
+        v = _weighted(w, moment)
+
+    values = {"sv(U)": torch.linalg.svdvals(u), "sv(V)": v, "scale": scale}
+    return TrainedValues(values, v, _kl(w, moment, scale, prior))
+
+
+def _of_hierarchy(pair: HierarchicalVAE, moment: Tensor) -> TrainedValues:
+    first, second = pair.encoders
+    w1, scale1 = _matrix(first), _scale(first)
+    w2, scale2 = _matrix(second), _scale(second)
+    middle = w1 @ moment @ w1.mT + scale1.square().diag()  # E_q[z1 z1ᵀ]
+
+    values = {
+        "sv(U)": torch.linalg.svdvals(_matrix(pair.decoder)),
+        "sv(V)": _weighted(w1, moment),
+        "scale": scale1,
+        "sv(U2)": torch.linalg.svdvals(_matrix(pair.priors[0])),
+        "scale of z2": scale2,
+    }
     return TrainedValues(
-        {"sv(U)": torch.linalg.svdvals(u), "sv(V)": v, "scale": scale}, v, _kl(w, moment, scale, prior)
+        values,
+        _weighted(w2, middle),
+        _kl(w2, middle, scale2, pair.top_prior),
     )
 
 

@@ -24,15 +24,19 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from papers.findings import Findings
-from papers.lossy_networks import ImageShape, LossySetting, lossy_vae, unconditional_decoder
-from papers.study import Job, Result, Study
-from pyro_vaes.data import Binarize, ImageData, Split, ToUnit, load_data
+from papers.study import Case, Job, Result, Study
+from papers.variational_lossy.networks import (
+    LossySetting,
+    lossy_vae,
+    unconditional_decoder,
+)
+from pyro_vaes.data import Binarize, Split, ToUnit, load_data
 from pyro_vaes.diagnostics import code_length, collapse_report, log_likelihood
 from pyro_vaes.infer import FreeBits_ELBO, WeightAverage, fit
 from pyro_vaes.models import LossyVAE, UnconditionalDecoder
-from pyro_vaes.nn import PixelCNN, initialise_weight_norm, pixel_cnn_layers, pixel_cnn_window
+from pyro_vaes.nn import ImageShape, PixelCNN, initialise_weight_norm, pixel_cnn_layers, pixel_cnn_window
 from pyro_vaes.plots import image_grid
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["VARIATIONAL_LOSSY", "Images", "cases", "remark", "setting", "summary"]
 
@@ -44,6 +48,7 @@ def setting(budget: str, data: str) -> LossySetting:
     """The paper's networks at "gpu"; at "cpu" narrower ones, and a decoder that sees 4 pixels."""
     if budget == "gpu":
         return LossySetting(data, tied=data == "binarized_mnist")
+
     small = LossySetting(
         data,
         latent_dim=32,
@@ -66,8 +71,21 @@ def setting(budget: str, data: str) -> LossySetting:
     )
     if budget == "cpu":
         return small
-    tiny = replace(small, latent_dim=4, channels=(4, 4), features=16, width=4, flow=(16,), flow_steps=2)
-    return replace(tiny, free_bits=0.64, epochs=1, train_images=256, test_images=64, num_particles=8)
+
+    return replace(
+        small,
+        latent_dim=4,
+        channels=(4, 4),
+        features=16,
+        width=4,
+        flow=(16,),
+        flow_steps=2,
+        free_bits=0.64,
+        epochs=1,
+        train_images=256,
+        test_images=64,
+        num_particles=8,
+    )
 
 
 @dataclass(frozen=True)
@@ -82,13 +100,21 @@ class Images:
     def load(cls, s: LossySetting, job: Job) -> "Images":
         """Bits; where there is no test part, one is split off (2,307 of the silhouettes, a tenth else)."""
         split = (0, 2307) if s.data == "caltech101_silhouettes" else (0, 0.1)
-        data: ImageData = load_data(s.data, job.root, preprocess=[ToUnit(), Binarize()], flatten=False, split=split)
+        data = load_data(
+            s.data,
+            job.root,
+            preprocess=[ToUnit(), Binarize()],
+            flatten=False,
+            split=split,
+        )
         assert data.test is not None
+
         train: Split | Tensor = _some(data.train, s.train_images)
         if s.with_validation and data.valid is not None:
-            bits = [data.train[:], data.valid[:]]  # both are fixed: only static MNIST has such a part
-            assert isinstance(bits[0], Tensor) and isinstance(bits[1], Tensor)
-            train = torch.cat([bits[0], bits[1]])
+            # the bits of both are fixed: only static MNIST has such a part
+            first, second = data.train[:], data.valid[:]
+            assert isinstance(first, Tensor) and isinstance(second, Tensor)
+            train = torch.cat([first, second])
         return cls(train, _some(data.test, s.test_images), data.image_shape)
 
 
@@ -103,21 +129,19 @@ def _some(part: Split, count: int | None) -> Split:
 Build = Callable[[LossySetting, ImageShape], LossyVAE | UnconditionalDecoder]
 
 
-def cases(s: LossySetting) -> Mapping[str, Callable[[LossySetting, Job], Result]]:
+def cases(s: LossySetting) -> Mapping[str, Case[LossySetting]]:
     """By name, what is trained and measured."""
     full = pixel_cnn_layers(s.layers)
     builds: dict[str, Build] = {
         ALONE: unconditional_decoder,
         NORMAL: functools.partial(lossy_vae, layers=full, flow=False),
         FLOW: functools.partial(lossy_vae, layers=full, flow=True),
-        **{
-            f"AF prior, window {width}x{height}": functools.partial(
-                lossy_vae, layers=pixel_cnn_window(width, height), flow=True
-            )
-            for width, height in s.windows
-        },
-        FACTORISED: functools.partial(lossy_vae, layers=None, flow=True),
     }
+    for width, height in s.windows:
+        seen = pixel_cnn_window(width, height)
+        name = f"AF prior, window {width}x{height}"
+        builds[name] = functools.partial(lossy_vae, layers=seen, flow=True)
+    builds[FACTORISED] = functools.partial(lossy_vae, layers=None, flow=True)
     return {name: functools.partial(_case, build) for name, build in builds.items()}
 
 
@@ -135,7 +159,12 @@ def _case(build: Build, s: LossySetting, job: Job) -> Result:
 def _train(model: LossyVAE | UnconditionalDecoder, images: Images, s: LossySetting, job: Job) -> None:
     first = images.train[: 4 * s.batch_size]
     assert isinstance(first, Tensor)
-    initialise_weight_norm(model, first.to(job.device), call=lambda x: Trace_ELBO().loss(model.model, model.guide, x))
+    initialise_weight_norm(
+        model,
+        first.to(job.device),
+        call=lambda x: Trace_ELBO().loss(model.model, model.guide, x),
+    )
+
     fit(
         model.model,
         model.guide,
@@ -155,7 +184,8 @@ def _figures(model: LossyVAE | UnconditionalDecoder, x: Tensor, s: LossySetting)
     """Nats per image unless said; the decoder alone is exact, and has no code."""
     pair = (model.model, model.guide)
     lengths = code_length(*pair, x, num_samples=4)
-    estimate = log_likelihood(*pair, x, s.num_particles if isinstance(model, LossyVAE) else 1, chunk_size=16)
+    num_particles = s.num_particles if isinstance(model, LossyVAE) else 1
+    estimate = log_likelihood(*pair, x, num_particles, chunk_size=16)
     figures = {
         "NLL": -estimate.log_likelihood.mean().item(),
         "-ELBO": lengths.bits_back.mean().item(),
@@ -165,7 +195,9 @@ def _figures(model: LossyVAE | UnconditionalDecoder, x: Tensor, s: LossySetting)
     }
     if isinstance(model, LossyVAE):
         site = collapse_report(*pair, x)["z"]
-        figures |= {"I(x; z)": site.mutual_information, "active": float(site.active_units)}
+        figures["I(x; z)"] = site.mutual_information
+        figures["active"] = float(site.active_units)
+
     started = time.process_time()
     model.model(size=64)
     return {**figures, "s/64 drawn": time.process_time() - started}
@@ -176,7 +208,8 @@ def _pictures(model: LossyVAE | UnconditionalDecoder, x: Tensor, shape: ImageSha
     figures = {"samples": _grid(model.model(size=64), shape, 8)}
     if isinstance(model, LossyVAE):
         with torch.no_grad():
-            again = model.likelihood(model.decoder(model.posterior(x[:10]).sample())).sample()
+            z = model.posterior(x[:10]).sample()
+            again = model.likelihood(model.decoder(z)).sample()
         figures["decoded"] = _grid(torch.cat([x[:10], again]), shape, 10)
     return figures
 
@@ -190,27 +223,33 @@ def _grid(images: Tensor, shape: ImageShape, columns: int) -> Figure:
 def summary(found: Findings) -> list[str]:
     """The three comparisons of the paper, over the seeds that both sides have."""
     lines = []
-    for label, a, b in (
-        ("z improves the NLL of the same decoder by", ALONE, NORMAL),
-        ("the AF prior improves the NLL by", NORMAL, FLOW),
-        ("the AF prior improves the bound by", NORMAL, FLOW),
+    for label, before, after, column in (
+        ("z improves the NLL of the same decoder by", ALONE, NORMAL, "NLL"),
+        ("the AF prior improves the NLL by", NORMAL, FLOW, "NLL"),
+        ("the AF prior improves the bound by", NORMAL, FLOW, "-ELBO"),
     ):
-        gains = _gains(found, a, b, "-ELBO" if "bound" in label else "NLL")
+        gains = _gains(found, before, after, column)
         if gains:
-            each = ", ".join(f"{g:.2f}" for g in gains)
+            each = ", ".join(f"{gain:.2f}" for gain in gains)
             spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
             lines.append(f"{label} {statistics.fmean(gains):.2f}{spread} nats (by seed: {each})")
-    codes = {case: statistics.fmean(v) for case, v in found.column("KL").items() if case != ALONE}
+
+    codes = {case: statistics.fmean(values) for case, values in found.column("KL").items()}
+    codes.pop(ALONE, None)
     if FACTORISED in codes:
-        shares = [f"{case} {kl / codes[FACTORISED]:.0%}" for case, kl in codes.items() if case != FACTORISED]
+        whole = codes.pop(FACTORISED)
+        shares = [f"{case} {code / whole:.0%}" for case, code in codes.items()]
         lines.append(f"code in per cent of the factorised decoder's: {', '.join(shares)}")
     return lines
 
 
-def _gains(found: Findings, a: str, b: str, column: str) -> list[float]:
-    by_seed = {(r.case, r.seed): r.figures[column] for r in found.rows if column in r.figures}
-    seeds = sorted(seed for case, seed in by_seed if case == a)
-    return [by_seed[a, seed] - by_seed[b, seed] for seed in seeds if (b, seed) in by_seed]
+def _gains(found: Findings, before: str, after: str, column: str) -> list[float]:
+    """How much smaller the figure is after than before, for each seed that both have."""
+    rows = [row for row in found.rows if column in row.figures]
+    by_seed = {(row.case, row.seed): row.figures[column] for row in rows}
+    seeds = sorted(seed for case, seed in by_seed if case == before)
+    shared = [seed for seed in seeds if (after, seed) in by_seed]
+    return [by_seed[before, seed] - by_seed[after, seed] for seed in shared]
 
 
 BITS = math.log(2)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from pyro.infer import ELBO
 
-from papers.setting import Networks, Setting
+from papers.guide_comparison.setting import Networks, Setting
 from papers.study import Job, Result, Study
 from pyro_vaes.diagnostics import log_likelihood
 from pyro_vaes.infer import fit
 from pyro_vaes.models import VAE
-from pyro_vaes.programs.pair import Pair, preserve_rng
+from pyro_vaes.programs import Pair, preserve_rng
 
 __all__ = ["Guide", "Method", "compare", "comparison", "image_setting"]
 
@@ -48,9 +48,20 @@ def image_setting(budget: str, data: str) -> Setting:
     hidden, latent_dim = ((512,), 32) if data in COLOUR else ((256,), 16)
     shared = Setting(data, hidden=hidden, latent_dim=latent_dim, budget=budget)
     if budget == "smoke":
-        small = replace(shared, hidden=(16,), latent_dim=4, epochs=1)
-        return replace(small, train_images=512, test_images=64, num_particles=10)
-    return replace(shared, epochs=10, test_images=1000) if budget == "cpu" else replace(shared, epochs=100)
+        return replace(
+            shared,
+            hidden=(16,),
+            latent_dim=4,
+            epochs=1,
+            train_images=512,
+            test_images=64,
+            num_particles=10,
+        )
+
+    if budget == "cpu":
+        return replace(shared, epochs=10, test_images=1000)
+
+    return replace(shared, epochs=100)
 
 
 def comparison(
@@ -64,17 +75,20 @@ def comparison(
     """A paper's comparison of guides with one likelihood as a study.
 
     Arguments:
-        name: Of the paper's method.
+        name: Name of the paper's method.
         about: What it compares, in one line.
         setting: From budget, data and output to what the methods share.
         methods: From the budget to the methods.
         published: By data and output, log-likelihoods by method, and where they come from.
         output: ``"gaussian"``, or ``"bernoulli"``, for which colour images are not binarised.
     """
-    here = {data: entry for (data, likelihood), entry in published.items() if likelihood == output}
+    here = {data: entry for (data, other), entry in published.items() if other == output}
 
     def remark(setting: Setting) -> str:
-        notes = [here[setting.data][1]] if setting.data in here else []
+        notes = []
+        if setting.data in here:
+            _, source = here[setting.data]
+            notes.append(source)
         if setting.data.endswith("_subset"):
             notes.append(f"{setting.data} is a subset of the published data: no figure on it is one on the full data")
         if output == "gaussian":
@@ -87,9 +101,13 @@ def comparison(
         GREY if output == "bernoulli" else GREY + COLOUR,
         lambda budget, data: setting(budget, data, output),
         lambda shared: {method.name: functools.partial(compare, method) for method in methods(shared.budget)},
-        published={data: {method: {"IW": v} for method, v in values.items()} for data, (values, _) in here.items()},
+        published={data: _column("IW", values) for data, (values, _) in here.items()},
         remark=remark,
     )
+
+
+def _column(name: str, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    return {method: {name: value} for method, value in values.items()}
 
 
 def compare(method: Method, setting: Setting, job: Job) -> Result:
@@ -106,37 +124,49 @@ def compare(method: Method, setting: Setting, job: Job) -> Result:
     with preserve_rng(job.seed):
         networks = Networks.for_data(setting, data)
         vae, guide, loss = method.build(networks)
+
+    fused = job.device.type in ("cpu", "cuda")
     try:
         history = fit(
             vae.model,
             guide,
             data.train,
             loss=loss,
-            optim=functools.partial(torch.optim.Adam, lr=setting.lr, fused=job.device.type in ("cpu", "cuda")),
+            optim=functools.partial(torch.optim.Adam, lr=setting.lr, fused=fused),
             epochs=setting.epochs,
             device=job.device,
             batch_size=setting.batch_size,
             seed=job.seed,
             progress=job.progress,
         )
-    except ValueError as error:  # a curvature that is not positive definite, at weights that training came to
+    except ValueError as error:
+        # a curvature that is not positive definite, at weights that training came to
         raise FloatingPointError(str(error)) from error
+
     test = setting.measured(data.test or data.train)
-    own = _figures(vae, guide, test, setting) | {"s/epoch": statistics.median(history.seconds)}
-    return Result(own, beside={name: _figures(vae, make(vae), test, setting) for name, make in method.refine.items()})
+    figures = _figures(vae, guide, test, setting)
+    figures["s/epoch"] = statistics.median(history.seconds)
+
+    refined = {}
+    for name, refine in method.refine.items():
+        refined[name] = _figures(vae, refine(vae), test, setting)
+    return Result(figures, beside=refined)
 
 
 def _figures(vae: VAE, guide: Guide, test: torch.Tensor, setting: Setting) -> dict[str, float]:
     estimate = log_likelihood(vae.model, guide, test, setting.num_particles)
     elbo, iw = estimate.elbo.mean().item(), estimate.log_likelihood.mean().item()
-    in_model = {id(p) for p in (*vae.decoder.parameters(), *vae.likelihood.parameters())}
-    learned = {p for m in Pair(vae.model, guide).modules.values() for p in m.parameters() if id(p) not in in_model}
+
+    modules = Pair(vae.model, guide).modules.values()
+    of_pair = {parameter for module in modules for parameter in module.parameters()}
+    of_model = {*vae.decoder.parameters(), *vae.likelihood.parameters()}
+
     return {
         "ELBO": elbo,
         "IW": iw,
         "IW − ELBO": iw - elbo,
         "ms/batch": _inference_ms(vae, guide, test[: setting.batch_size]),
-        "guide parameters": sum(p.numel() for p in learned),
+        "guide parameters": sum(p.numel() for p in of_pair - of_model),
     }
 
 
