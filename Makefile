@@ -1,6 +1,7 @@
 # Every target builds the virtual environment it needs from `python3` and the package index alone.
 #   make demo        train on real images; pictures, report and figures under runs/demo
-#   make test        the whole suite, with coverage
+#   make test        the suite, with coverage; of the zoo, a set that covers all pairs and refusals
+#   make test-full   the suite with every combination of model, guide and bound
 #   make test-all    the ArviZ part of the suite on every other CPython >= 3.11 found here
 #   make lint        ruff, mypy, import contract
 #   make notebooks   execute the notebooks on a small budget, leaving the files as they are
@@ -19,7 +20,7 @@ INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint notebooks bench clean
+.PHONY: help demo test test-full test-all lint notebooks bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -29,6 +30,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(PYTEST) --cov --cov-report=term --cov-fail-under=95
+
+test-full: $(VENV)/.installed-test
+	PYRO_VAES_ZOO=full $(ONE_THREAD) $(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

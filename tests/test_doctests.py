@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "pyro_vaes"
 MODULES = sorted(
     ".".join(("pyro_vaes", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if path.stem != "__main__"
+    if path.stem != "__main__" and ">>> " in path.read_text(encoding="utf-8")
 )
 
 
@@ -19,4 +19,5 @@ def test_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = doctest.testmod(
         importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     )
+    assert outcome.attempted > 0
     assert outcome.failed == 0, capsys.readouterr().out
