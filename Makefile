@@ -3,7 +3,7 @@
 #   make test        the suite, with coverage; of the zoo, a set that covers all pairs and refusals
 #   make test-full   the suite with every combination of model, guide and bound
 #   make test-all    the ArviZ part of the suite on every other CPython >= 3.11 found here
-#   make lint        ruff, mypy, import contract
+#   make lint        ruff, mypy, import contract, and that no file reads worse than it did
 #   make notebooks   execute the notebooks on a small budget, leaving the files as they are
 #   make bench       seconds per training step against hand-written loops
 
@@ -39,6 +39,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/reading.py --check
 
 notebooks: $(VENV)/.installed-dev
 	PYRO_VAES_BUDGET=smoke $(ONE_THREAD) $(PYTEST) --nbmake --nbmake-timeout=600 notebooks
