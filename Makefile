@@ -1,8 +1,9 @@
 # Every target builds the virtual environment it needs from `python3` and the package index alone.
 #   make demo        train on real images; pictures, report and figures under runs/demo
-#   make test        the whole suite, with coverage
+#   make test        the suite, with coverage; of the zoo, a set that covers all pairs and refusals
+#   make test-full   the suite with every combination of model, guide and bound
 #   make test-all    the ArviZ part of the suite on every other CPython >= 3.11 found here
-#   make lint        ruff, mypy, import contract
+#   make lint        ruff, mypy, import contract, and that no file reads worse than it did
 #   make papers      each paper's experiment in seconds; one at length: NAME=linear_collapse BUDGET=cpu
 #   make notebooks   execute the notebooks on a small budget, leaving the files as they are
 #   make bench       seconds per training step against hand-written loops
@@ -21,7 +22,7 @@ INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint papers notebooks bench clean
+.PHONY: help demo test test-full test-all lint papers notebooks bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,11 +33,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(PYTEST) --cov --cov-report=term --cov-fail-under=95
 
+test-full: $(VENV)/.installed-test
+	PYRO_VAES_ZOO=full $(ONE_THREAD) $(PYTEST)
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/reading.py --check
 
 # Every experiment by name, or the one that NAME says; results lie under runs/papers.
 papers: $(VENV)/.installed

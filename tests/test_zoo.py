@@ -12,7 +12,20 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro_vaes.diagnostics import log_likelihood, posterior_predictive
 from pyro_vaes.infer import check, fit, load_weights, save_weights
 from pyro_vaes.programs.pair import Pair
-from tests.zoo import BOUNDS, CASES, GUIDES, MODELS, PAIRS, B, undefined
+from tests.zoo import (
+    ALL_CASES,
+    BOUNDS,
+    CASES,
+    FULL,
+    GUIDES,
+    MODELS,
+    PAIRS,
+    B,
+    aims,
+    covering,
+    draws_of,
+    undefined,
+)
 
 # Thousands of combinations of what each room's own tests cover line by line; the tracer would take half of their time.
 pytestmark = pytest.mark.no_cover
@@ -53,6 +66,54 @@ def test_loss_and_gradients_are_finite_and_fit_and_svi_train(model, guide, bound
     svi = SVI(built.model, q, pyro.optim.Adam({"lr": 1e-2}), BOUNDS[bound]())
     assert torch.isfinite(torch.tensor(svi.step(*built.args)))
     assert any(not torch.equal(a, b) for a, b in zip(pair.state().values(), before, strict=True))
+
+
+def trained(model, guide):
+    """All tensors of a pair as built, after ``fit``, and after a step by hand."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    built, q = build(model, guide)
+    bound = BOUNDS["enum" if MODELS[model].clusters else "trace"]
+    pair = Pair(built.model, q)
+    pair.discover(bound(), built.args)
+    states = [[p.clone() for p in pair.state().values()]]
+
+    options = {"loss": bound(), "epochs": 1, "batch_size": 4, "seed": 0}
+    fit(built.model, q, built.args, progress=False, **options)
+    states.append([p.clone() for p in pair.state().values()])
+
+    # By hand: under the setting, Pyro's SVI fails at a plain parameter (tests/upstream).
+    optimizer = torch.optim.Adam(pair.parameters.values(), lr=1e-2)
+    optimizer.zero_grad()
+    bound().loss_and_grads(built.model, q, *built.args)
+    optimizer.step()
+    states.append([p.clone() for p in pair.state().values()])
+    return states
+
+
+def same(some, others):
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+# The models without a guide write to the global store. Under the setting, Pyro refuses
+# that in a guide that is a PyroModule.
+LOCAL = [
+    (model, guide)
+    for model in MODELS
+    for guide in ("own", "normal")
+    if draws_of(model, "own") and not undefined(model, guide, "enum")
+]
+
+
+@pytest.mark.parametrize(("model", "guide"), LOCAL)
+def test_parameters_local_to_modules_train_alike(model, guide):
+    """Pyro's other way to keep parameters, without the global store, changes nothing."""
+    start, fitted, stepped = trained(model, guide)
+    assert not same(start, fitted) and not same(fitted, stepped)
+
+    with pyro.settings.context(module_local_params=True):
+        local = trained(model, guide)
+    assert same(local[0], start) and same(local[1], fitted) and same(local[2], stepped)
 
 
 @pytest.mark.parametrize(("model", "guide"), PAIRS)
@@ -123,3 +184,30 @@ def test_copies_train_apart_under_svi(model):
     assert train(twin) == first
     assert all(torch.equal(a, b) for a, b in zip(built.owner.parameters(), frozen, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), frozen, strict=True))
+
+
+def said(case):
+    """What a refused case is told, but for the names of sites and distributions."""
+    pyro.clear_param_store()
+    built, q = build(*case[:2])
+    report = check(built.model, q, built.args, loss=BOUNDS[case[2]]())
+    names = r"'[^']*'|\{.*?\}|\[.*?\]|\([^)]*\)|\d+|(?<=is )[A-Z]\w+"
+    texts = [p.text.replace("'s ", " ") for p in report.problems if p.fatal]
+    return frozenset(re.sub(names, "_", text) for text in texts)
+
+
+@pytest.mark.skipif(not FULL, reason="make test-full checks every refusal")
+def test_covering_set_has_every_distinct_refusal():
+    chosen = {c for c in covering(ALL_CASES, aims) if undefined(*c)}
+    told = {c: said(c) for c in ALL_CASES if undefined(*c)}
+    left_out = {text: case for case, text in told.items()}
+    for case in chosen:
+        left_out.pop(told[case], None)
+    assert not left_out
+
+
+def test_covering_set_shows_all_that_the_whole_zoo_shows():
+    chosen = covering(ALL_CASES, aims)
+    assert set().union(*map(aims, chosen)) == set().union(*map(aims, ALL_CASES))
+    assert len(chosen) < len(ALL_CASES) / 6
+    assert chosen == covering(ALL_CASES, aims), "pytest-xdist needs one set everywhere"
