@@ -16,6 +16,7 @@ from pyro.distributions import (
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform
 
 from pyro_vaes.guides.differentiable import differentiable
@@ -254,12 +255,19 @@ def _latent_site(message: Message) -> LatentSite:
 
 def _same_for_all(support: constraints.Constraint) -> constraints.Constraint | None:
     """The support with its bounds as numbers, if all data and units have the same, constant ones."""
+    if isinstance(support, MixtureSameFamilyConstraint):
+        return _same_for_all(support.base_constraint)
     if isinstance(support, constraints.independent):
         inner = _same_for_all(support.base_constraint)
-        return None if inner is None else constraints.independent(inner, support.reinterpreted_batch_ndims)
+        if inner is None:
+            return None
+        return constraints.independent(inner, support.reinterpreted_batch_ndims)
+
     bounds = {n: v for n, v in vars(support).items() if isinstance(v, Tensor)}
-    if any(v.requires_grad or not bool((v == v.flatten()[0]).all()) for v in bounds.values()):
-        return None
+    for value in bounds.values():
+        if value.requires_grad or not bool((value == value.flatten()[0]).all()):
+            return None
+
     same = copy.copy(support)
     vars(same).update({n: v.flatten()[0] for n, v in bounds.items()})
     return same
