@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from xarray import DataTree
 
-from pyro_vaes.cli import page
+from pyro_vaes.cli import report_page as page
 from pyro_vaes.cli.measure import Measured, measure
 from pyro_vaes.cli.pictures import criticism_pictures, held_out, latent_pictures, save, training_pictures
 from pyro_vaes.cli.run_directory import Run

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from pyro_vaes.errors import UsageError, use_bound
+
 __all__ = ["RecursiveMixture", "log_weights"]
 
 
@@ -154,9 +156,9 @@ class RecursiveMixture(TorchDistribution):
         """
         without = [type(c).__name__ for c in self.components if not c.has_rsample]
         if without:
-            raise ValueError(
-                f"Stratified draws need reparameterised components, but {without} have no rsample. Use Trace_ELBO, "
-                "whose score-function gradient needs none?"
+            raise UsageError(
+                f"Stratified draws need reparameterised components, but {without} have no rsample.",
+                use_bound(detail=", whose score-function gradient needs none"),
             )
         return torch.stack([c.rsample(torch.Size(sample_shape)) for c in self.components])
 

@@ -30,6 +30,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, layers, with_keywords, without_keywords
 from pyro_vaes.infer.bounds.doubly_reparameterized import DReG_ELBO
 from pyro_vaes.infer.bounds.global_batch import is_shared
@@ -123,10 +124,11 @@ class Adversarial_ELBO(Bound):
             )
         other = [b for b in layers(base) if isinstance(b, StratifiedMixture_ELBO | RecursiveMixture_ELBO | DReG_ELBO)]
         if other:
-            raise ValueError(
+            raise UsageError(
                 f"{type(other[0]).__name__} has draws that are no plain draws of the guide (one of each component of a "
                 "mixture, or with gradients of their own), and a discriminator of their reconstructions would send "
-                "wrong gradients to the guide. Use Trace_ELBO?"
+                "wrong gradients to the guide.",
+                use_bound(),
             )
         if not isinstance(discriminator, nn.Module) or not any(p.requires_grad for p in discriminator.parameters()):
             raise ValueError(
@@ -215,10 +217,11 @@ class Adversarial_ELBO(Bound):
         drawn, observation = pair.drawn.take_all(), pair.observed.take(self.site)
         for name, message in drawn.items():
             if torch.is_grad_enabled() and not message["fn"].has_rsample:
-                raise ValueError(
+                raise UsageError(
                     "Adversarial_ELBO needs reparameterised draws, through which the discriminator's gradient reaches "
-                    f"the guide, but the site {name!r} ({type(message['fn']).__name__}) has none. Use Trace_ELBO "
-                    "alone, or AmortizedNormal?"
+                    f"the guide, but the site {name!r} ({type(message['fn']).__name__}) has none.",
+                    use_bound(detail=" alone"),
+                    Cure("guide", "AmortizedNormal", words="AmortizedNormal"),
                 )
         event_shape = observation.fn.event_shape
         real, fake = (t.reshape(-1, *event_shape) for t in (observation.value, observation.mean))

@@ -8,6 +8,7 @@ import math
 
 from torch import Tensor, nn
 
+from pyro_vaes.errors import Cure, UsageError, leave_out
 from pyro_vaes.nn import MLP, Chain, ConvDecoder, ConvEncoder, NormalHead, OneHot
 from pyro_vaes.nn.mlp import concatenate
 
@@ -113,9 +114,10 @@ class LinearNetworks(Networks):
 
     def __init__(self, image_shape: ImageShape, hidden: tuple[int, ...], divisor: float = 1.0) -> None:
         if hidden:
-            raise ValueError(
-                f"a linear network has no hidden layers, but hidden is {','.join(map(str, hidden))}: leave --hidden "
-                "out, or choose --network mlp."
+            raise UsageError(
+                f"a linear network has no hidden layers, but hidden is {','.join(map(str, hidden))}.",
+                leave_out("hidden"),
+                Cure("network", "mlp", words="use MLPNetworks"),
             )
         super().__init__(image_shape, hidden, divisor)
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian
 from pyro_vaes.distributions.aggregate import Moment
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.bounds.global_batch import all_rows
 from pyro_vaes.infer.bounds.importance import find_data_plate, guide_and_model_traces
@@ -180,10 +181,11 @@ def _weight(site: NormalSite, guide_sites: dict[str, Message], model_sites: dict
         numbers, default=1
     ) * (1 + 1e-6):
         said = [f"of shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"{s:g}" for s in scales]
-        raise ValueError(
+        raise UsageError(
             f"The site {site.posterior.name!r} has scales {said} in the guide and in the model, but what all rows pay "
-            "together has one weight. Give both programs the same number, with scale_latents(beta) around the step or "
-            "on both. Use Trace_ELBO?"
+            "together has one weight.",
+            Cure("beta", words="give both programs the same number with scale_latents(beta)"),
+            use_bound(),
         )
     frame = next(f for f in messages[0]["cond_indep_stack"] if f.name == site.posterior.plate)
     return cast(float | Tensor, frame.size * scales[0])

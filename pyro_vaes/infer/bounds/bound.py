@@ -11,6 +11,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vaes.errors import UsageError, use_bound
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.programs.buffers import untouched_buffers
 
@@ -109,10 +110,11 @@ class Bound(ELBO):
             return
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample" and not site["is_observed"] and not getattr(site["fn"], "has_rsample", True):
-                raise ValueError(
+                raise UsageError(
                     f"{type(self).__name__} needs reparameterised draws, but the guide's site {name!r} "
-                    f"({type(site['fn']).__name__}) has none, so gradients would be wrong. Use Trace_ELBO, which adds "
-                    "the score function, or for a mixture StratifiedMixture_ELBO."
+                    f"({type(site['fn']).__name__}) has none, so gradients would be wrong.",
+                    use_bound(detail=", which adds the score function"),
+                    use_bound("StratifiedMixture_ELBO", " for a mixture"),
                 )
 
     def _refuse_missing(self, guide_trace: Trace, model_trace: Trace) -> None:

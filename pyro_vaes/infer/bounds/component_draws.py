@@ -19,6 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vaes.distributions import RecursiveMixture
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Program
 from pyro_vaes.infer.bounds.importance import DataPlate, per_datum_terms
 from pyro_vaes.programs.pair import preserve_rng
@@ -111,10 +112,11 @@ def find_mixture(guide: Program, args: Args, bound: str) -> RecursiveMixture:
     mixtures = {n: s["fn"] for n, s in sites if s["type"] == "sample" and isinstance(s["fn"], RecursiveMixture)}
     if len(mixtures) != 1:
         found = {n: type(s["fn"]).__name__ for n, s in sites if s["type"] == "sample" and n not in mixtures}
-        raise ValueError(
+        raise UsageError(
             f"{bound} needs a guide that samples its latents from one RecursiveMixture, as AmortizedMixture does, but "
-            f"this one has {f'several: {sorted(mixtures)}' if mixtures else f'none among its sites: {found}'}. "
-            "Use Trace_ELBO, or a mixture guide."
+            f"this one has {f'several: {sorted(mixtures)}' if mixtures else f'none among its sites: {found}'}.",
+            use_bound(),
+            Cure("guide", "mixture", words="a mixture guide"),
         )
     name, mixture = next(iter(mixtures.items()))
     if sum(size > 1 for size in mixture.batch_shape) > 1:

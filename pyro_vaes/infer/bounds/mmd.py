@@ -20,6 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Bound, Program, Seen, with_keywords
 from pyro_vaes.infer.bounds.importance import DataPlate, find_data_plate, guide_and_model_traces
 from pyro_vaes.infer.handlers import is_latent, is_objective_only, objective_sum
@@ -127,9 +128,11 @@ class MMD_ELBO(Bound):
         fn, value = site["fn"], site["value"]
         event_dim = len(fn.event_shape)
         if torch.is_grad_enabled() and not fn.has_rsample and fn.log_prob(value.detach()).requires_grad:
-            raise ValueError(
+            raise UsageError(
                 f"MMD_ELBO learns a prior by the gradients of its draws, but the prior of {site['name']!r} "
-                f"({type(fn).__name__}) has none. Use Trace_ELBO, or a prior that is fixed."
+                f"({type(fn).__name__}) has none.",
+                use_bound(),
+                Cure("prior", words="a prior that is fixed"),
             )
         prior = fn.rsample() if fn.has_rsample else fn.sample()
         weight = scale_and_mask(value.new_ones(value.shape[: value.dim() - event_dim]), site["scale"], site["mask"])

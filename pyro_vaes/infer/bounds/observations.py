@@ -7,6 +7,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs.recorder import SiteRecorder
 
 __all__ = ["Observation", "ObservationRecorder"]
@@ -42,16 +43,19 @@ class Observation:
         fn, declared = self.fn, {f.dim for f in self.message["cond_indep_stack"]}
         spare = [d for d in range(-len(fn.batch_shape), 0) if d not in declared and fn.batch_shape[d] > 1]
         if spare:
-            raise ValueError(
+            raise UsageError(
                 f"The observation {self.name!r} has batch shape {tuple(fn.batch_shape)}, of which no plate declares "
-                f"dimension {spare[0]}: an enumerated latent has no one draw whose mean could be taken. Use Trace_ELBO?"
+                f"dimension {spare[0]}: an enumerated latent has no one draw whose mean could be taken.",
+                use_bound(),
             )
         try:
             return cast(Tensor, fn.mean)
         except NotImplementedError:
-            raise ValueError(
+            raise UsageError(
                 f"The distribution of the observation {self.name!r} has no mean in closed form, which the "
-                "reconstruction is. Use Trace_ELBO, or a likelihood that has one."
+                "reconstruction is.",
+                use_bound(),
+                Cure("likelihood", words="a likelihood that has one"),
             ) from None
 
     def num_data(self, plate: str) -> int:

@@ -23,6 +23,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Program
 from pyro_vaes.infer.handlers import is_latent, is_objective_only
 
@@ -83,8 +84,10 @@ def gated_trace(guide: Program, args: tuple[object, ...], bound: str) -> tuple[T
         if site["type"] != "sample" or site["infer"].get("_deterministic") or is_objective_only(site):
             continue
         if site["is_observed"]:
-            raise ValueError(
+            raise UsageError(
                 f"{bound} leaves out the score function of the guide's draws, but the guide's site {name!r} is not "
-                "drawn: it has an obs=, or is a pyro.factor. Use Trace_ELBO, or move that statement to the model."
+                "drawn: it has an obs=, or is a pyro.factor.",
+                use_bound(),
+                Cure("guide", "moved", words="move that statement to the model"),
             )
     return trace, gates

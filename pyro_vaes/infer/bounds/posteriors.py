@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_vaes.distributions.map_parameters import elements, has_map, mapped
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Program
 from pyro_vaes.infer.checks.mean_field import dependencies
 from pyro_vaes.infer.checks.tables import random_sites
@@ -22,6 +23,7 @@ from pyro_vaes.programs.recorder import SiteRecorder
 __all__ = ["PosteriorRecorder", "PosteriorSite", "find_posteriors", "sites_given_others"]
 
 Args = tuple[object, ...]
+OTHER_SITES = Cure("sites", words="compare other sites, sites=[...]")
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,15 @@ class PosteriorSite:
         """The posteriors of the rows with batch shape ``(n, ...)``: the data plate in front, no particles."""
         fn = message["fn"]
         if message["mask"] is not None and message["mask"] is not True:
-            raise ValueError(
+            raise UsageError(
                 f"The guide's site {self.name!r} is masked, and which pairs of posteriors a mask leaves is not "
-                "defined. Leave the masked rows out of the batch, or compare other sites: sites=[...]. Use Trace_ELBO?"
+                "defined.",
+                Cure("rows", "unmasked", words="leave the masked rows out of the batch"),
+                OTHER_SITES,
+                use_bound(),
             )
         if _may_be_point(message):  # labels came after the first look
-            raise ValueError(_point(self.name, "Compare other sites: sites=[...]. Use Trace_ELBO?"))
+            raise _point(self.name, OTHER_SITES, use_bound())
         dims = {f.name: f.dim for f in message["cond_indep_stack"] if f.vectorized and f.name in self.plates}
         data_dim, kept = dims[self.plate], set(dims.values())
 
@@ -68,10 +73,12 @@ class PosteriorSite:
         except (AttributeError, NotImplementedError, TypeError):
             if len(fn.batch_shape) == 1 and kept == {-1}:
                 return cast(Distribution, fn)
-        raise ValueError(
+        raise UsageError(
             f"The posteriors at the guide's site {self.name!r} ({type(fn).__name__}, batch shape "
-            f"{tuple(fn.batch_shape)}) cannot be brought into one row for each datum. Use one data plate and one "
-            "particle, or compare other sites: sites=[...]. Use Trace_ELBO?"
+            f"{tuple(fn.batch_shape)}) cannot be brought into one row for each datum.",
+            Cure("plate", words="use one data plate and one particle"),
+            OTHER_SITES,
+            use_bound(),
         )
 
 
@@ -174,14 +181,16 @@ def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> 
     candidates = {n: s for n, s in latent.items() if not (auxiliary and isinstance(s["fn"], Delta))}
     unknown = [] if sites is None else sorted(set(sites) - candidates.keys())
     if unknown or not candidates:
-        raise ValueError(
+        raise UsageError(
             f"The posteriors of the sites {unknown or 'of this guide'} cannot be compared: the guide's sites with a "
-            f"distribution of their own are {sorted(candidates)}. Use one of these in sites=[...], or Trace_ELBO?"
+            f"distribution of their own are {sorted(candidates)}.",
+            Cure("sites", tuple(sorted(candidates)), words="name some of these, sites=[...]"),
+            use_bound(),
         )
     wanted = {n: s for n, s in candidates.items() if sites is None or n in sites}
     problems = list(_problems(wanted, look.given_others(), candidates))
     if problems:
-        raise ValueError(problems[0])
+        raise problems[0]
     frames = {n: [f for f in s["cond_indep_stack"] if f.vectorized] for n, s in wanted.items()}
     names = [{f.name for f in stack} for stack in frames.values()]
     shared = [f.name for f in next(iter(frames.values())) if all(f.name in n for n in names)]
@@ -196,27 +205,33 @@ def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> 
         )
 
 
-def _problems(wanted: dict[str, Message], conditional: set[str], candidates: dict[str, Message]) -> Iterator[str]:
+def _problems(
+    wanted: dict[str, Message], conditional: set[str], candidates: dict[str, Message]
+) -> Iterator[UsageError]:
     points = {n for n, s in candidates.items() if _may_be_point(s)}
     others = sorted(candidates.keys() - conditional - points)
+    compare_others = Cure("sites", tuple(others), words=f"compare the others, sites={others}")
     for name, site in wanted.items():
         if name in points:
-            yield _point(name, f"Compare the others, sites={others}?" if others else "Leave them out: Use Trace_ELBO.")
+            yield _point(name, compare_others if others else use_bound())
         if name in conditional:
-            yield (
+            yield UsageError(
                 f"The guide draws {name!r} given other latent sites, so it has no posterior of its own given the datum "
-                f"that could be compared with another's. Name those that have one, sites={others}? Or leave the terms "
-                "out: Use Trace_ELBO."
+                "that could be compared with another's.",
+                compare_others,
+                use_bound(),
             )
         if not any(f.vectorized for f in site["cond_indep_stack"]):
-            yield (
-                f"The guide's site {name!r} lies outside every plate: it has one posterior for all data. Put it into "
-                "`with pyro.plate('data', len(x)):`, or compare other sites: sites=[...]."
+            yield UsageError(
+                f"The guide's site {name!r} lies outside every plate: it has one posterior for all data.",
+                Cure("plate", words="put it into `with pyro.plate('data', len(x)):`"),
+                OTHER_SITES,
             )
         if isinstance(site["fn"], Delta):
-            yield (
-                f"The guide's site {name!r} is a point (Delta), whose KL divergence from another is infinite. Compare "
-                "other sites, sites=[...], or use a guide with a spread: AmortizedNormal?"
+            yield UsageError(
+                f"The guide's site {name!r} is a point (Delta), whose KL divergence from another is infinite.",
+                OTHER_SITES,
+                Cure("guide", "AmortizedNormal", words="use a guide with a spread, such as AmortizedNormal"),
             )
 
 
@@ -225,8 +240,9 @@ def _may_be_point(site: Message) -> bool:
     return bool(site["infer"].get("may_be_point"))
 
 
-def _point(name: str, cure: str) -> str:
-    return (
+def _point(name: str, *cures: Cure) -> UsageError:
+    return UsageError(
         f"The guide's site {name!r} is a point where it is known (labels), whose KL divergence from another is "
-        f"infinite. {cure}"
+        "infinite.",
+        *cures,
     )

@@ -7,7 +7,7 @@ conditional model's) have one prior in common.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pyro import poutine
@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Program
 from pyro_vaes.infer.bounds.importance import guide_and_model_traces
-from pyro_vaes.infer.bounds.posteriors import PosteriorSite, find_posteriors, sites_given_others
+from pyro_vaes.infer.bounds.posteriors import OTHER_SITES, PosteriorSite, find_posteriors, sites_given_others
 from pyro_vaes.infer.checks.tables import random_sites
 from pyro_vaes.programs.pair import preserve_rng
 
@@ -27,6 +28,7 @@ __all__ = ["NormalSite", "Standardised", "find_normal_sites"]
 
 Args = tuple[object, ...]
 Sites = dict[str, Message]
+NORMAL_GUIDE = Cure("guide", "AmortizedNormal", words="AmortizedNormal")
 NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)
 
 
@@ -114,22 +116,28 @@ def _normal_site(
 ) -> NormalSite:
     message = guide_sites[site.name]
     if not isinstance(_elements(message["fn"]), NORMALS):
-        raise ValueError(
+        raise UsageError(
             f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's site "
-            f"{site.name!r} is {_said(message)}. Use Trace_ELBO, or AmortizedNormal?"
+            f"{site.name!r} is {_said(message)}.",
+            use_bound(),
+            NORMAL_GUIDE,
         )
     latents = (site.name,) if site.name in model_sites else _drawn_together(message, guide_sites, model_sites, bound)
     for name in latents:
         prior = model_sites[name]
         if not isinstance(_elements(prior["fn"]), Normal):
-            raise ValueError(
+            raise UsageError(
                 f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed form, "
-                f"but that of {name!r} is {_said(prior)}. Use Trace_ELBO, or leave it out: sites=[...]?"
+                f"but that of {name!r} is {_said(prior)}.",
+                use_bound(),
+                OTHER_SITES,
             )
         if name in conditional:
-            raise ValueError(
+            raise UsageError(
                 f"The prior of {name!r} depends on other latents, so there is no one prior to compare the data's "
-                f"posteriors together with. Use Trace_ELBO, or leave it out: sites=[...] with the top level's site?"
+                "posteriors together with.",
+                use_bound(),
+                replace(OTHER_SITES, detail=" with the site of the top level"),
             )
     return NormalSite(site, latents)
 
@@ -142,10 +150,11 @@ def _drawn_together(message: Message, guide_sites: Sites, model_sites: Sites, bo
     if len(message["fn"].event_shape) == 1 and sum(v.numel() for v in values) == value.numel():
         if torch.equal(torch.cat([v.reshape(rows, -1) for v in values], 1), value.reshape(rows, -1)):
             return tuple(parts)
-    raise ValueError(
+    raise UsageError(
         f"{bound} needs the model's latents in the guide's joint draw {message['name']!r} side by side, but "
-        f"{sorted(parts) or 'they'} are another function of it (a map onto a support?). Use Trace_ELBO, or "
-        "AmortizedNormal?"
+        f"{sorted(parts) or 'they'} are another function of it (a map onto a support?).",
+        use_bound(),
+        NORMAL_GUIDE,
     )
 
 

@@ -6,10 +6,11 @@ import torch
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.poutine import Trace
 
+from pyro_vaes.errors import Cure, use_bound
 from pyro_vaes.infer.bounds.host_sync import quiet_elbo
 from pyro_vaes.infer.checks.mean_field import mean_field_violations
 from pyro_vaes.infer.checks.problems import Problem
-from pyro_vaes.infer.checks.tables import random_sites, said, site_table
+from pyro_vaes.infer.checks.tables import explain, random_sites, site_table
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.programs.pair import Pair
 
@@ -25,7 +26,11 @@ def enumeration_problems(guide_trace: Trace, model_trace: Trace, bound: ELBO) ->
             does = "draw it, at a high variance" if name in guide_trace.nodes else "draw it from the prior"
             yield Problem(
                 f"The site {name!r} is to be enumerated, but {type(bound).__name__} does not sum over it: it would "
-                f"{does}. Use TraceEnum_ELBO, or a model without the site, whose prior is the mixture itself."
+                f"{does}.",
+                cures=(
+                    use_bound("TraceEnum_ELBO"),
+                    Cure("model", words="a model without the site, whose prior is the mixture itself"),
+                ),
             )
 
 
@@ -35,7 +40,8 @@ def mean_field_problems(pair: Pair, args: tuple[object, ...]) -> Iterator[Proble
     for name in sorted(violating):
         yield Problem(
             f"TraceMeanField_ELBO is wrong for this pair: it would use the analytic KL of {name!r}, whose prior "
-            f"depends on a latent that the guide draws after and from {name!r}. Use Trace_ELBO, or a top-down guide."
+            f"depends on a latent that the guide draws after and from {name!r}.",
+            cures=(use_bound(), Cure("guide", "top-down", words="a top-down guide")),
         )
 
 
@@ -46,13 +52,14 @@ def density_problems(guide_trace: Trace) -> Iterator[Problem]:
             yield Problem(
                 f"TraceMeanField_ELBO does not suit the site {name!r} of this guide: log q(z) - log p(x, z) cancels at "
                 "each draw of z, and an expected KL beside a sampled likelihood does not, so the bound's variance "
-                "would be large even with the exact posterior. Use Trace_ELBO."
+                "would be large even with the exact posterior.",
+                cures=(use_bound(),),
             )
         if not site["is_observed"] and not site["fn"].has_rsample:
             yield Problem(
                 f"TraceMeanField_ELBO is wrong for this pair: the guide draws {name!r} ({type(site['fn']).__name__}) "
-                "without reparameterisation, and its score function would be left out. Use Trace_ELBO, or for a "
-                "mixture StratifiedMixture_ELBO."
+                "without reparameterisation, and its score function would be left out.",
+                cures=(use_bound(), use_bound("StratifiedMixture_ELBO", " for a mixture")),
             )
 
 
@@ -62,7 +69,8 @@ def gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Itera
         with quiet_elbo():
             value = pair.discover(loss, args)
     except Exception as error:
-        yield Problem(f"{type(loss).__name__} fails on this pair: {said(error)}")
+        message, cures = explain(error)
+        yield Problem(f"{type(loss).__name__} fails on this pair: {message}", cures=cures)
         return
     if value is not None and not torch.isfinite(value):
         yield Problem(

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, TraceMeanField_ELBO
 
+from pyro_vaes.errors import UsageError
 from pyro_vaes.infer.batches.batches import first_batch
 from pyro_vaes.infer.bounds.bound import layers
 from pyro_vaes.infer.checks.bound_problems import (
@@ -51,10 +52,13 @@ class CheckReport:
         """Whether nothing fatal was found."""
         return not any(p.fatal for p in self.problems)
 
-    def raise_if_fatal(self) -> None:
-        """Raise a ValueError that holds the fatal problems, if there are any."""
-        if not self.ok:
-            raise ValueError(" ".join(p.text for p in self.problems if p.fatal))
+    def raise_if_fatal(self, before: str = "") -> None:
+        """Raise a ValueError that holds the fatal problems, if there are any, and their cures."""
+        if self.ok:
+            return
+        *others, last = [p for p in self.problems if p.fatal]
+        message = " ".join([*(p.text for p in others), last.message])
+        raise UsageError(f"{before}{message}", *last.cures)
 
     def __str__(self) -> str:
         lines = [f"{'error' if p.fatal else 'note'}: {p.text}" for p in self.problems] or ["no problems found"]

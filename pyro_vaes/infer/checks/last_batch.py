@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 
+from pyro_vaes.errors import Cure, UsageError
 from pyro_vaes.infer.batches.batches import Batches, SourceBatches
 from pyro_vaes.infer.bounds.bound import layers
 from pyro_vaes.programs.pair import Pair, modes
@@ -56,12 +57,12 @@ def enough_rows(pair: Pair, batches: Batches, held_out: Batches | None, bound: E
             if not _is_refused(pair, part):
                 continue
             rows, why = part.last_size, BATCH_NORM
-        cure = "Choose another batch_size, or leave a row out"
+        cures = [Cure("batch_size", words="choose another batch_size"), Cure("rows", words="leave a row out")]
         if part is held_out:
-            cure += " (batches of held-out data have 4 * batch_size rows)"
+            why += " (a batch of held-out data has four times as many rows as one of training data)"
         elif drop_last is False:
-            cure += ", with drop_last=True another one in each epoch"
-        raise ValueError(f"The last batch of the {name} data has a size of {rows}, but {why}. {cure}.")
+            cures.append(Cure("drop_last", True, detail=", which leaves out another row in each epoch"))
+        raise UsageError(f"The last batch of the {name} data has a size of {rows}, but {why}.", *cures)
     return batches
 
 

@@ -46,5 +46,4 @@ def preflight_held_out(pair: Pair, loss: ELBO, held_out: Batches, seed: int, pla
         batch = tuple(v[:rows] if isinstance(v, Tensor) else v for v in first_of(pair, held_out, seed, place))
     with modes(*pair.modules.values(), training=False):
         report = check(pair.model, pair.guide, batch, loss=loss)
-    if not report.ok:
-        raise ValueError("In the held-out data: " + " ".join(p.text for p in report.problems if p.fatal))
+    report.raise_if_fatal("In the held-out data: ")

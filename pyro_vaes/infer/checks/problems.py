@@ -9,7 +9,8 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vaes.infer.checks.tables import random_sites, said
+from pyro_vaes.errors import Cure, UsageError
+from pyro_vaes.infer.checks.tables import explain, random_sites
 from pyro_vaes.infer.handlers import is_latent
 from pyro_vaes.programs.pair import Pair
 from pyro_vaes.programs.reach import required_arguments
@@ -32,10 +33,22 @@ Hint = Callable[[Tensor], str | None]  # what a likelihood says about data that 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, or may be."""
+    """One thing that is wrong, or may be.
 
-    text: str
+    Arguments:
+        message: What is wrong.
+        fatal: Whether the pair cannot be trained because of it.
+        cures: What the user can do about it, one thing or the other.
+    """
+
+    message: str
     fatal: bool = True
+    cures: tuple[Cure, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The message with its cures behind it."""
+        return str(UsageError(self.message, *self.cures))
 
 
 def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
@@ -62,7 +75,10 @@ def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
 def failure(pair: Pair, label: str, args: tuple[object, ...], error: Exception) -> Problem:
     """An error of one of the programs, with the cure where the batch lacks an argument or has another dtype."""
     text = _missing_arguments(pair, args, error) or _other_dtype(pair, args, error)
-    return Problem(text or f"The {label} fails on this batch: {said(error)}")
+    if text is not None:
+        return Problem(text)
+    message, cures = explain(error)
+    return Problem(f"The {label} fails on this batch: {message}", cures=cures)
 
 
 def _missing_arguments(pair: Pair, args: tuple[object, ...], error: Exception) -> str | None:

@@ -7,10 +7,11 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
+from pyro_vaes.errors import Cure, message_and_cures
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
 from pyro_vaes.programs.pair import Pair
 
-__all__ = ["random_sites", "said", "site_table", "trace_table"]
+__all__ = ["random_sites", "explain", "site_table", "trace_table"]
 
 
 def random_sites(trace: Trace) -> dict[str, Message]:
@@ -18,19 +19,23 @@ def random_sites(trace: Trace) -> dict[str, Message]:
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
 
-def said(error: Exception) -> str:
-    """What an exception says, with its kind unless it is a ValueError, and the cures of Pyro's commonest ones.
+def explain(error: Exception) -> tuple[str, tuple[Cure, ...]]:
+    """What an exception says, with its kind unless it is a ValueError, and its cures; Pyro's commonest get words.
 
     The table of shapes that Pyro adds is left out where this library says what is wrong.
     """
     error = _without_table(error)
-    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    text, cures = message_and_cures(error)
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}"
     if "Shape mismatch inside plate" in text:
         text = (
             f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on "
             "the distribution (once for each of them); and the plate's size follows the batch, len(x)."
         )
-    return f"{text.rstrip()} {COMMON_SCALE}" if needs_common_scale(error) else text
+    if needs_common_scale(error):
+        text = f"{text.rstrip()} {COMMON_SCALE}"
+    return text, cures
 
 
 def _without_table(error: Exception) -> Exception:
@@ -73,7 +78,7 @@ def site_table(pair: Pair, args: tuple[object, ...]) -> str:
             guide_trace = poutine.trace(pair.guide).get_trace(*args)
             model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*args)
         except Exception as error:
-            return f"(the programs fail on this batch: {said(error)})"
+            return f"(the programs fail on this batch: {explain(error)[0]})"
         for label, trace in (("guide", guide_trace), ("model", model_trace)):
             for name, site in random_sites(trace).items():
                 value, log_prob = site["value"].detach().float(), site["fn"].log_prob(site["value"]).sum()
