@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import typer
 
+from pyro_vaes.cli.options import flag
 from pyro_vaes.errors import Cure, message_and_cures, with_cures
 from pyro_vaes.infer import NonFiniteError
 
@@ -39,14 +40,10 @@ SHARED = ("files", "rows")
 """What all users do in the same way, in the same words."""
 
 
-def _flag(parameter: str) -> str:
-    return f"--{parameter.replace('_', '-')}"
-
-
 def _in_words(cure: Cure) -> str:
     """A cure for users of the command line, empty if it is none for them."""
     if cure.omitted:
-        known = [_flag(name) for name in cure.omitted if name in OPTIONS]
+        known = [flag(name) for name in cure.omitted if name in OPTIONS]
         return f"leave out {' and '.join(known)}" if known else ""
     if cure.parameter in SHARED:
         return str(cure)
@@ -54,17 +51,18 @@ def _in_words(cure: Cure) -> str:
     words = WORDS.get(f"{cure.parameter}={cure.value}") or WORDS.get(cure.parameter)
     if words is None and cure.parameter in OPTIONS:
         value = "" if cure.value is None else f" {cure.value}"
-        words = f"pass {_flag(cure.parameter)}{value}"
+        words = f"pass {flag(cure.parameter)}{value}"
     return f"{words}{cure.detail}" if words else ""
 
 
 def in_options(error: BaseException) -> str:
     """What an error says, with its cures as options of the command line.
 
-    Example:
-        >>> from pyro_vaes.errors import UsageError, use_bound
-        >>> in_options(UsageError("This site has no KL.", use_bound(), Cure("sites")))
-        'This site has no KL. Choose --bound trace.'
+        Example:
+            >>> from pyro_vaes.cli.options import flag
+    from pyro_vaes.errors import UsageError, use_bound
+            >>> in_options(UsageError("This site has no KL.", use_bound(), Cure("sites")))
+            'This site has no KL. Choose --bound trace.'
     """
     message, cures = message_and_cures(error)
     return with_cures(message, filter(None, map(_in_words, cures)))

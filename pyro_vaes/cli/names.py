@@ -25,6 +25,7 @@ from papers import (
 )
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.guides import (
+    AmortizedGuide,
     AmortizedHouseholder,
     AmortizedIAF,
     AmortizedLaplace,
@@ -32,7 +33,6 @@ from pyro_vaes.guides import (
     AmortizedNormal,
     SemiAmortized,
 )
-from pyro_vaes.guides.amortized import AmortizedGuide
 from pyro_vaes.infer import (
     AggregatePosterior_ELBO,
     DReG_ELBO,
@@ -45,18 +45,21 @@ from pyro_vaes.nn import (
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
+    ConvNetworks,
     DiscretizedLogisticMixtureLikelihood,
     GaussianLikelihood,
     HouseholderHead,
     IAFHead,
     LaplaceLikelihood,
+    Likelihood,
+    LinearNetworks,
+    MLPNetworks,
     MultivariateNormalHead,
     NegativeBinomialLikelihood,
+    Networks,
     NormalHead,
     PoissonLikelihood,
 )
-from pyro_vaes.nn.default_networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
-from pyro_vaes.nn.likelihoods import Likelihood
 
 __all__ = [
     "BOUNDS",

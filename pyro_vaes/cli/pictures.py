@@ -14,8 +14,7 @@ from xarray import DataTree
 
 from pyro_vaes import plots
 from pyro_vaes.cli.run_directory import Run
-from pyro_vaes.data import ImageData
-from pyro_vaes.data.split import Split
+from pyro_vaes.data import ImageData, Split
 from pyro_vaes.diagnostics import CollapseReport, LogLikelihood, reconstruct
 from pyro_vaes.programs.pair import Pair
 

@@ -28,7 +28,7 @@ from pyro_vaes.infer.training.callbacks import (
 from pyro_vaes.infer.training.checkpoint import load_weights, save_weights
 from pyro_vaes.infer.training.evaluation import evaluate
 from pyro_vaes.infer.training.fit import fit
-from pyro_vaes.infer.training.nonfinite import NonFiniteError
+from pyro_vaes.infer.training.nonfinite import NonFiniteError, OnNaN
 from pyro_vaes.infer.training.progressive import ProgressiveRungs
 from pyro_vaes.infer.training.weight_average import WeightAverage
 
@@ -50,6 +50,7 @@ __all__ = [
     "MMD_ELBO",
     "MutualPosterior_ELBO",
     "NonFiniteError",
+    "OnNaN",
     "PosteriorPairs",
     "Problem",
     "ProgressiveRungs",

@@ -4,6 +4,7 @@ from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
 from pyro_vaes.nn.causal_conv import Reach, gated_block, plain_block, residual_block
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
 from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
+from pyro_vaes.nn.default_networks import ConvNetworks, Labelled, LinearNetworks, MLPNetworks, Networks
 from pyro_vaes.nn.flow_heads import HouseholderHead, IAFHead
 from pyro_vaes.nn.flow_prior import AutoregressivePrior
 from pyro_vaes.nn.heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead, WeightHead
@@ -16,6 +17,7 @@ from pyro_vaes.nn.likelihoods import (
     DiscretizedLogisticMixtureLikelihood,
     GaussianLikelihood,
     LaplaceLikelihood,
+    Likelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
@@ -35,6 +37,7 @@ from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
 __all__ = [
     "MADE",
     "MLP",
+    "MLPNetworks",
     "AutoregressiveLikelihood",
     "AutoregressiveNetwork",
     "AutoregressivePrior",
@@ -45,18 +48,23 @@ __all__ = [
     "ContinuousBernoulliLikelihood",
     "ConvDecoder",
     "ConvEncoder",
+    "ConvNetworks",
     "DiscretizedLogisticMixtureLikelihood",
     "GatedAdd",
     "GaussianLikelihood",
     "HouseholderHead",
     "IAFHead",
+    "Labelled",
     "LadderNetworks",
     "LaplaceLikelihood",
+    "Likelihood",
+    "LinearNetworks",
     "LogVarianceHead",
     "MixturePrior",
     "Linear",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",
+    "Networks",
     "NormalHead",
     "OneHot",
     "PatchDiscriminator",

@@ -9,8 +9,9 @@ import math
 from torch import Tensor, nn
 
 from pyro_vaes.errors import Cure, UsageError, leave_out
-from pyro_vaes.nn import MLP, Chain, ConvDecoder, ConvEncoder, NormalHead, OneHot
-from pyro_vaes.nn.mlp import concatenate
+from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder
+from pyro_vaes.nn.heads import NormalHead
+from pyro_vaes.nn.mlp import MLP, Chain, OneHot, concatenate
 
 __all__ = ["ConvNetworks", "Labelled", "LinearNetworks", "MLPNetworks", "Networks", "Scaled"]
 

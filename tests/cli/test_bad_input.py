@@ -148,8 +148,10 @@ def test_refused_training_leaves_everything_as_it_was(copied: Path, tmp_path: Pa
 
 def test_run_without_a_finished_epoch(copied: Path, command):
     shutil.rmtree(copied / "checkpoint")
+    message = f"the run in {copied} has no checkpoint of a finished epoch yet: go on with "
     cure = f"`pyro-vaes train --resume --out {copied}`, or start again with --overwrite."
-    refused(command("evaluate", copied), f"the run in {copied} has no finished epoch yet: go on with {cure}")
+    message = f"the run in {copied} has no checkpoint of a finished epoch yet: go on with {cure}"
+    refused(command("evaluate", copied), message)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "sample", "report"])

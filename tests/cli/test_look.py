@@ -19,7 +19,7 @@ from pyro_vaes import plots
 from pyro_vaes.cli import open_run
 from pyro_vaes.cli.demo import DEMO, demo
 from pyro_vaes.cli.measure import measure
-from pyro_vaes.cli.run_lock import written
+from pyro_vaes.cli.run_files import files_of_run
 from pyro_vaes.data import NAMES
 
 
@@ -165,7 +165,7 @@ def test_report_of_other_models(model: str, tmp_path: Path, command):
     assert result.exit_code == 0, result.output
     assert ("manifold.png" in result.stdout) == (model == "conditional_vae")
     assert ("posterior_z_2.png" in result.stdout) == (model == "hierarchical_vae")
-    assert set(written(tmp_path / "run")) == set((tmp_path / "run").iterdir()), "and --overwrite knows all of it"
+    assert set(files_of_run(tmp_path / "run")) == set((tmp_path / "run").iterdir()), "and --overwrite knows all of it"
 
 
 def test_report_with_a_joint_guide_and_no_labels(tmp_path: Path, command):

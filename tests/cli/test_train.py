@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_vaes.cli import Options, open_run
-from pyro_vaes.cli.build import build_pair, load_data
+from pyro_vaes.cli.build import build_pair, load_run_data
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
 from pyro_vaes.infer import ImportanceWeighted_ELBO
 from pyro_vaes.infer.training.fit import fit
@@ -97,7 +97,7 @@ def test_open_run_gives_objects_and_leaves_generators_alone(trained: Path):
 
 def one_step(options: Options) -> float:
     """The training loss of one step, through the table."""
-    data = load_data(options)
+    data = load_run_data(options)
     options = options.resolved(data)
     built = build_pair(options, data)
     bound = BOUNDS[options.bound].build(options.particles, options.free_bits)
@@ -139,7 +139,7 @@ def test_every_hierarchy(network: str, skip: bool, top_down: bool):
 
 def test_counts_reach_the_networks_as_numbers_up_to_one():
     options = replace(BASE, likelihood="poisson", latent_dim=(2,))
-    data = load_data(options)
+    data = load_run_data(options)
     assert data.value_range == (0.0, 16.0)
     trunk = build_pair(options.resolved(data), data).vae.encoder[0]
     x = data.train[:5]

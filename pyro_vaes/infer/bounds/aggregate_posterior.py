@@ -184,8 +184,8 @@ def _weight(site: NormalSite, guide_sites: dict[str, Message], model_sites: dict
         raise UsageError(
             f"The site {site.posterior.name!r} has scales {said} in the guide and in the model, but what all rows pay "
             "together has one weight.",
-            Cure("beta", words="give both programs the same number with scale_latents(beta)"),
             use_bound(),
+            Cure("beta", words="give both programs the same number with scale_latents(beta)"),
         )
     frame = next(f for f in messages[0]["cond_indep_stack"] if f.name == site.posterior.plate)
     return cast(float | Tensor, frame.size * scales[0])

@@ -50,12 +50,12 @@ class PosteriorSite:
             raise UsageError(
                 f"The guide's site {self.name!r} is masked, and which pairs of posteriors a mask leaves is not "
                 "defined.",
+                use_bound(),
                 Cure("rows", "unmasked", words="leave the masked rows out of the batch"),
                 OTHER_SITES,
-                use_bound(),
             )
         if _may_be_point(message):  # labels came after the first look
-            raise _point(self.name, OTHER_SITES, use_bound())
+            raise _point(self.name, use_bound(), OTHER_SITES)
         dims = {f.name: f.dim for f in message["cond_indep_stack"] if f.vectorized and f.name in self.plates}
         data_dim, kept = dims[self.plate], set(dims.values())
 
@@ -76,9 +76,9 @@ class PosteriorSite:
         raise UsageError(
             f"The posteriors at the guide's site {self.name!r} ({type(fn).__name__}, batch shape "
             f"{tuple(fn.batch_shape)}) cannot be brought into one row for each datum.",
+            use_bound(),
             Cure("plate", words="use one data plate and one particle"),
             OTHER_SITES,
-            use_bound(),
         )
 
 
@@ -184,8 +184,8 @@ def find_posteriors(guide: Program, args: Args, sites: Sequence[str] | None) -> 
         raise UsageError(
             f"The posteriors of the sites {unknown or 'of this guide'} cannot be compared: the guide's sites with a "
             f"distribution of their own are {sorted(candidates)}.",
-            Cure("sites", tuple(sorted(candidates)), words="name some of these, sites=[...]"),
             use_bound(),
+            Cure("sites", tuple(sorted(candidates)), words="name some of these, sites=[...]"),
         )
     wanted = {n: s for n, s in candidates.items() if sites is None or n in sites}
     problems = list(_problems(wanted, look.given_others(), candidates))
@@ -218,8 +218,8 @@ def _problems(
             yield UsageError(
                 f"The guide draws {name!r} given other latent sites, so it has no posterior of its own given the datum "
                 "that could be compared with another's.",
-                compare_others,
                 use_bound(),
+                compare_others,
             )
         if not any(f.vectorized for f in site["cond_indep_stack"]):
             yield UsageError(

@@ -56,9 +56,9 @@ class CheckReport:
         """Raise a ValueError that holds the fatal problems, if there are any, and their cures."""
         if self.ok:
             return
-        *others, last = [p for p in self.problems if p.fatal]
-        message = " ".join([*(p.text for p in others), last.message])
-        raise UsageError(f"{before}{message}", *last.cures)
+        fatal = [p for p in self.problems if p.fatal]
+        cures = dict.fromkeys(cure for p in fatal for cure in p.cures)
+        raise UsageError(before + " ".join(p.message for p in fatal), *cures)
 
     def __str__(self) -> str:
         lines = [f"{'error' if p.fatal else 'note'}: {p.text}" for p in self.problems] or ["no problems found"]
