@@ -133,17 +133,15 @@ def sample(
     """Draw new images from a run; those of a conditional model are in rows, or in columns, by class."""
     with user_errors():
         opened = open_run(run, root=root, device=device)
-        classes = chosen_classes(opened, label or [])
+        layout = by_class(opened, chosen_classes(opened, label or []), num)
         path = out or run / "samples.png"
         if path.suffix.lower() != ".png":
             raise ValueError(f"--out is {path}, but pictures are written as .png.")
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        labels, columns, title = None, None, "Samples from the model: they should pass for data"
-        if classes:
-            labels, columns, title = by_class(opened, classes, num)
-        images = sample_images(opened, num, labels=labels, noise=noise, seed=seed)
-        ax = plots.samples(images, columns=columns, value_range=(0, 1), title=title)
-        save([(path.stem, ax.figure)], path.parent)  # type: ignore[list-item]
+        images = sample_images(opened, num, labels=layout.labels, noise=noise, seed=seed)
+        ax = plots.samples(images, columns=layout.columns, value_range=(0, 1), title=layout.title)
+        save([(path.stem, ax)], path.parent)
         typer.echo(f"Written to {path}.")
 
 

@@ -241,8 +241,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             kind, default = str | None, None
         elif get_origin(kind) is Literal:  # `choose` answers unknown names
             kind = str
-        annotation = Annotated[kind, option]
-        options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        parameter = Parameter(field.name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option])
+        options.append(parameter.replace(default=default))
 
     context, *own, _ = signature(command).parameters.values()
     vars(command)["__signature__"] = Signature([context, *options, *own])  # read by typer
