@@ -19,6 +19,7 @@ from pyro_vaes import plots
 from pyro_vaes.cli import open_run
 from pyro_vaes.cli.demo import DEMO, demo
 from pyro_vaes.cli.measure import measure
+from pyro_vaes.cli.report import write_report
 from pyro_vaes.cli.run_files import files_of_run
 from pyro_vaes.data import NAMES
 
@@ -136,6 +137,14 @@ def test_report_is_one_page_without_anything_outside(reported: Path):
     assert not re.search(r"url\(|@import|<script", text)
     for wanted in ("pyro-vaes train digits", "z[0]", "prior mean", "posterior mean", "UCI", "SHA-256"):
         assert wanted in text
+
+
+def test_report_escapes_what_others_have_named(copied: Path):
+    run = open_run(copied)
+    facts = run.facts | {"data": run.facts["data"] | {"name": "<b>mine</b> & yours"}}
+    write_report(replace(run, facts=facts), num_particles=2, num_data=20)
+    text = (copied / "report.html").read_text()
+    assert "<b>mine" not in text and text.count("&lt;b&gt;mine&lt;/b&gt; &amp; yours") == 3
 
 
 @pytest.mark.arviz

@@ -7,7 +7,7 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
-from pyro_vaes.errors import Cure, message_and_cures
+from pyro_vaes.errors import CurableError, Cure, message_and_cures
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
 from pyro_vaes.programs.pair import Pair
 
@@ -42,11 +42,12 @@ def _without_table(error: Exception) -> Exception:
     """The error as it was raised here, where Pyro has put its table of shapes behind it; any other as it is."""
     if not isinstance(error, ValueError):
         return error
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if place is None or not place.tb_frame.f_globals.get("__name__", "").startswith("pyro_vaes."):
-        return error
+    if not isinstance(error, CurableError):
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        if place is None or not place.tb_frame.f_globals.get("__name__", "").startswith("pyro_vaes."):
+            return error
     while isinstance(error.__cause__, type(error)) and str(error).startswith(f"{error.__cause__}\n"):
         error = error.__cause__
     return error
