@@ -58,11 +58,10 @@ def _in_words(cure: Cure) -> str:
 def in_options(error: BaseException) -> str:
     """What an error says, with its cures as options of the command line.
 
-        Example:
-            >>> from pyro_vaes.cli.options import flag
-    from pyro_vaes.errors import UsageError, use_bound
-            >>> in_options(UsageError("This site has no KL.", use_bound(), Cure("sites")))
-            'This site has no KL. Choose --bound trace.'
+    Example:
+        >>> from pyro_vaes.errors import UsageError, use_bound
+        >>> in_options(UsageError("This site has no KL.", use_bound(), Cure("sites")))
+        'This site has no KL. Choose --bound trace.'
     """
     message, cures = message_and_cures(error)
     return with_cures(message, filter(None, map(_in_words, cures)))
