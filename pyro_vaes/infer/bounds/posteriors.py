@@ -211,6 +211,7 @@ def _problems(
     points = {n for n, s in candidates.items() if _may_be_point(s)}
     others = sorted(candidates.keys() - conditional - points)
     compare_others = Cure("sites", tuple(others), words=f"compare the others, sites={others}")
+
     for name, site in wanted.items():
         if name in points:
             yield _point(name, compare_others if others else use_bound())
@@ -221,6 +222,7 @@ def _problems(
                 use_bound(),
                 compare_others,
             )
+
         if not any(f.vectorized for f in site["cond_indep_stack"]):
             yield UsageError(
                 f"The guide's site {name!r} lies outside every plate: it has one posterior for all data.",

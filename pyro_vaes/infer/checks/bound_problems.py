@@ -55,6 +55,7 @@ def density_problems(guide_trace: Trace) -> Iterator[Problem]:
                 "would be large even with the exact posterior.",
                 cures=(use_bound(),),
             )
+
         if not site["is_observed"] and not site["fn"].has_rsample:
             yield Problem(
                 f"TraceMeanField_ELBO is wrong for this pair: the guide draws {name!r} ({type(site['fn']).__name__}) "
@@ -72,6 +73,7 @@ def gradient_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Itera
         message, cures = explain(error)
         yield Problem(f"{type(loss).__name__} fails on this pair: {message}", cures=cures)
         return
+
     if value is not None and not torch.isfinite(value):
         yield Problem(
             f"The loss is {value.item()} on this batch. Is a scale zero, or a logarithm taken of "

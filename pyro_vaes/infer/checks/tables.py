@@ -28,6 +28,7 @@ def explain(error: Exception) -> tuple[str, tuple[Cure, ...]]:
     text, cures = message_and_cures(error)
     if not isinstance(error, ValueError):
         text = f"{type(error).__name__}: {text}"
+
     if "Shape mismatch inside plate" in text:
         text = (
             f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on "
@@ -48,6 +49,7 @@ def _without_table(error: Exception) -> Exception:
             place = place.tb_next
         if place is None or not place.tb_frame.f_globals.get("__name__", "").startswith("pyro_vaes."):
             return error
+
     while isinstance(error.__cause__, type(error)) and str(error).startswith(f"{error.__cause__}\n"):
         error = error.__cause__
     return error
