@@ -7,6 +7,7 @@ from typing import Annotated
 
 import matplotlib
 import typer
+from typer import Option
 
 from pyro_vaes import __version__, plots
 from pyro_vaes.cli.classes import by_class, chosen_classes
@@ -30,14 +31,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DEFAULT = Options()
 RunDirectory = Annotated[Path, typer.Argument(help="The directory of a run, as `train` wrote it.", show_default=False)]
-Samples = Annotated[int, typer.Option(help="Importance samples per image.")]
-NumData = Annotated[int, typer.Option(help="Images, drawn at random, the same ones every time.")]
-Seed = Annotated[int, typer.Option(help="Of the draws.")]
-Root = Annotated[str | None, typer.Option(help="Folder of the data files, if not the one recorded or found.")]
-Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda.", show_default="cpu")]
-Part = Annotated[str | None, typer.Option(help="test, valid or train.", show_default="the first there is")]
+Samples = Annotated[int, Option(help="The number of importance samples per image.")]
+NumData = Annotated[int, Option(help="The number of images, drawn at random, the same ones every time.")]
+Seed = Annotated[int, Option(help="The random seed for the draws.")]
+Part = Annotated[
+    str | None, Option(help="The part of the data: test, valid or train.", show_default="the first that there is")
+]
 
 
 def main() -> None:
@@ -53,10 +53,8 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def prepare(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log message.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
-    ] = False,
+    debug: Annotated[bool, Option("--debug", help="Show tracebacks and every log message.")] = False,
+    version: Annotated[bool, Option("--version", help="Show the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
     """What holds for every command: pictures go to files, and warnings to stderr."""
     matplotlib.use("Agg")
@@ -65,67 +63,31 @@ def prepare(
 
 
 @app.command()
+@with_options
 def train(
     context: typer.Context,
-    data: Annotated[
-        str, typer.Argument(help="A data set (see `list`), a .npz, .npy or .mat file, or a folder.")
-    ] = DEFAULT.data,
-    out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/DATA-MODEL")] = None,
-    model: Annotated[str, typer.Option(help="See `list`, as for all names.")] = DEFAULT.model,
-    network: Annotated[str, typer.Option()] = DEFAULT.network,
-    likelihood: Annotated[str | None, typer.Option(show_default="by the pixels")] = DEFAULT.likelihood,
-    guide: Annotated[str, typer.Option()] = DEFAULT.guide,
-    bound: Annotated[str, typer.Option()] = DEFAULT.bound,
-    latent_dim: Annotated[
-        str | None, typer.Option(help="Dimension; 16,8 for two levels, from the data upwards.", show_default="16")
-    ] = None,
-    hidden: Annotated[
-        str | None, typer.Option(help="Widths 500,500 (mlp) or channels 32,64 (conv).", show_default="by the network")
-    ] = None,
-    skip: Annotated[bool, typer.Option("--skip", help="Skip connections in the hierarchy.")] = DEFAULT.skip,
-    top_down: Annotated[bool, typer.Option("--top-down", help="A top-down guide in the hierarchy.")] = DEFAULT.top_down,
-    particles: Annotated[int, typer.Option(help="Draws in the bound; 0 for its default.")] = DEFAULT.particles,
-    free_bits: Annotated[float, typer.Option(help="Nats per site, for the bound of that name.")] = DEFAULT.free_bits,
-    epochs: Annotated[int, typer.Option()] = DEFAULT.epochs,
-    batch_size: Annotated[int, typer.Option()] = DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = DEFAULT.lr,
-    kl_warmup: Annotated[int, typer.Option(help="Epochs over which the KL weight rises to 1.")] = DEFAULT.kl_warmup,
-    patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs without progress; 0 never.")
-    ] = DEFAULT.patience,
-    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for any.")] = DEFAULT.clip,
-    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = DEFAULT.seed,
-    split_seed: Annotated[int, typer.Option(help="Of the split of the rows.")] = DEFAULT.split_seed,
-    binarize: Annotated[bool, typer.Option("--binarize", help="Dynamic binarisation.")] = DEFAULT.binarize,
-    resize: Annotated[int | None, typer.Option(help="Height and width of the images.")] = DEFAULT.resize,
-    grey: Annotated[bool, typer.Option("--grey", help="Make colour images grey.")] = DEFAULT.grey,
-    key: Annotated[str | None, typer.Option(help="For files of arrays: the name of the images.")] = DEFAULT.key,
-    label_key: Annotated[str | None, typer.Option(help="The name of the labels, likewise.")] = DEFAULT.label_key,
-    image_shape: Annotated[str | None, typer.Option(help="Shape of one image, likewise: 1,28,28.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only so many training rows.")] = DEFAULT.limit,
-    root: Root = DEFAULT.root,
-    device: Device = DEFAULT.device,
-    on_nan: Annotated[str, typer.Option(help="raise, skip or rollback.")] = DEFAULT.on_nan,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    *,
+    out: Annotated[Path | None, Option(help="The directory of the run.", show_default="runs/DATA-MODEL")] = None,
+    resume: Annotated[bool, Option("--resume", help="Continue the run in --out.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the run in --out.")] = False,
+    **typed: object,
 ) -> None:
     """Train a model and write its run directory.
 
     An interrupted run goes on with `pyro-vaes train --resume --out DIRECTORY` and ends with the same numbers.
     """
     with user_errors():
-        values = {n: v for n, v in context.params.items() if n in Options.__dataclass_fields__}
-        values["latent_dim"] = whole_numbers(latent_dim, "latent-dim") if latent_dim else ()
-        values["image_shape"] = whole_numbers(image_shape, "image-shape") if image_shape else None
-        values["hidden"] = whole_numbers(hidden, "hidden") if hidden else ()
-        given = {n for n in values if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
-        directory = out or Path("runs") / f"{Path(data).stem}-{model}"
         if resume and overwrite:
             raise ValueError(
                 "--resume and --overwrite exclude each other: the one continues a run, the other begins it again."
             )
+        values = as_values(typed)
+        directory = out or Path("runs") / f"{Path(values['data']).stem}-{values['model']}"
+
         if resume:
-            finished = resume_run(directory, {n: values[n] for n in given})
+            sources = {name: context.get_parameter_source(name) for name in values}
+            given = {n: values[n] for n, source in sources.items() if source and source.name == "COMMANDLINE"}
+            finished = resume_run(directory, given)
         else:
             finished = train_run(Options(**values), directory, overwrite=overwrite)
         typer.echo(repr(finished.history))
@@ -155,14 +117,14 @@ def evaluate(
 def sample(
     run: RunDirectory,
     num: Annotated[
-        int, typer.Option(min=1, help="How many images, rounded up to whole rows for a conditional model.")
+        int, Option(min=1, help="The number of images, rounded up to whole rows for a conditional model.")
     ] = 64,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="For conditional_vae: a class, several with several --label.", show_default="all"),
+        Option(help="A class of a conditional_vae; give the option several times for several.", show_default="all"),
     ] = None,
-    noise: Annotated[bool, typer.Option("--noise", help="Draw the pixels too, rather than show their means.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The picture.", show_default="RUN/samples.png")] = None,
+    noise: Annotated[bool, Option("--noise", help="Draw the pixels too, rather than show their means.")] = False,
+    out: Annotated[Path | None, Option(help="The file of the picture.", show_default="RUN/samples.png")] = None,
     seed: Seed = 0,
     root: Root = None,
     device: Device = None,
@@ -170,17 +132,15 @@ def sample(
     """Draw new images from a run; those of a conditional model are in rows, or in columns, by class."""
     with user_errors():
         opened = open_run(run, root=root, device=device)
-        classes = chosen_classes(opened, label or [])
+        layout = by_class(opened, chosen_classes(opened, label or []), num)
         path = out or run / "samples.png"
         if path.suffix.lower() != ".png":
             raise ValueError(f"--out is {path}, but pictures are written as .png.")
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        labels, columns, title = None, None, "Samples from the model: they should pass for data"
-        if classes:
-            labels, columns, title = by_class(opened, classes, num)
-        images = sample_images(opened, num, labels=labels, noise=noise, seed=seed)
-        ax = plots.samples(images, columns=columns, value_range=(0, 1), title=title)
-        save([(path.stem, ax.figure)], path.parent)  # type: ignore[list-item]
+        images = sample_images(opened, num, labels=layout.labels, noise=noise, seed=seed)
+        ax = plots.samples(images, columns=layout.columns, value_range=(0, 1), title=layout.title)
+        save([(path.stem, ax)], path.parent)
         typer.echo(f"Written to {path}.")
 
 
@@ -220,7 +180,7 @@ def list_names(root: Root = None) -> None:
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/demo")) -> None:
+def demo(out: Annotated[Path, Option(help="The directory of the run.")] = Path("runs/demo")) -> None:
     """Train on real digits in under two minutes, then measure and report."""
     with user_errors():
         measured, written = run_demo(out)

@@ -3,26 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from pyro_vaes.cli.names import GUIDES, LIKELIHOODS, NETWORKS, choose
 from pyro_vaes.cli.options import Options
-from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit
-from pyro_vaes.data import load_data as load_image_data
+from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit, load_data
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import Chain, OneHot
-from pyro_vaes.nn.default_networks import Labelled, Networks
-from pyro_vaes.nn.likelihoods import Likelihood
+from pyro_vaes.nn import Chain, Labelled, Likelihood, Networks, OneHot
 from pyro_vaes.programs.pair import preserve_rng
 
-__all__ = ["Built", "build_pair", "data_path", "load_data"]
+__all__ = ["Built", "Model", "build_pair", "data_path", "load_run_data"]
+
+Model = VAE | ConditionalVAE | HierarchicalVAE
 
 
 @dataclass(frozen=True)
 class Built:
     """A model and its guide, with the module that holds the model."""
 
-    vae: VAE | ConditionalVAE | HierarchicalVAE
+    vae: Model
     model: Callable[..., object]
     guide: Callable[..., object]
 
@@ -34,7 +32,7 @@ def data_path(data: str) -> str:
     return data if known in NAMES or not path.exists() else str(path.resolve())
 
 
-def load_data(options: Options) -> ImageData:
+def load_run_data(options: Options) -> ImageData:
     """The data set, preprocessed as the likelihood wants it; batches are `(x, y)` for the conditional model.
 
     Raises:
@@ -47,7 +45,8 @@ def load_data(options: Options) -> ImageData:
         steps = (ToUnit(), Binarize())
     elif likelihood is not None and likelihood.raw:
         steps = ()
-    data = load_image_data(
+
+    data = load_data(
         options.data,
         options.root,
         seed=options.split_seed,
@@ -56,24 +55,25 @@ def load_data(options: Options) -> ImageData:
         grey=options.grey,
         key=options.key,
         label_key=options.label_key,
-        image_shape=cast(tuple[int, int, int] | None, options.image_shape),
+        image_shape=options.image_shape,
     )
     if options.limit is not None:
         data = data.take(options.limit)
+
     if options.likelihood == "bernoulli" and data.info.levels != 2:
         levels = "continuous" if data.info.levels is None else f"{data.info.levels} levels"
         raise ValueError(
             f"the Bernoulli likelihood is for pixels 0 or 1, but those of {data.name} are grey ({levels}): add "
             "--binarize for dynamic binarisation, or choose --likelihood continuous_bernoulli."
         )
-    if options.model == "conditional_vae":
-        if data.num_classes is None:
-            raise ValueError(
-                f"conditional_vae needs one label per image, but {data.name} has none: choose --model "
-                "vae, or another data set."
-            )
-        return data.with_labels()
-    return data
+    if options.model != "conditional_vae":
+        return data
+    if data.num_classes is None:
+        raise ValueError(
+            f"conditional_vae needs one label per image, but {data.name} has none: choose --model "
+            "vae, or another data set."
+        )
+    return data.with_labels()
 
 
 def build_pair(options: Options, data: ImageData) -> Built:
@@ -85,26 +85,28 @@ def build_pair(options: Options, data: ImageData) -> Built:
 
     Example:
         >>> options = Options(latent_dim=(2,), hidden=(8,))
-        >>> data = load_data(options)
+        >>> data = load_run_data(options)
         >>> build_pair(options.resolved(data), data).vae.latent_dim
         2
     """
-    kind, _ = choose("network", options.network, NETWORKS)
+    networks_type, _ = choose("network", options.network, NETWORKS)
     likelihood = choose("likelihood", str(options.likelihood), LIKELIHOODS)
+    divisor = max(1.0, abs(data.info.low), abs(data.info.high)) if likelihood.raw else 1.0
+
     with preserve_rng(options.seed):
-        divisor = max(1.0, abs(data.info.low), abs(data.info.high)) if likelihood.raw else 1.0
-        networks = kind(data.image_shape, options.hidden, divisor)
+        networks = networks_type(data.image_shape, options.hidden, divisor)
         vae = _MODELS[options.model](options, data, networks, likelihood.build(data.info))
-        model, guide = vae.model, vae.guide
         amortized = GUIDES[options.guide]
-        if amortized is not None:
-            classes = data.num_classes or 0 if options.model == "conditional_vae" else 0
-            trunk, width = networks.trunk(classes)
-            if classes:
-                trunk = Labelled(trunk, classes)
-            head = amortized.head(width, sum(options.latent_dim))
-            guide = amortized.build(vae.model, Chain(trunk, head))
-        return Built(vae, model, guide)
+        if amortized is None:
+            return Built(vae, vae.model, vae.guide)
+
+        # a guide of its own, whose networks see the label too where the model does
+        classes = data.num_classes or 0 if options.model == "conditional_vae" else 0
+        trunk, width = networks.trunk(classes)
+        if classes:
+            trunk = Labelled(trunk, classes)
+        head = amortized.head(width, sum(options.latent_dim))
+        return Built(vae, vae.model, amortized.build(vae.model, Chain(trunk, head)))
 
 
 def _vae(options: Options, data: ImageData, networks: Networks, likelihood: Likelihood) -> VAE:
@@ -123,22 +125,27 @@ def _conditional(options: Options, data: ImageData, networks: Networks, likeliho
 
 def _hierarchical(options: Options, data: ImageData, networks: Networks, likelihood: Likelihood) -> HierarchicalVAE:
     dims, skip = options.latent_dim, options.skip
-    above = [sum(dims[i + 1 :]) if skip else dims[i + 1] for i in range(len(dims) - 1)]
+
+    # the width of what each level but the top one sees from above
+    above = []
+    for level in range(1, len(dims)):
+        above.append(sum(dims[level:]) if skip else dims[level])
+
     if options.top_down:
-        trunks = [networks.trunk(extra) for extra in [*above, 0]]
+        trunks = [networks.trunk(width) for width in [*above, 0]]
+    elif skip:
+        # the guide passes z_l, ..., z_1 and then the image
+        trunks = [networks.trunk(sum(dims[:level]), image_last=True) for level in range(len(dims))]
     else:
-        trunks = [networks.trunk()]
-        for level in range(1, len(dims)):
-            below = sum(dims[:level])
-            # with skip connections the guide passes z_l, ..., z_1 and then the image
-            trunks.append(networks.trunk(below, image_last=True) if skip else networks.vector_trunk(dims[level - 1]))
+        trunks = [networks.trunk(), *map(networks.vector_trunk, dims[:-1])]
+
     encoders = [networks.head(trunk, dim) for trunk, dim in zip(trunks, dims, strict=True)]
     priors = [networks.head(networks.vector_trunk(a), dim) for a, dim in zip(above, dims, strict=False)]
     decoder = networks.decoder(sum(dims) if skip else dims[0], likelihood.num_params)
     return HierarchicalVAE(encoders, decoder, likelihood, dims, priors=priors, skip=skip, top_down=options.top_down)
 
 
-_MODELS: dict[str, Callable[[Options, ImageData, Networks, Likelihood], VAE | ConditionalVAE | HierarchicalVAE]] = {
+_MODELS: dict[str, Callable[[Options, ImageData, Networks, Likelihood], Model]] = {
     "vae": _vae,
     "conditional_vae": _conditional,
     "hierarchical_vae": _hierarchical,

@@ -1,11 +1,30 @@
 """Which classes a conditional model is asked for, and how their images are laid out."""
 
+import math
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from pyro_vaes.cli.names import suggest
 from pyro_vaes.cli.run_directory import Run
 
-__all__ = ["by_class", "chosen_classes"]
+__all__ = ["Layout", "by_class", "chosen_classes"]
+
+MOST_IN_TITLE = 12
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The labels of images in whole rows, the number of columns, and a title."""
+
+    labels: Tensor | None = None
+    columns: int | None = None
+    title: str = "Samples from the model: they should pass for data"
+
+
+def _class_names(run: Run) -> tuple[str, ...]:
+    return run.data.class_names or tuple(map(str, range(run.data.num_classes or 0)))
 
 
 def chosen_classes(run: Run, labels: list[str]) -> list[int]:
@@ -17,30 +36,34 @@ def chosen_classes(run: Run, labels: list[str]) -> list[int]:
                 "classes: leave it out, or train with --model conditional_vae."
             )
         return []
-    number = run.data.num_classes or 0
-    names = run.data.class_names or tuple(map(str, range(number)))
-    spelt = [name for name in names if not name.isdigit()]
+
+    names = _class_names(run)
+    spelt = ", ".join(name for name in names if not name.isdigit())
     found = []
     for label in labels:
         if label in names:
             found.append(names.index(label))
-        elif label.isdigit() and int(label) < number:
+        elif label.isdigit() and int(label) < len(names):
             found.append(int(label))
         else:
             raise ValueError(
-                f"{run.data.name} has no class {label!r}: {suggest(label, names)}The classes are 0 to {number - 1}"
-                f"{', or by name ' + ', '.join(spelt) if spelt else ''}."
+                f"{run.data.name} has no class {label!r}: {suggest(label, names)}The classes are 0 to "
+                f"{len(names) - 1}{spelt and f', or by name {spelt}'}."
             )
-    return found or list(range(number))
+    return found or list(range(len(names)))
 
 
-def by_class(run: Run, classes: list[int], num: int) -> tuple[torch.Tensor, int, str]:
-    """Labels of at least so many images in whole rows, the number of columns, and the title."""
-    each = -(-num // len(classes))
+def by_class(run: Run, classes: list[int], num: int) -> Layout:
+    """At least so many images of these classes, those of each class in one row or in one column."""
+    if not classes:
+        return Layout()
+    labels, each = torch.tensor(classes), math.ceil(num / len(classes))
     if each < len(classes):  # a picture wider than high, which leaves room for its title
-        labels, columns, order = torch.tensor(classes).repeat(each), len(classes), "column by column"
+        labels, columns, order = labels.repeat(each), len(classes), "column by column"
     else:
-        labels, columns, order = torch.tensor(classes).repeat_interleave(each), each, "row by row"
-    names = run.data.class_names or tuple(map(str, range(run.data.num_classes or 0)))
-    more = ", ..." if len(classes) > 12 else ""
-    return labels, columns, f"Samples given the class, {order}: {', '.join(names[k] for k in classes[:12])}{more}"
+        labels, columns, order = labels.repeat_interleave(each), each, "row by row"
+
+    names = [_class_names(run)[k] for k in classes[:MOST_IN_TITLE]]
+    if len(classes) > MOST_IN_TITLE:
+        names.append("...")
+    return Layout(labels, columns, f"Samples given the class, {order}: {', '.join(names)}")

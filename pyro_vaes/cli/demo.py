@@ -9,7 +9,7 @@ import torch
 from pyro_vaes.cli.measure import EVALUATION, Measured, measure
 from pyro_vaes.cli.options import Options
 from pyro_vaes.cli.report import write_report
-from pyro_vaes.cli.run_lock import CHECKPOINT, HISTORY, RUN
+from pyro_vaes.cli.run_files import CHECKPOINT, HISTORY, RUN
 from pyro_vaes.cli.training import train
 
 __all__ = ["DEMO", "demo"]

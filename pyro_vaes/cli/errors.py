@@ -2,58 +2,69 @@
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator
 
 import typer
 
+from pyro_vaes.cli.options import flag
+from pyro_vaes.errors import Cure, message_and_cures, with_cures
 from pyro_vaes.infer import NonFiniteError
 
 __all__ = ["in_options", "user_errors"]
 
 logger = logging.getLogger(__name__)
 
-CURES = (
-    # data
-    (r"(?s)( has '([^']+)' .*give its name), load_data\(\.\.\., key='\.\.\.'\)", r"\1, for instance --key \2"),
-    (r"pass root= ", "pass --root "),
-    (r"start with load_data\('digits'\)", "start with `pyro-vaes train digits`"),
-    (r"call from_tensors\(x\)", "save it as .npz"),
-    (r"leave labels=True or .*from_tensors\(x, y\)", "choose --model vae, or label all parts"),
-    (r"load_data\('celeba', resize=64\) (.*) For full size.*", r"--resize 64 \1"),
-    (r"Pass resize=, for instance resize=64", "Pass --resize, for instance --resize 64"),
-    (r"give image_shape=\(C, H, W\)", "give --image-shape C,H,W"),
-    (r"but image_shape \(", "but --image-shape ("),
-    (r"\bkey(?=(, \w+)* can be given for files of arrays)", "--key"),
-    (r"\blabel_key(?=(, \w+)* can be given for files of arrays)", "--label-key"),
-    (r"\bimage_shape(?= can be given for files of arrays)", "--image-shape"),
-    (r", or pass verify=False to read it all the same", ""),
-    (r", or (remove them and )?pass download=True", ""),
-    # training
-    (r"Choose another batch_size", "Choose another --batch-size"),
-    (r"have 4 \* batch_size rows", "have four times as many rows"),
-    (r"Use Trace_ELBO, or a top-down guide", "Choose --bound trace, or add --top-down"),
-    (r"Use Trace_ELBO\b", "Choose --bound trace"),
-    (
-        r"a scale with a floor, ClipGradNorm, a smaller learning rate, KLWarmup, or on_nan='skip'",
-        "--clip, a smaller --lr, --kl-warmup, or --on-nan skip",
-    ),
-    (r"Choose a directory of its own, such as .*\.", "Move them elsewhere, or choose another --out."),
-    (r"Load (its|the) weights with load_weights\(.*\) and start a new run", "Train again with --overwrite"),
-)
-"""Cures in Python, as patterns, and what a user of the command line types instead."""
+OPTIONS = ("hidden", "image_shape", "key", "label_key", "network", "on_nan", "resize", "root")
+"""Parameters of Python that are options of the same name."""
+
+WORDS = {
+    "array": "for other formats read the array yourself and save it as .npz",
+    "array=labelled": "give labels to all parts",
+    "array=transposed": "transpose the array",
+    "batch_size": "choose another --batch-size",
+    "callbacks=ClipGradNorm": "add --clip",
+    "callbacks=KLWarmup": "add --kl-warmup",
+    "checkpoint": "move them elsewhere, or choose another --out",
+    "data=digits": "start with `pyro-vaes train digits`",
+    "guide=AmortizedNormal": "choose --guide amortized_normal",
+    "guide=top-down": "add --top-down",
+    "image_shape": "pass --image-shape C,H,W",
+    "labels=False": "choose --model vae",
+    "loss=Trace_ELBO": "choose --bound trace",
+    "optim": "choose a smaller --lr",
+    "resume=False": "train again with --overwrite",
+}
+"""What a user of the command line does instead, by parameter or by parameter and value."""
+
+SHARED = ("files", "rows")
+"""What all users do in the same way, in the same words."""
 
 
-def in_options(message: str) -> str:
-    """A message with the cures it proposes as options of the command line.
+def _in_words(cure: Cure) -> str:
+    """A cure for users of the command line, empty if it is none for them."""
+    if cure.omitted:
+        known = [flag(name) for name in cure.omitted if name in OPTIONS]
+        return f"leave out {' and '.join(known)}" if known else ""
+    if cure.parameter in SHARED:
+        return str(cure)
+
+    words = WORDS.get(f"{cure.parameter}={cure.value}") or WORDS.get(cure.parameter)
+    if words is None and cure.parameter in OPTIONS:
+        value = "" if cure.value is None else f" {cure.value}"
+        words = f"pass {flag(cure.parameter)}{value}"
+    return f"{words}{cure.detail}" if words else ""
+
+
+def in_options(error: BaseException) -> str:
+    """What an error says, with its cures as options of the command line.
 
     Example:
-        >>> in_options("one row has no spread. Choose another batch_size, or leave a row out.")
-        'one row has no spread. Choose another --batch-size, or leave a row out.'
+        >>> from pyro_vaes.errors import UsageError, use_bound
+        >>> in_options(UsageError("This site has no KL.", use_bound(), Cure("sites")))
+        'This site has no KL. Choose --bound trace.'
     """
-    for python, typed in CURES:
-        message = re.sub(python, typed, message)
-    return message
+    message, cures = message_and_cures(error)
+    return with_cures(message, filter(None, map(_in_words, cures)))
 
 
 @contextlib.contextmanager
@@ -67,11 +78,11 @@ def user_errors() -> Iterator[None]:
 
     Example:
         >>> with user_errors():
-        ...     quiet = True
+        ...     number = 1
     """
     try:
         yield
     except (ValueError, OSError, TypeError, ImportError, NonFiniteError) as error:
         logger.debug("the error in full", exc_info=True)
-        typer.echo(f"Error: {in_options(str(error))}", err=True)
+        typer.echo(f"Error: {in_options(error)}", err=True)
         raise typer.Exit(2) from error

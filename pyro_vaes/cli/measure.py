@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from pyro_vaes.cli.names import LIKELIHOODS
 from pyro_vaes.cli.pictures import held_out
 from pyro_vaes.cli.run_directory import Run, write_json
-from pyro_vaes.data.split import Split
+from pyro_vaes.data import Split
 from pyro_vaes.diagnostics import CollapseReport, LogLikelihood, collapse_report, log_likelihood
 
 __all__ = ["EVALUATION", "Measured", "measure"]
@@ -24,27 +25,25 @@ class Measured:
     part: Split
     likelihood: LogLikelihood
     collapse: CollapseReport
-    numbers: dict[str, object]
+    numbers: dict[str, Any]
 
     def lines(self) -> list[str]:
         """Three lines for people: the bounds, the weights, the latents."""
         n = self.numbers
-        bits = f", {n['bits_per_dimension']:.3f} bits per dimension" if n["bits_per_dimension"] is not None else ""
-        used = ", ".join(f"{s}: {c.active_units} of {c.mean_variance.numel()}" for s, c in self.collapse.sites.items())
+        bits = n["bits_per_dimension"]
+        units = ", ".join(f"{name}: {site['active_units']} of {site['units']}" for name, site in n["sites"].items())
+
+        khat = "no k-hat (needs at least 25 particles)"
+        if n["khat_median"] is not None:
+            khat = f"k-hat median {n['khat_median']:.2f}, above 0.7 for {n['khat_above_0.7']:.0%} of the data"
+
         return [
             f"{self.split} ELBO {n['elbo']:.2f} ± {n['elbo_error']:.2f}, IW-{n['num_particles']} "
-            f"{n['log_likelihood']:.2f} ± {n['log_likelihood_error']:.2f} nats per datum (N = {n['num_data']}){bits}",
-            f"importance weights: {_khat(n)}, median effective sample size {n['ess_median']:.1f} of "
-            f"{n['num_particles']}",
-            f"active units {used}; KL {n['kl']:.2f} nats per datum",
+            f"{n['log_likelihood']:.2f} ± {n['log_likelihood_error']:.2f} nats per datum (N = {n['num_data']})"
+            + (f", {bits:.3f} bits per dimension" if bits is not None else ""),
+            f"importance weights: {khat}, median effective sample size {n['ess_median']:.1f} of {n['num_particles']}",
+            f"active units {units}; KL {n['kl']:.2f} nats per datum",
         ]
-
-
-def _khat(numbers: dict[str, object]) -> str:
-    if numbers["khat_median"] is None:
-        return "no k-hat (needs at least 25 particles)"
-    above = float(str(numbers["khat_above_0.7"]))
-    return f"k-hat median {numbers['khat_median']:.2f}, above 0.7 for {above:.0%} of the data"
 
 
 def measure(
@@ -66,27 +65,27 @@ def measure(
         raise ValueError(f"--particles is {num_particles} and --num-data {num_data}, but at least 1 of each is wanted.")
     name, part = held_out(run.data, split)
     part = part.take(num_data, seed=0)
-    model, guide = run.model, run.guide
-    likelihood = log_likelihood(model, guide, part, num_particles, seed=seed)
-    collapse = collapse_report(model, guide, part, seed=seed)
+    likelihood = log_likelihood(run.model, run.guide, part, num_particles, seed=seed)
+    collapse = collapse_report(run.model, run.guide, part, seed=seed)
+
+    elbo, weighted = likelihood.elbo, likelihood.log_likelihood
+    nats_per_bit = math.prod(run.data.image_shape) * math.log(2)
     discrete = LIKELIHOODS[str(run.options.likelihood)].discrete
     khat = likelihood.khat[~likelihood.khat.isnan()]
-    elbo, iw = likelihood.elbo, likelihood.log_likelihood
-    pixels = math.prod(run.data.image_shape)
-    numbers: dict[str, object] = {
+    numbers: dict[str, Any] = {
         "split": name,
         "num_data": len(part),
         "num_particles": num_particles,
         "elbo": elbo.mean().item(),
         "elbo_error": _error(elbo),
-        "log_likelihood": iw.mean().item(),
-        "log_likelihood_error": _error(iw),
-        "monte_carlo_error": likelihood.standard_error.square().sum().sqrt().item() / len(iw),
-        "bits_per_dimension": -iw.mean().item() / (pixels * math.log(2)) if discrete else None,
+        "log_likelihood": weighted.mean().item(),
+        "log_likelihood_error": _error(weighted),
+        "monte_carlo_error": likelihood.standard_error.square().sum().sqrt().item() / len(weighted),
+        "bits_per_dimension": -weighted.mean().item() / nats_per_bit if discrete else None,
         "ess_median": likelihood.ess.median().item(),
         "khat_median": khat.median().item() if len(khat) else None,
-        "khat_above_0.5": (khat > 0.5).double().mean().item() if len(khat) else None,
-        "khat_above_0.7": (khat > 0.7).double().mean().item() if len(khat) else None,
+        "khat_above_0.5": _share_above(0.5, khat),
+        "khat_above_0.7": _share_above(0.7, khat),
         "kl": sum(site.total_kl for site in collapse.sites.values()),
         "sites": {
             site: {
@@ -101,8 +100,12 @@ def measure(
         },
         "space": run.data.space,
     }
-    write_json(run.directory / EVALUATION, {k: _finite(v) for k, v in numbers.items()})
+    write_json(run.directory / EVALUATION, _finite(numbers))
     return Measured(name, part, likelihood, collapse, numbers)
+
+
+def _share_above(level: float, values: Tensor) -> float | None:
+    return (values > level).double().mean().item() if len(values) else None
 
 
 def _error(values: Tensor) -> float:
@@ -110,7 +113,7 @@ def _error(values: Tensor) -> float:
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
-def _finite(value: object) -> object:
+def _finite(value: Any) -> Any:  # noqa: ANN401
     """JSON has no NaN and no infinity: None in their place."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}

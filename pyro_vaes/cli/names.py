@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_vaes.data import PixelInfo
 from pyro_vaes.guides import (
+    AmortizedGuide,
     AmortizedHouseholder,
     AmortizedIAF,
     AmortizedLaplace,
@@ -17,7 +18,6 @@ from pyro_vaes.guides import (
     AmortizedNormal,
     SemiAmortized,
 )
-from pyro_vaes.guides.amortized import AmortizedGuide
 from pyro_vaes.infer import (
     AggregatePosterior_ELBO,
     DReG_ELBO,
@@ -30,18 +30,21 @@ from pyro_vaes.nn import (
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
+    ConvNetworks,
     DiscretizedLogisticMixtureLikelihood,
     GaussianLikelihood,
     HouseholderHead,
     IAFHead,
     LaplaceLikelihood,
+    Likelihood,
+    LinearNetworks,
+    MLPNetworks,
     MultivariateNormalHead,
     NegativeBinomialLikelihood,
+    Networks,
     NormalHead,
     PoissonLikelihood,
 )
-from pyro_vaes.nn.default_networks import ConvNetworks, LinearNetworks, MLPNetworks, Networks
-from pyro_vaes.nn.likelihoods import Likelihood
 
 __all__ = [
     "BOUNDS",

@@ -2,18 +2,36 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import get_args
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+from typer import Option
 
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS, choose
 from pyro_vaes.data import ImageData
-from pyro_vaes.infer.training.nonfinite import OnNaN
+from pyro_vaes.infer import OnNaN
 
-__all__ = ["Options", "whole_numbers"]
+__all__ = ["Device", "Options", "Root", "as_values", "flag", "whole_numbers", "with_options"]
 
 REPLACEABLE = ("epochs", "root", "device", "on_nan")
 """What may differ when a run is resumed: how long, where, and what about NaN; the rest defines the run."""
+
+
+Root = Annotated[str | None, Option(help="The folder of the data files, if it is not the one recorded or found.")]
+Device = Annotated[str | None, Option(help="The device to compute on, such as cuda.", show_default="cpu")]
+
+
+def flag(name: str) -> str:
+    """The option of a parameter.
+
+    Example:
+        >>> flag("latent_dim")
+        '--latent-dim'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 def whole_numbers(text: str, name: str) -> tuple[int, ...]:
@@ -23,7 +41,7 @@ def whole_numbers(text: str, name: str) -> tuple[int, ...]:
         ValueError: If it is something else.
 
     Example:
-        >>> whole_numbers("16,8", "latent-dim")
+        >>> whole_numbers("16,8", "latent_dim")
         (16, 8)
     """
     try:
@@ -32,43 +50,17 @@ def whole_numbers(text: str, name: str) -> tuple[int, ...]:
         numbers = ()
     if not numbers or min(numbers) < 1:
         raise ValueError(
-            f"--{name} takes positive whole numbers with commas between them, such as 16,8, but got {text!r}."
+            f"{flag(name)} takes positive whole numbers with commas between them, such as 16,8, but got {text!r}."
         )
     return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What defines a training run; the names are those of the command line.
-
-    Arguments:
-        data: The name of a data set, or a path, as for `pyro_vaes.data.load_data`.
-        root: The folder of the data files.
-        resize: Height and width to bring images to.
-        grey: Whether to make colour images grey.
-        key, label_key, image_shape: For files of arrays: the names of images and labels, and the shape (C, H, W).
-        limit: Use only so many training rows.
-        split_seed: Seed of the split into training, validation and test rows.
-        binarize: Dynamic binarisation of grey pixels.
-        model, network, likelihood, guide, bound: Names, see `pyro-vaes list`; the likelihood depends on the pixels
-            unless given.
-        latent_dim: Dimension of the latents, level by level from the data upwards.
-        hidden: Widths of the networks; empty for the default of the network.
-        skip, top_down: For the hierarchy: skip connections, and a guide that runs from the top.
-        particles: Draws per datum in the bound; 0 for the default of the bound.
-        free_bits: Nats per site that cost nothing, for the bound of that name.
-        epochs: Passes over the training rows.
-        batch_size: Rows per step.
-        lr: Learning rate of Adam.
-        kl_warmup: Epochs over which the KL weight rises to 1.
-        patience: Epochs without a better held-out loss before training stops; 0 for never.
-        clip: Largest gradient norm; 0 for any.
-        seed: Seed of weights, order and noise.
-        device: Where to train, such as `cpu` or `cuda`.
-        on_nan: `raise`, `skip` or `rollback`.
+    """What defines a training run: one field for each option of `pyro-vaes train`, with its help text.
 
     Raises:
-        ValueError: If a name is unknown, or a number out of range.
+        ValueError: If a name is unknown, or a number is out of range.
 
     Example:
         >>> Options(model="vea")
@@ -77,36 +69,54 @@ class Options:
         ValueError: there is no model 'vea': did you mean 'vae'? The names are vae, conditional_vae, hierarchical_vae.
     """
 
-    data: str = "digits"
-    root: str | None = None
-    resize: int | None = None
-    grey: bool = False
-    key: str | None = None
-    label_key: str | None = None
-    image_shape: tuple[int, ...] | None = None
-    limit: int | None = None
-    split_seed: int = 0
-    binarize: bool = False
-    model: str = "vae"
-    network: str = "mlp"
-    likelihood: str | None = None
-    guide: str = "own"
-    bound: str = "trace"
-    latent_dim: tuple[int, ...] = ()
-    hidden: tuple[int, ...] = ()
-    skip: bool = False
-    top_down: bool = False
-    particles: int = 0
-    free_bits: float = 0.5
-    epochs: int = 50
-    batch_size: int = 128
-    lr: float = 1e-3
-    kl_warmup: int = 0
-    patience: int = 0
-    clip: float = 0.0
-    seed: int = 0
-    device: str | None = None
-    on_nan: OnNaN = "raise"
+    data: Annotated[
+        str,
+        typer.Argument(help="The name of a data set (see `list`), a .npz, .npy or .mat file, or a folder of images."),
+    ] = "digits"
+    model: Annotated[str, Option(help="The name of the model; `list` shows all names.")] = "vae"
+    network: Annotated[str, Option(help="The name of the networks.")] = "mlp"
+    likelihood: Annotated[
+        str | None, Option(help="The name of the likelihood.", show_default="one that suits the pixels")
+    ] = None
+    guide: Annotated[str, Option(help="The name of the guide; `own` is the one that comes with the model.")] = "own"
+    bound: Annotated[str, Option(help="The name of the bound.")] = "trace"
+    latent_dim: Annotated[
+        tuple[int, ...],
+        Option(help="The dimension of the latents; 16,8 means two levels, from the data upwards.", show_default="16"),
+    ] = ()
+    hidden: Annotated[
+        tuple[int, ...],
+        Option(
+            help="The widths of the hidden layers, as in 500,500 (mlp), or their channels, as in 32,64 (conv).",
+            show_default="those of the network",
+        ),
+    ] = ()
+    skip: Annotated[bool, Option("--skip", help="Add skip connections to the hierarchical model.")] = False
+    top_down: Annotated[bool, Option("--top-down", help="Let the guide of the hierarchy run from the top.")] = False
+    particles: Annotated[int, Option(help="The number of draws per datum in the bound; 0 for its default.")] = 0
+    free_bits: Annotated[float, Option(help="How many nats per site cost nothing, in the bound of that name.")] = 0.5
+    epochs: Annotated[int, Option(help="The number of passes over the training rows.")] = 50
+    batch_size: Annotated[int, Option(help="The number of rows per step.")] = 128
+    lr: Annotated[float, Option(help="The learning rate of Adam.")] = 1e-3
+    kl_warmup: Annotated[int, Option(help="The number of epochs over which the weight of the KL rises to 1.")] = 0
+    patience: Annotated[
+        int, Option(help="Stop after this number of epochs without a better held-out loss; 0 for never.")
+    ] = 0
+    clip: Annotated[float, Option(help="The largest norm that a gradient may have; 0 for any.")] = 0.0
+    seed: Annotated[int, Option(help="The random seed for weights, order and noise.")] = 0
+    split_seed: Annotated[int, Option(help="The random seed for the split into parts.")] = 0
+    binarize: Annotated[bool, Option("--binarize", help="Draw binary pixels anew in each epoch.")] = False
+    resize: Annotated[int | None, Option(help="The height and width to bring the images to.")] = None
+    grey: Annotated[bool, Option("--grey", help="Make colour images grey.")] = False
+    key: Annotated[str | None, Option(help="The name of the images in a file of arrays.")] = None
+    label_key: Annotated[str | None, Option(help="The name of the labels in a file of arrays.")] = None
+    image_shape: Annotated[
+        tuple[int, int, int] | None, Option(help="The shape of one image in a file of arrays, such as 1,28,28.")
+    ] = None
+    limit: Annotated[int | None, Option(help="Use only this number of training rows.")] = None
+    root: Root = None
+    device: Device = None
+    on_nan: Annotated[OnNaN, Option(help="What to do about a loss that is NaN: raise, skip or rollback.")] = "raise"
 
     def __post_init__(self) -> None:
         choose("model", self.model, MODELS)
@@ -116,43 +126,50 @@ class Options:
         choose("answer to NaN (--on-nan)", self.on_nan, dict.fromkeys(get_args(OnNaN)))
         if self.likelihood is not None:
             choose("likelihood", self.likelihood, LIKELIHOODS)
+
+        self._check_numbers()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
         for name in ("epochs", "batch_size", "resize", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{_flag(name)} is {getattr(self, name)}, but at least 1 is wanted.")
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{flag(name)} is {number}, but at least 1 is wanted.")
+
         for name in ("particles", "kl_warmup", "patience", "clip", "free_bits"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{_flag(name)} is {getattr(self, name)}, but it cannot be negative; 0 is without.")
+            number = getattr(self, name)
+            if not number >= 0:
+                raise ValueError(f"{flag(name)} is {number}, but it cannot be negative; 0 is without.")
+
+        if not self.lr > 0:
+            raise ValueError(f"--lr is {self.lr}, but a learning rate is positive: 1e-3 is usual for Adam.")
         if self.image_shape is not None and len(self.image_shape) != 3:
             raise ValueError(
                 f"--image-shape is {self.image_shape}, but channels, height and width are wanted: 1,28,28."
             )
-        if not self.lr > 0:
-            raise ValueError(f"--lr is {self.lr}, but a learning rate is positive: 1e-3 is usual for Adam.")
+
+    def _check_combinations(self) -> None:
         if self.kl_warmup and not BOUNDS[self.bound].has_kl:
             raise ValueError(
                 f"--kl-warmup weighs the KL term, which --bound {self.bound} has not: leave it out, or choose --bound "
                 "trace."
             )
-        if len(self.latent_dim) > 1 and self.model != "hierarchical_vae":
+
+        if self.model == "hierarchical_vae":
+            return
+        if len(self.latent_dim) > 1:
             raise ValueError(
                 f"--latent-dim has {len(self.latent_dim)} levels, but {self.model} has one: give one number, or "
                 "choose --model hierarchical_vae."
             )
-        if (self.skip or self.top_down) and self.model != "hierarchical_vae":
+        if self.skip or self.top_down:
             raise ValueError(f"--skip and --top-down are for --model hierarchical_vae, but the model is {self.model}.")
 
     def resolved(self, data: ImageData) -> "Options":
         """The same with every default that depends on the data or on other options filled in."""
-        low, high = data.value_range
-        likelihood = self.likelihood
-        if likelihood is None:
-            in_unit = low >= 0 and high <= 1
-            likelihood = (
-                "bernoulli" if data.info.levels == 2 and in_unit else "continuous_bernoulli" if in_unit else "gaussian"
-            )
         return replace(
             self,
-            likelihood=likelihood,
+            likelihood=self.likelihood or _suitable_likelihood(data),
             latent_dim=self.latent_dim or ((16, 8) if self.model == "hierarchical_vae" else (16,)),
             hidden=self.hidden or NETWORKS[self.network][0].default,
             particles=self.particles or BOUNDS[self.bound].particles,
@@ -165,9 +182,11 @@ class Options:
             value = getattr(self, field.name)
             if field.name == "data" or value == field.default:
                 continue
-            words.append(f"--{_flag(field.name)}")
-            if not isinstance(value, bool):
-                words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+            words.append(flag(field.name))
+            if isinstance(value, tuple):
+                words.append(",".join(map(str, value)))
+            elif not isinstance(value, bool):
+                words.append(str(value))
         return shlex.join([*words, "--out", out])
 
     def to_json(self) -> dict[str, object]:
@@ -175,7 +194,7 @@ class Options:
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_json(cls, values: Mapping[str, object]) -> "Options":
+    def from_json(cls, values: Mapping[str, Any]) -> "Options":
         """Options from what :meth:`to_json` returned.
 
         Raises:
@@ -187,8 +206,54 @@ class Options:
                 f"the options lack {sorted(known - set(values)) or 'nothing'} and hold the unknown "
                 f"{sorted(set(values) - known) or 'nothing'}"
             )
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})  # type: ignore[arg-type]
+        plain: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**plain)
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+def _suitable_likelihood(data: ImageData) -> str:
+    """The name of a likelihood for the range and the levels of the pixels."""
+    low, high = data.value_range
+    if low < 0 or high > 1:
+        return "gaussian"
+    return "bernoulli" if data.info.levels == 2 else "continuous_bernoulli"
+
+
+def _is_list(kind: object) -> bool:
+    return any(get_origin(part) is tuple for part in (kind, *get_args(kind)))
+
+
+def _kinds() -> dict[str, tuple[object, object]]:
+    """The type and the typer option of each field."""
+    hints = get_type_hints(Options, include_extras=True)
+    return {field.name: get_args(hints[field.name]) for field in fields(Options)}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every field of `Options`, beside its own parameters, as an option to type.
+
+    Arguments:
+        command: A function whose first parameter is the context; it gets the fields as `**typed`.
+    """
+    options = []
+    for field, (kind, option) in zip(fields(Options), _kinds().values(), strict=True):
+        default = field.default
+        if _is_list(kind):
+            kind, default = str | None, None
+        elif get_origin(kind) is Literal:  # `choose` answers unknown names
+            kind = str
+        parameter = Parameter(field.name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option])
+        options.append(parameter.replace(default=default))
+
+    context, *own, _ = signature(command).parameters.values()
+    vars(command)["__signature__"] = Signature([context, *options, *own])  # read by typer
+    return command
+
+
+def as_values(typed: Mapping[str, object]) -> dict[str, Any]:
+    """Values of the fields from what was typed: numbers with commas between them as tuples."""
+    values = dict(typed)
+    for name, (kind, _) in _kinds().items():
+        if _is_list(kind):
+            default = Options.__dataclass_fields__[name].default
+            values[name] = whole_numbers(str(typed[name]), name) if typed[name] else default
+    return values

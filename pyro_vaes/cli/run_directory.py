@@ -6,33 +6,31 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_vaes import __version__
-from pyro_vaes.cli.build import Built, build_pair, load_data
+from pyro_vaes.cli.build import Built, Model, build_pair, load_run_data
 from pyro_vaes.cli.options import Options
-from pyro_vaes.cli.run_lock import CHECKPOINT, RUN
+from pyro_vaes.cli.run_files import CHECKPOINT, RUN
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import History, load_weights
-from pyro_vaes.infer.training.checkpoint import read_checkpoint
-from pyro_vaes.infer.training.resume import is_saved
-from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.programs.pair import Pair
 
 __all__ = [
     "Run",
+    "as_device",
+    "check_rows",
     "describe",
-    "finished_epochs",
     "open_run",
     "read_options",
-    "usable",
+    "saved_facts",
+    "versions",
     "write_json",
 ]
 
@@ -54,13 +52,13 @@ class Run:
 
     directory: Path
     options: Options
-    facts: dict[str, object]
+    facts: dict[str, Any]
     data: ImageData
     built: Built
-    history: History
+    history: History = field(default_factory=History)
 
     @property
-    def vae(self) -> VAE | ConditionalVAE | HierarchicalVAE:
+    def vae(self) -> Model:
         """The module that holds the model."""
         return self.built.vae
 
@@ -82,7 +80,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     os.replace(fresh, path)
 
 
-def versions() -> dict[str, object]:
+def versions() -> dict[str, Any]:
     """The versions of the packages and the machine, for the record."""
     packages = ("torch", "pyro-ppl", "torchvision", "numpy", "scikit-learn", "arviz", "arviz-base", "xarray")
     return {
@@ -91,7 +89,7 @@ def versions() -> dict[str, object]:
     }
 
 
-def describe(options: Options, data: ImageData, out: str) -> dict[str, object]:
+def describe(options: Options, data: ImageData, out: str) -> dict[str, Any]:
     """The content of `run.json`: options, versions, where the data are from and how they were split."""
     return {
         "format": FORMAT,
@@ -116,18 +114,17 @@ def describe(options: Options, data: ImageData, out: str) -> dict[str, object]:
 
 def _fingerprints(data: ImageData) -> dict[str, str]:
     """A hash of the raw images and labels of each part, in the order of the split."""
-
-    def digest(*tensors: Tensor | None) -> str:
-        found = hashlib.sha256()
-        for tensor in tensors:
+    fingerprints = {}
+    for name, part in data.parts.items():
+        digest = hashlib.sha256()
+        for tensor in (part.images, part.labels):
             if tensor is not None:
-                found.update(tensor.contiguous().numpy().tobytes())
-        return found.hexdigest()
+                digest.update(tensor.contiguous().numpy().tobytes())
+        fingerprints[name] = digest.hexdigest()
+    return fingerprints
 
-    return {name: digest(part.images, part.labels) for name, part in data.parts.items()}
 
-
-def read_options(directory: Path) -> tuple[Options, dict[str, object]]:
+def read_options(directory: Path) -> tuple[Options, dict[str, Any]]:
     """The options and the whole content of a run's `run.json`.
 
     Raises:
@@ -151,33 +148,49 @@ def read_options(directory: Path) -> tuple[Options, dict[str, object]]:
         ) from error
 
 
-def finished_epochs(directory: Path) -> int:
-    """How many epochs of a run its checkpoint holds.
+def saved_facts(directory: Path, built: Built) -> dict[str, Any]:
+    """What a run's checkpoint says, empty if there is none; its weights go to the pair.
 
     Raises:
-        ValueError: If the checkpoint is damaged.
+        ValueError: If the checkpoint is damaged, or that of another pair.
     """
-    if not is_saved(directory / CHECKPOINT):
-        return 0
-    return int(str(read_checkpoint(directory / CHECKPOINT)[1].get("epoch", 0)))
+    try:
+        return load_weights(directory / CHECKPOINT, built.model, built.guide)
+    except FileNotFoundError:
+        return {}
 
 
-def usable(device: str | None) -> torch.device:
+def as_device(name: str | None) -> torch.device:
     """The device of that name, the CPU for None.
 
     Raises:
         ValueError: If there is no such device here.
 
     Example:
-        >>> usable(None)
+        >>> as_device(None)
         device(type='cpu')
     """
     try:
-        place = torch.device(device or "cpu")
-        torch.empty(0, device=place)
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {device} cannot be used here ({error}): leave it out to use the CPU.") from error
-    return place
+        raise ValueError(f"--device {name} cannot be used here ({error}): leave it out to use the CPU.") from error
+    return device
+
+
+def check_rows(directory: Path, facts: Mapping[str, Any], data: ImageData) -> None:
+    """Compare the rows of the data with those that a run was trained on.
+
+    Raises:
+        ValueError: If they have changed since.
+    """
+    recorded = facts.get("data", {}).get("rows_sha256", {})
+    changed = [name for name, digest in _fingerprints(data).items() if recorded.get(name) != digest]
+    if changed:
+        raise ValueError(
+            f"the {' and '.join(changed)} rows of {data.name} are not those of the run in {directory}: its data have "
+            f"changed, or {RUN} has. Put the same files under --root, or train again with --overwrite."
+        )
 
 
 def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: str | None = None) -> Run:
@@ -194,22 +207,15 @@ def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: s
     """
     directory = Path(path)
     options, facts = read_options(directory)
-    if not is_saved(directory / CHECKPOINT):
-        raise FileNotFoundError(
-            f"the run in {directory} has no finished epoch yet: go on with `pyro-vaes train --resume --out "
-            f"{shlex.quote(str(directory))}`, or start again with --overwrite."
-        )
-    data = load_data(options if root is None else Options.from_json(options.to_json() | {"root": root}))
-    recorded = cast(dict[str, dict[str, str]], facts.get("data", {})).get("rows_sha256", {})
-    found = _fingerprints(data)
-    changed = [name for name, digest in found.items() if recorded.get(name) != digest]
-    if changed:
-        raise ValueError(
-            f"the {' and '.join(changed)} rows of {data.name} are not those of the run in {directory}: its data have "
-            f"changed, or {RUN} has. Put the same files under --root, or train again with --overwrite."
-        )
+    data = load_run_data(options if root is None else replace(options, root=root))
+    check_rows(directory, facts, data)
+
     built = build_pair(options, data)
-    saved = load_weights(directory / CHECKPOINT, built.model, built.guide)
-    Pair(built.model, built.guide).to(usable(device))
-    history = History(**cast(dict[str, list[int]], saved.get("history", {})))  # type: ignore[arg-type]
-    return Run(directory, options, facts, data, built, history)
+    saved = saved_facts(directory, built)
+    if not saved:
+        raise FileNotFoundError(
+            f"the run in {directory} has no checkpoint of a finished epoch yet: go on with `pyro-vaes train --resume "
+            f"--out {shlex.quote(str(directory))}`, or start again with --overwrite."
+        )
+    Pair(built.model, built.guide).to(as_device(device))
+    return Run(directory, options, facts, data, built, History(**saved.get("history", {})))

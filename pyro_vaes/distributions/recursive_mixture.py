@@ -151,9 +151,9 @@ class RecursiveMixture(TorchDistribution):
         """
         without = [type(c).__name__ for c in self.components if not c.has_rsample]
         if without:
-            raise ValueError(
-                f"Stratified draws need reparameterised components, but {without} have no rsample. Use Trace_ELBO, "
-                "whose score-function gradient needs none?"
+            raise UsageError(
+                f"Stratified draws need reparameterised components, but {without} have no rsample.",
+                use_bound(detail=", whose score-function gradient needs none"),
             )
         return torch.stack([c.rsample(torch.Size(sample_shape)) for c in self.components])
 

@@ -233,10 +233,11 @@ class Adversarial_ELBO(Bound):
         observation = recorded.observed.take(self.site)
         for name, message in drawn.items():
             if torch.is_grad_enabled() and not message["fn"].has_rsample:
-                raise ValueError(
+                raise UsageError(
                     "Adversarial_ELBO needs reparameterised draws, through which the discriminator's gradient reaches "
-                    f"the guide, but the site {name!r} ({type(message['fn']).__name__}) has none. Use Trace_ELBO "
-                    "alone, or AmortizedNormal?"
+                    f"the guide, but the site {name!r} ({type(message['fn']).__name__}) has none.",
+                    use_bound(detail=" alone"),
+                    Cure("guide", "AmortizedNormal", words="AmortizedNormal"),
                 )
 
         event_shape = observation.fn.event_shape

@@ -52,6 +52,7 @@ from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
 __all__ = [
     "MADE",
     "MLP",
+    "MLPNetworks",
     "AutoregressiveLikelihood",
     "AutoregressiveNetwork",
     "AutoregressivePrior",

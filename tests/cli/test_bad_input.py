@@ -34,9 +34,9 @@ def refused(result, *wanted: str) -> None:
         (["--latent-dim", "two"], "--latent-dim takes"),
         (["--latent-dim", "8,4"], "hierarchical_vae"),
         (["--image-shape", "1,28"], "channels, height and width"),
-        (["--image-shape", "1,8,8"], "files of arrays"),
+        (["--image-shape", "1,8,8"], "not a file of arrays"),
         (["--hidden", "0"], "--hidden takes"),
-        (["--network", "linear", "--hidden", "5"], "leave --hidden out"),
+        (["--network", "linear", "--hidden", "5"], "Leave out --hidden, or pass --network mlp."),
         (["--epochs", "0"], "--epochs is 0"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--lr", "-1"], "--lr is -1"),
@@ -47,7 +47,7 @@ def refused(result, *wanted: str) -> None:
         (["--model", "hierarchical_vae", "--bound", "mean_field"], "Choose --bound trace, or add --top-down."),
         (["--bound", "dreg", "--kl-warmup", "3"], "which --bound dreg has not: leave it out, or choose --bound trace."),
         (["--bound", "aggregate_posterior", "--batch-size", "1"], "Choose another --batch-size"),
-        (["--key", "a", "--image-shape", "1,8,8"], "--key, --image-shape can be given for files of arrays"),
+        (["--key", "a", "--image-shape", "1,8,8"], "Leave out --key and --image-shape."),
     ],
 )
 def test_options(words: list[str], wanted: str, tmp_path: Path, command):
@@ -82,25 +82,30 @@ def test_cures_are_options(tmp_path: Path, command):
     plt.imsave(tmp_path / "sizes" / "a.png", rows[0])
     plt.imsave(tmp_path / "sizes" / "b.png", rows[0, :3])
     for name, *words, wanted in (
-        ("two.npz", "holds the images: give its name, for instance --key a."),
-        ("part.npz", "--model", "conditional_vae", "cannot be made: choose --model vae, or label all parts."),
-        ("flat.npy", "--image-shape", "1,3,3", "--image-shape (1, 3, 3) has 9: give --image-shape C,H,W of one image."),
-        ("odd.npy", "Transpose the array, or give --image-shape C,H,W if"),
+        ("two.npz", "holds the images. Pass --key a, for instance."),
+        ("part.npz", "--model", "conditional_vae", "cannot be made. Choose --model vae, or give labels to all parts."),
+        (
+            "flat.npy",
+            "--image-shape",
+            "1,3,3",
+            "has 9. Pass --image-shape C,H,W with the shape of one image.",
+        ),
+        ("odd.npy", "Transpose the array, or pass --image-shape C,H,W if"),
         ("image_shape.txt", f"{tmp_path}/image_shape.txt is"),
         ("image_shape.txt", "For other formats read the array yourself and save it as .npz."),
-        ("sizes", "Pass --resize, for instance --resize 64."),
+        ("sizes", "Pass --resize 64, for instance."),
     ):
         refused(command("train", tmp_path / name, *words, "--out", tmp_path / "run"), wanted)
     out = ("--root", tmp_path / "no", "--out", tmp_path / "run")
     faces = (
-        "pass --root or set the environment variable PYRO_VAES_DATA to",
+        "Pass --root or set the environment variable PYRO_VAES_DATA to",
         "or start with `pyro-vaes train digits`, which",
     )
     refused(command("train", "frey_faces", *out), *faces)
-    refused(command("train", "celeba", *out), "so a size has to be given: --resize 64 takes 2.5 GB.")
+    refused(command("train", "celeba", *out), "so a size has to be given. Pass --resize 64, which takes 2.5 GB.")
     (tmp_path / "no" / "FreyFaces").mkdir(parents=True)
     (tmp_path / "no" / "FreyFaces" / "frey_rawface.mat").write_text("no faces")
-    refused(command("train", "frey_faces", *out), "copy or download it again.")
+    refused(command("train", "frey_faces", *out), "altered. Copy or download it again.")
     refused(command("train", tmp_path / "file" / "no.npy", *out), "no.npy")
     assert not (tmp_path / "run").exists()
 
@@ -108,7 +113,7 @@ def test_cures_are_options(tmp_path: Path, command):
 def test_divergence(tmp_path: Path, command):
     result = command(*TRAIN, "--lr", "1e6", "--out", tmp_path / "run")
     assert result.exit_code == 2
-    assert "Usual cures: --clip, a smaller --lr, --kl-warmup, or --on-nan skip." in result.stderr
+    assert "Add --clip, add --kl-warmup, choose a smaller --lr, or pass --on-nan skip." in result.stderr
     assert not (tmp_path / "run").exists(), "nothing is there to go on from"
 
 
@@ -143,8 +148,10 @@ def test_refused_training_leaves_everything_as_it_was(copied: Path, tmp_path: Pa
 
 def test_run_without_a_finished_epoch(copied: Path, command):
     shutil.rmtree(copied / "checkpoint")
+    message = f"the run in {copied} has no checkpoint of a finished epoch yet: go on with "
     cure = f"`pyro-vaes train --resume --out {copied}`, or start again with --overwrite."
-    refused(command("evaluate", copied), f"the run in {copied} has no finished epoch yet: go on with {cure}")
+    message = f"the run in {copied} has no checkpoint of a finished epoch yet: go on with {cure}"
+    refused(command("evaluate", copied), message)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "sample", "report"])

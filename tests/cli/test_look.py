@@ -19,7 +19,8 @@ from pyro_vaes import plots
 from pyro_vaes.cli import open_run
 from pyro_vaes.cli.demo import DEMO, demo
 from pyro_vaes.cli.measure import measure
-from pyro_vaes.cli.run_lock import written
+from pyro_vaes.cli.report import write_report
+from pyro_vaes.cli.run_files import files_of_run
 from pyro_vaes.data import NAMES
 
 
@@ -138,6 +139,14 @@ def test_report_is_one_page_without_anything_outside(reported: Path):
         assert wanted in text
 
 
+def test_report_escapes_what_others_have_named(copied: Path):
+    run = open_run(copied)
+    facts = run.facts | {"data": run.facts["data"] | {"name": "<b>mine</b> & yours"}}
+    write_report(replace(run, facts=facts), num_particles=2, num_data=20)
+    text = (copied / "report.html").read_text()
+    assert "<b>mine" not in text and text.count("&lt;b&gt;mine&lt;/b&gt; &amp; yours") == 3
+
+
 @pytest.mark.arviz
 def test_netcdf_reads_back(reported: Path):
     with xarray.open_datatree(reported / "posterior.nc", engine="h5netcdf") as tree:
@@ -165,7 +174,7 @@ def test_report_of_other_models(model: str, tmp_path: Path, command):
     assert result.exit_code == 0, result.output
     assert ("manifold.png" in result.stdout) == (model == "conditional_vae")
     assert ("posterior_z_2.png" in result.stdout) == (model == "hierarchical_vae")
-    assert set(written(tmp_path / "run")) == set((tmp_path / "run").iterdir()), "and --overwrite knows all of it"
+    assert set(files_of_run(tmp_path / "run")) == set((tmp_path / "run").iterdir()), "and --overwrite knows all of it"
 
 
 def test_report_with_a_joint_guide_and_no_labels(tmp_path: Path, command):

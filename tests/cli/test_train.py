@@ -1,17 +1,22 @@
 """`train`: what it writes, every name it knows, and runs that go on where they were interrupted."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import typer
 
-from pyro_vaes.cli import Options, open_run
-from pyro_vaes.cli.build import build_pair, load_data
+import pyro_vaes.data
+from pyro_vaes.cli import Options, app, open_run
+from pyro_vaes.cli.build import build_pair, load_run_data
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
+from pyro_vaes.cli.training import train
 from pyro_vaes.infer import ImportanceWeighted_ELBO
 from pyro_vaes.infer.training.fit import fit
+from pyro_vaes.models import VAE
 
 SMALL = ["--hidden", "16,8", "--limit", "200", "--batch-size", "100"]
 BASE = Options(limit=40, batch_size=40, epochs=1)
@@ -97,7 +102,7 @@ def test_open_run_gives_objects_and_leaves_generators_alone(trained: Path):
 
 def one_step(options: Options) -> float:
     """The training loss of one step, through the table."""
-    data = load_data(options)
+    data = load_run_data(options)
     options = options.resolved(data)
     built = build_pair(options, data)
     bound = BOUNDS[options.bound].build(options.particles, options.free_bits)
@@ -139,7 +144,7 @@ def test_every_hierarchy(network: str, skip: bool, top_down: bool):
 
 def test_counts_reach_the_networks_as_numbers_up_to_one():
     options = replace(BASE, likelihood="poisson", latent_dim=(2,))
-    data = load_data(options)
+    data = load_run_data(options)
     assert data.value_range == (0.0, 16.0)
     trunk = build_pair(options.resolved(data), data).vae.encoder[0]
     x = data.train[:5]
@@ -182,3 +187,47 @@ def test_own_array_file(tmp_path: Path, command):
     assert result.exit_code == 0, result.output
     assert open_run(tmp_path / "run").options.likelihood == "gaussian"
     assert open_run(tmp_path / "run").data.image_shape == (3, 4, 5)
+
+
+def test_data_are_loaded_once_and_the_pair_is_built_once(tmp_path: Path, command):
+    words = [*SMALL, "--latent-dim", 2, "--epochs", 1]
+    for given in (["digits", *words], ["--resume", "--epochs", 2]):
+        with (
+            mock.patch("pyro_vaes.cli.build.load_data", wraps=pyro_vaes.data.load_data) as loaded,
+            mock.patch("pyro_vaes.cli.build.VAE", wraps=VAE) as built,
+        ):
+            result = command("train", *given, "--out", tmp_path / "run")
+        assert result.exit_code == 0, result.output
+        assert (loaded.call_count, built.call_count) == (1, 1)
+
+
+def test_the_run_that_training_returns_is_the_one_that_is_opened(tmp_path: Path):
+    options = replace(BASE, hidden=(8,), latent_dim=(2,), epochs=3, patience=1, lr=0.05)
+    run = train(options, tmp_path / "run", progress=False)
+    opened = open_run(tmp_path / "run")
+    assert run.options == opened.options and run.facts == opened.facts
+    assert run.history.to_dict() == opened.history.to_dict()
+    weights = opened.vae.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in run.vae.state_dict().items())
+
+
+def test_every_field_of_the_options_is_an_option_with_its_default():
+    parameters = {p.name: p for p in typer.main.get_command(app).commands["train"].params}
+    for field in fields(Options):
+        parameter = parameters.pop(field.name)
+        assert parameter.default == (None if field.default == () else field.default)
+        assert parameter.help.endswith("."), field.name
+    assert {"out", "resume", "overwrite"} <= set(parameters) <= {"out", "resume", "overwrite", "help"}
+
+
+def test_resuming_on_changed_data_is_refused_before_training(tmp_path: Path, command):
+    import numpy as np
+
+    rows = np.random.default_rng(0).random((30, 4, 4)).astype("float32")
+    np.save(tmp_path / "own.npy", rows)
+    out = tmp_path / "run"
+    assert command("train", tmp_path / "own.npy", "--hidden", 4, "--epochs", 1, "--out", out).exit_code == 0
+    np.save(tmp_path / "own.npy", rows[::-1])
+    result = command("train", "--resume", "--epochs", 2, "--out", out)
+    assert result.exit_code == 2 and "data have changed" in result.stderr
+    assert len(json.loads((out / "history.json").read_text())["epochs"]) == 1

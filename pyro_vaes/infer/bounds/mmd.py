@@ -139,9 +139,11 @@ class MMD_ELBO(Bound):
         fn, value = site["fn"], site["value"]
         event_dim = len(fn.event_shape)
         if torch.is_grad_enabled() and not fn.has_rsample and fn.log_prob(value.detach()).requires_grad:
-            raise ValueError(
+            raise UsageError(
                 f"MMD_ELBO learns a prior by the gradients of its draws, but the prior of {site['name']!r} "
-                f"({type(fn).__name__}) has none. Use Trace_ELBO, or a prior that is fixed."
+                f"({type(fn).__name__}) has none.",
+                use_bound(),
+                Cure("prior", words="a prior that is fixed"),
             )
         prior = fn.rsample() if fn.has_rsample else fn.sample()
         weight = scale_and_mask(value.new_ones(value.shape[: value.dim() - event_dim]), site["scale"], site["mask"])

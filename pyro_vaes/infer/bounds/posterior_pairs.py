@@ -167,10 +167,10 @@ def _from_draws(fn: Distribution, num_samples: int, name: str) -> Tensor:
         draws = fn.rsample(size) if fn.has_rsample else fn.sample(size)  # (S, n, ..., *event)
         weight = draws.new_full((num_samples, *fn.batch_shape), 1 / num_samples)
     else:
-        raise ValueError(
+        raise UsageError(
             f"The posteriors at the guide's site {name!r} ({type(fn).__name__}) have neither a closed KL divergence "
-            "nor reparameterised draws, so no gradient of their divergence is right. Compare other sites, sites=[...]? "
-            "Else Use Trace_ELBO."
+            "nor reparameterised draws, so no gradient of their divergence is right. Compare other sites, sites=[...]?",
+            use_bound(),
         )
     z, weight = (all_rows(t.movedim(1, 0)).movedim(0, 1) for t in (draws, weight))
     scored, elements = _gathered(fn, name), 0

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Args = tuple[object, ...]
+OTHER_SITES = Cure("sites", words="compare other sites, sites=[...]")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,12 @@ class PosteriorSite:
         """The posteriors of the rows with batch shape ``(n, ...)``: the data plate in front, no particles."""
         fn = message["fn"]
         if message["mask"] is not None and message["mask"] is not True:
-            raise ValueError(
+            raise UsageError(
                 f"The guide's site {self.name!r} is masked, and which pairs of posteriors a mask leaves is not "
-                "defined. Leave the masked rows out of the batch, or compare other sites: sites=[...]. Use Trace_ELBO?"
+                "defined.",
+                use_bound(),
+                Cure("rows", "unmasked", words="leave the masked rows out of the batch"),
+                OTHER_SITES,
             )
         if may_be_point(message):  # labels came after the first look
             raise ValueError(_is_point(self.name, "Compare other sites: sites=[...]. Use Trace_ELBO?"))
@@ -85,8 +89,10 @@ class PosteriorSite:
                 return fn
         raise ValueError(
             f"The posteriors at the guide's site {self.name!r} ({type(fn).__name__}, batch shape "
-            f"{tuple(fn.batch_shape)}) cannot be brought into one row for each datum. Use one data plate and one "
-            "particle, or compare other sites: sites=[...]. Use Trace_ELBO?"
+            f"{tuple(fn.batch_shape)}) cannot be brought into one row for each datum.",
+            use_bound(),
+            Cure("plate", words="use one data plate and one particle"),
+            OTHER_SITES,
         )
 
 

@@ -7,7 +7,7 @@ conditional model's) have one prior in common.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pyro.distributions import Delta
@@ -114,7 +114,7 @@ def _normal_site(
 ) -> NormalSite:
     message = guide_sites[site.name]
     if not isinstance(_elements(message["fn"]), NORMALS):
-        raise ValueError(
+        raise UsageError(
             f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's site "
             f"{site.name!r} is {_family(message)}. Use Trace_ELBO, or AmortizedNormal?"
         )
@@ -122,14 +122,16 @@ def _normal_site(
     for name in latents:
         prior = model_sites[name]
         if not isinstance(_elements(prior["fn"]), Normal):
-            raise ValueError(
+            raise UsageError(
                 f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed form, "
                 f"but that of {name!r} is {_family(prior)}. Use Trace_ELBO, or leave it out: sites=[...]?"
             )
         if name in conditional:
-            raise ValueError(
+            raise UsageError(
                 f"The prior of {name!r} depends on other latents, so there is no one prior to compare the data's "
-                f"posteriors together with. Use Trace_ELBO, or leave it out: sites=[...] with the top level's site?"
+                "posteriors together with.",
+                use_bound(),
+                replace(OTHER_SITES, detail=" with the site of the top level"),
             )
     return NormalSite(site, latents)
 
@@ -142,10 +144,11 @@ def _drawn_together(message: Message, guide_sites: Sites, model_sites: Sites, bo
     if len(message["fn"].event_shape) == 1 and sum(v.numel() for v in values) == value.numel():
         if torch.equal(torch.cat([v.reshape(rows, -1) for v in values], 1), value.reshape(rows, -1)):
             return tuple(parts)
-    raise ValueError(
+    raise UsageError(
         f"{bound} needs the model's latents in the guide's joint draw {message['name']!r} side by side, but "
-        f"{sorted(parts) or 'they'} are another function of it (a map onto a support?). Use Trace_ELBO, or "
-        "AmortizedNormal?"
+        f"{sorted(parts) or 'they'} are another function of it (a map onto a support?).",
+        use_bound(),
+        NORMAL_GUIDE,
     )
 
 

@@ -33,7 +33,11 @@ def enumeration_problems(guide: Sites, model: Sites, bound: ELBO) -> Iterator[Pr
             does = "draw it, at a high variance" if name in guide else "draw it from the prior"
             yield Problem(
                 f"The site {name!r} is to be enumerated, but {type(bound).__name__} does not sum over it: it would "
-                f"{does}. Use TraceEnum_ELBO, or a model without the site, whose prior is the mixture itself."
+                f"{does}.",
+                cures=(
+                    use_bound("TraceEnum_ELBO"),
+                    Cure("model", words="a model without the site, whose prior is the mixture itself"),
+                ),
             )
 
 
@@ -43,7 +47,8 @@ def mean_field_problems(model: Program, guide: Program, args: tuple[object, ...]
     for name in sorted(violating):
         yield Problem(
             f"TraceMeanField_ELBO is wrong for this pair: it would use the analytic KL of {name!r}, whose prior "
-            f"depends on a latent that the guide draws after and from {name!r}. Use Trace_ELBO, or a top-down guide."
+            f"depends on a latent that the guide draws after and from {name!r}.",
+            cures=(use_bound(), Cure("guide", "top-down", words="a top-down guide")),
         )
 
 
@@ -54,13 +59,15 @@ def density_problems(guide: Sites) -> Iterator[Problem]:
             yield Problem(
                 f"TraceMeanField_ELBO does not suit the site {name!r} of this guide: log q(z) - log p(x, z) cancels at "
                 "each draw of z, and an expected KL beside a sampled likelihood does not, so the bound's variance "
-                "would be large even with the exact posterior. Use Trace_ELBO."
+                "would be large even with the exact posterior.",
+                cures=(use_bound(),),
             )
+
         if not site["is_observed"] and not site["fn"].has_rsample:
             yield Problem(
                 f"TraceMeanField_ELBO is wrong for this pair: the guide draws {name!r} ({type(site['fn']).__name__}) "
-                "without reparameterisation, and its score function would be left out. Use Trace_ELBO, or for a "
-                "mixture StratifiedMixture_ELBO."
+                "without reparameterisation, and its score function would be left out.",
+                cures=(use_bound(), use_bound("StratifiedMixture_ELBO", " for a mixture")),
             )
 
 

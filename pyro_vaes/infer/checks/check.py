@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyro
 from pyro.infer import ELBO
 
+from pyro_vaes.errors import UsageError
 from pyro_vaes.infer.batches.batches import first_batch
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.checks.arguments import as_bound

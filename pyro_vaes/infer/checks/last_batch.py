@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 
+from pyro_vaes.errors import Cure, UsageError
 from pyro_vaes.infer.batches.batches import Batches, SourceBatches
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.programs import Pair, modes, run_pair

@@ -38,10 +38,22 @@ Hint = Callable[[Tensor], str | None]  # what a likelihood says about data that 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, or may be."""
+    """One thing that is wrong, or may be.
 
-    text: str
+    Arguments:
+        message: What is wrong.
+        fatal: Whether the pair cannot be trained because of it.
+        cures: What the user can do about it, one thing or the other.
+    """
+
+    message: str
     fatal: bool = True
+    cures: tuple[Cure, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The message with its cures behind it."""
+        return str(UsageError(self.message, *self.cures))
 
 
 def raise_if_fatal(problems: Iterable[Problem]) -> None:

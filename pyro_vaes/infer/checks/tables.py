@@ -5,6 +5,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent
 
+from pyro_vaes.errors import CurableError, Cure, message_and_cures
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
 from pyro_vaes.programs import Pair, Sites, plates, run_pair, sites
 
@@ -17,24 +18,31 @@ def describe_error(error: Exception) -> str:
     The table of shapes that Pyro adds is left out where this library says what is wrong.
     """
     error = _without_table(error)
-    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    text, cures = message_and_cures(error)
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}"
+
     if "Shape mismatch inside plate" in text:
         text = (
             f"{text.splitlines()[0]}. Dimensions that belong to one datum are event dimensions: call .to_event(1) on "
             "the distribution (once for each of them); and the plate's size follows the batch, len(x)."
         )
-    return f"{text.rstrip()} {COMMON_SCALE}" if needs_common_scale(error) else text
+    if needs_common_scale(error):
+        text = f"{text.rstrip()} {COMMON_SCALE}"
+    return text, cures
 
 
 def _without_table(error: Exception) -> Exception:
     """The error as it was raised here, where Pyro has put its table of shapes behind it; any other as it is."""
     if not isinstance(error, ValueError):
         return error
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if place is None or not place.tb_frame.f_globals.get("__name__", "").startswith("pyro_vaes."):
-        return error
+    if not isinstance(error, CurableError):
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        if place is None or not place.tb_frame.f_globals.get("__name__", "").startswith("pyro_vaes."):
+            return error
+
     while isinstance(error.__cause__, type(error)) and str(error).startswith(f"{error.__cause__}\n"):
         error = error.__cause__
     return error

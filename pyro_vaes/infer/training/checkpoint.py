@@ -118,9 +118,11 @@ def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
         raise ValueError(f"The checkpoint {directory} is a file; a directory is wanted.")
     others = sorted({f.name for f in directory.iterdir()} - {WEIGHTS, FACTS, TRAINING}) if directory.exists() else []
     if others:
-        raise ValueError(
+        own = directory / "checkpoint"
+        raise UsageError(
             f"A checkpoint replaces its directory as a whole, but {directory} holds other files "
-            f"({', '.join(others[:4])}). Choose a directory of its own, such as {directory / 'checkpoint'}."
+            f"({', '.join(others[:4])}).",
+            Cure("checkpoint", str(own), words=f"choose a directory of its own, such as {own}"),
         )
     return directory
 

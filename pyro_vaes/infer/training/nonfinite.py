@@ -24,7 +24,7 @@ MAX_IN_A_ROW = 20  # steps that may be skipped one after the other
 MAX_ROLLBACKS = 5
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(CurableError, FloatingPointError):
     """A loss or a gradient became NaN or infinite; the message shows every site."""
 
 
@@ -161,8 +161,12 @@ class Guard:
         raise NonFiniteError(
             f"At step {run.step} the loss is {value.item():g} nats per datum and {len(gradients)} of "
             f"{len(run.pair.parameters)} gradients are not finite{named}.{tried} The sites on that batch:\n"
-            f"{site_table(run.pair, args)}\nUsual cures: a scale with a floor, ClipGradNorm, a smaller learning "
-            "rate, KLWarmup, or on_nan='skip'."
+            f"{site_table(run.pair, args)}",
+            Cure("scale", words="put a floor under the scale"),
+            Cure("callbacks", "ClipGradNorm", words="add the callback ClipGradNorm"),
+            Cure("callbacks", "KLWarmup", words="add the callback KLWarmup"),
+            Cure("optim", words="choose a smaller learning rate"),
+            Cure("on_nan", "skip"),
         )
 
     def _roll_back(self) -> None:

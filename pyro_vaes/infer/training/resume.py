@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pyro_vaes.errors import Cure, UsageError
 from pyro_vaes.infer.batches.batches import Batches, LoaderBatches
 from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.training.checkpoint import (
@@ -25,6 +26,9 @@ from pyro_vaes.infer.training.plan import Training
 __all__ = ["is_saved", "resume_run", "save_run", "writable"]
 
 logger = logging.getLogger(__name__)
+_START_ANEW = Cure(
+    "resume", False, words="load the weights with load_weights(directory, model, guide) and start a new run"
+)
 
 
 def writable(directory: pathlib.Path, rank: int = 0) -> pathlib.Path:
@@ -85,9 +89,8 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
     """
     state, facts, training = read_checkpoint(directory)
     if training is None:
-        raise ValueError(
-            f"{directory} holds weights but no training state, so training cannot resume from it. Load the weights "
-            "with load_weights(directory, model, guide) and start a new run."
+        raise UsageError(
+            f"{directory} holds weights but no training state, so training cannot resume from it.", _START_ANEW
         )
     try:
         _check_same_run(directory, run, facts, training)
@@ -105,10 +108,10 @@ def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches
         run.stop = str(facts["stop"])
         seed = int(facts["seed"])
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UsageError(
             f"The checkpoint in {directory} lacks what a run needs ({type(error).__name__}: {error}). Was it written "
-            "by another version, or changed by hand? Load its weights with load_weights(directory, model, guide), "
-            "then start a new run."
+            "by another version, or changed by hand?",
+            _START_ANEW,
         ) from error
     if not math.isfinite(sum(run.history.train)):
         logger.warning("The checkpoint's history holds losses that are not finite.")
