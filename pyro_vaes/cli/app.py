@@ -15,7 +15,7 @@ from pyro_vaes.cli.demo import demo as run_demo
 from pyro_vaes.cli.errors import user_errors
 from pyro_vaes.cli.listing import listing
 from pyro_vaes.cli.measure import EVALUATION, measure
-from pyro_vaes.cli.options import Options, whole_numbers
+from pyro_vaes.cli.options import Device, Options, Root, as_values, with_options
 from pyro_vaes.cli.pictures import sample_images, save
 from pyro_vaes.cli.report import write_report
 from pyro_vaes.cli.run_directory import open_run
@@ -165,8 +165,9 @@ def reproduce(context: typer.Context) -> None:
     """Say how a paper's experiment is repeated: from a checkout, by `python -m papers`."""
     typed = shlex.join(context.args) or "NAME --budget smoke"
     typer.echo(
-        "Error: the papers' experiments are not in the installed package. They are in the folder papers of the "
-        f"source repository. In a checkout of it, type:\n\n    python -m papers {typed}",
+        "Error: the papers' experiments are not in the installed package. They are in the "
+        "folder papers of the source repository. In a checkout of it, type:\n\n"
+        f"    python -m papers {typed}",
         err=True,
     )
     raise typer.Exit(2)

@@ -9,7 +9,7 @@ from pyro_vaes.cli.options import Options
 from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit, load_data
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import Chain, Labelled, Likelihood, Networks, OneHot
-from pyro_vaes.programs.pair import preserve_rng
+from pyro_vaes.programs import preserve_rng
 
 __all__ = ["Built", "Model", "build_pair", "data_path", "load_run_data"]
 

@@ -1,17 +1,7 @@
 """`list`: every name that the command line knows, and which data sets are here."""
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
-
 from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
-from pyro_vaes.data import NAMES
-from pyro_vaes.data import torchvision_sets as public
-from pyro_vaes.data.files import Library
-from pyro_vaes.data.load import _READERS
+from pyro_vaes.data import data_set_states
 
 __all__ = ["listing"]
 

@@ -15,7 +15,7 @@ from pyro_vaes import plots
 from pyro_vaes.cli.run_directory import Run
 from pyro_vaes.data import ImageData, Split
 from pyro_vaes.diagnostics import CollapseReport, LogLikelihood, posterior_means, reconstruct
-from pyro_vaes.programs.pair import Pair
+from pyro_vaes.programs import Pair
 
 __all__ = ["criticism_pictures", "held_out", "latent_pictures", "save", "sample_images", "training_pictures"]
 

@@ -9,8 +9,7 @@ import jinja2
 import torch
 from xarray import DataTree
 
-from pyro_vaes.cli import report_page as page
-from pyro_vaes.cli.measure import Measured, measure
+from pyro_vaes.cli.measure import measure
 from pyro_vaes.cli.pictures import criticism_pictures, held_out, latent_pictures, save, training_pictures
 from pyro_vaes.cli.run_directory import Run
 from pyro_vaes.diagnostics import summary, to_datatree

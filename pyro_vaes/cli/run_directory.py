@@ -20,7 +20,7 @@ from pyro_vaes.cli.options import Options
 from pyro_vaes.cli.run_files import CHECKPOINT, RUN
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import History, load_weights
-from pyro_vaes.programs.pair import Pair
+from pyro_vaes.programs import Pair
 
 __all__ = [
     "Run",

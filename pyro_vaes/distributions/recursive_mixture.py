@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyro_vaes.distributions.vector_distribution import expand_attributes
+from pyro_vaes.errors import UsageError, use_bound
 
 __all__ = ["RecursiveMixture", "log_weights"]
 

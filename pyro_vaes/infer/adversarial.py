@@ -30,6 +30,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.facts import facts_of, layers
 from pyro_vaes.infer.bounds.global_batch import is_shared
@@ -132,11 +133,12 @@ class Adversarial_ELBO(Bound):
             )
         if not facts_of(base).plain_draws:
             other = next(b for b in layers(base) if not facts_of(b).plain_draws)
-            raise ValueError(
+            raise UsageError(
                 f"{type(other).__name__} has draws that are no plain draws of the guide (one "
                 "of each component of a mixture, or with gradients of their own), and a "
                 "discriminator of their reconstructions would send wrong gradients to the "
-                "guide. Use Trace_ELBO?"
+                "guide.",
+                use_bound(),
             )
         if not isinstance(discriminator, nn.Module) or not any(p.requires_grad for p in discriminator.parameters()):
             raise ValueError(

@@ -77,7 +77,6 @@ __all__ = [
     "Likelihood",
     "LinearNetworks",
     "LogVarianceHead",
-    "MLPNetworks",
     "MixturePrior",
     "MultivariateNormalHead",
     "NegativeBinomialLikelihood",

@@ -8,6 +8,7 @@ import math
 
 from torch import Tensor, nn
 
+from pyro_vaes.errors import Cure, UsageError, leave_out
 from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder
 from pyro_vaes.nn.heads import NormalHead
 from pyro_vaes.nn.mlp import MLP, Chain, OneHot, concatenate
@@ -89,9 +90,10 @@ class Networks(abc.ABC):
 
     def __init__(self, image_shape: ImageShape, hidden: tuple[int, ...], divisor: float = 1.0) -> None:
         if hidden and not self.default:
-            raise ValueError(
-                f"{type(self).__name__} have no hidden layers, but got hidden={hidden}: leave it empty, or use "
-                "MLPNetworks (on the command line: leave --hidden out, or choose --network mlp)."
+            raise UsageError(
+                f"{type(self).__name__} have no hidden layers, but got hidden={hidden}.",
+                leave_out("hidden"),
+                Cure("network", "mlp", words="use MLPNetworks"),
             )
         self.image_shape, self.divisor = image_shape, divisor
         self.hidden = hidden or self.default

@@ -30,6 +30,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian, Moment
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.global_batch import all_rows
 from pyro_vaes.infer.bounds.standardised import (
@@ -198,10 +199,11 @@ def _weight(site: NormalSite, guide_sites: Sites, model_sites: Sites) -> float |
                 given.append(f"of shape {tuple(scale.shape)}")
             else:
                 given.append(f"{scale:g}")
-        raise ValueError(
+        raise UsageError(
             f"The site {site.posterior.name!r} has scales {given} in the guide and in the "
-            "model, but what all rows pay together has one weight. Give both programs the same "
-            "number, with scale_latents(beta) around the step or on both. Use Trace_ELBO?"
+            "model, but what all rows pay together has one weight.",
+            use_bound(),
+            Cure("beta", words="give both programs the same number with scale_latents(beta)"),
         )
 
     return find_plate(posterior, site.posterior.plate).size * scales[0]

@@ -9,6 +9,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vaes.errors import UsageError, use_bound
 from pyro_vaes.programs import DRAWN, Program, bind_keywords, sites
 
 if TYPE_CHECKING:
@@ -73,11 +74,12 @@ class Bound(ELBO):
             return
         for name, site in sites(guide_trace, DRAWN).items():
             if not getattr(site["fn"], "has_rsample", True):
-                raise ValueError(
+                raise UsageError(
                     f"{type(self).__name__} needs reparameterised draws, but the guide's "
                     f"site {name!r} ({type(site['fn']).__name__}) has none, so gradients "
-                    "would be wrong. Use Trace_ELBO, which adds the score function, or for "
-                    "a mixture StratifiedMixture_ELBO."
+                    "would be wrong.",
+                    use_bound(detail=", which adds the score function"),
+                    use_bound("StratifiedMixture_ELBO", " for a mixture"),
                 )
 
     def _refuse_missing(self, guide_trace: Trace, model_trace: Trace) -> None:

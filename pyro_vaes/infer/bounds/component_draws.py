@@ -20,6 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vaes.distributions import RecursiveMixture
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs import (
     DataPlate,
     PairTraces,
@@ -173,11 +174,14 @@ def find_mixture(traces: PairTraces, bound: str) -> RecursiveMixture:
             others[name] = type(site["fn"]).__name__
 
     if len(mixtures) != 1:
-        found = f"several: {sorted(mixtures)}" if mixtures else f"none among its sites: {others}"
-        raise ValueError(
+        found = f"none among its sites: {others}"
+        if mixtures:
+            found = f"several: {sorted(mixtures)}"
+        raise UsageError(
             f"{bound} needs a guide that samples its latents from one RecursiveMixture, as "
-            f"AmortizedMixture does, but this one has {found}. Use Trace_ELBO, or a mixture "
-            "guide."
+            f"AmortizedMixture does, but this one has {found}.",
+            use_bound(),
+            Cure("guide", "mixture", words="a mixture guide"),
         )
 
     name, mixture = next(iter(mixtures.items()))

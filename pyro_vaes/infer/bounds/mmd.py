@@ -20,6 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.programs import (
     DENSITIES,

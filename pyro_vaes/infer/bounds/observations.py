@@ -6,6 +6,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs import Role, SiteRecorder, find_plate, plates
 
 __all__ = ["Observation", "ObservationRecorder"]
@@ -47,18 +48,20 @@ class Observation:
         declared = {plate.dim for plate in plates(self.message)}
         for dim in range(-len(fn.batch_shape), 0):
             if dim not in declared and fn.batch_shape[dim] > 1:
-                raise ValueError(
+                raise UsageError(
                     f"The observation {self.name!r} has batch shape {tuple(fn.batch_shape)}, "
                     f"of which no plate declares dimension {dim}: an enumerated latent has no "
-                    "one draw whose mean could be taken. Use Trace_ELBO?"
+                    "one draw whose mean could be taken.",
+                    use_bound(),
                 )
         try:
             return fn.mean
         except NotImplementedError:
-            raise ValueError(
+            raise UsageError(
                 f"The distribution of the observation {self.name!r} has no mean in closed "
-                "form, which the reconstruction is. Use Trace_ELBO, or a likelihood that has "
-                "one."
+                "form, which the reconstruction is.",
+                use_bound(),
+                Cure("likelihood", words="a likelihood that has one"),
             ) from None
 
     def num_data(self, plate: str) -> int:

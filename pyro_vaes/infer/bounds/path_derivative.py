@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs import DENSITIES, Program, is_latent, run, sites
 
 __all__ = ["Gates", "gated_trace"]
@@ -80,9 +81,10 @@ def gated_trace(guide: Program, args: tuple[object, ...], bound: str) -> tuple[T
 
     for name, site in sites(trace, DENSITIES).items():
         if site["is_observed"]:
-            raise ValueError(
+            raise UsageError(
                 f"{bound} leaves out the score function of the guide's draws, but the "
-                f"guide's site {name!r} is not drawn: it has an obs=, or is a pyro.factor. "
-                "Use Trace_ELBO, or move that statement to the model."
+                f"guide's site {name!r} is not drawn: it has an obs=, or is a pyro.factor.",
+                use_bound(),
+                Cure("guide", "moved", words="move that statement to the model"),
             )
     return trace, gates

@@ -19,6 +19,7 @@ from torch.distributions.kl import kl_divergence
 from torch.nn.functional import softplus
 
 from pyro_vaes.distributions import PrecisionNormal, RecursiveMixture, map_parameters
+from pyro_vaes.errors import UsageError, use_bound
 from pyro_vaes.infer.bounds.global_batch import all_rows, is_shared
 from pyro_vaes.ops import (
     multivariate_normal_pairwise_kl,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_vaes.distributions import event_elements, has_transforms, map_parameters
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs import (
     DRAWN,
     OBJECTIVE,
@@ -68,7 +69,7 @@ class PosteriorSite:
                 OTHER_SITES,
             )
         if may_be_point(message):  # labels came after the first look
-            raise ValueError(_is_point(self.name, "Compare other sites: sites=[...]. Use Trace_ELBO?"))
+            raise _is_point(self.name, use_bound(), OTHER_SITES)
         around = plates(message)
         dims = {plate.name: plate.dim for plate in around if plate.name in self.plates}
         data_dim, kept = dims[self.plate], set(dims.values())
@@ -197,16 +198,17 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
 
     unknown = [] if names is None else sorted(set(names) - candidates.keys())
     if unknown or not candidates:
-        raise ValueError(
+        raise UsageError(
             f"The posteriors of the sites {unknown or 'of this guide'} cannot be compared: the "
-            "guide's sites with a distribution of their own are "
-            f"{sorted(candidates)}. Use one of these in sites=[...], or Trace_ELBO?"
+            f"guide's sites with a distribution of their own are {sorted(candidates)}.",
+            use_bound(),
+            Cure("sites", tuple(sorted(candidates)), words="name some of these, sites=[...]"),
         )
 
     wanted = {n: s for n, s in candidates.items() if names is None or n in names}
     conditional = sites_given_others(guide, args, own_sites)
     for problem in _problems(wanted, conditional, candidates):
-        raise ValueError(problem)
+        raise problem
 
     first, *others = wanted.values()
     shared = [p.name for p in plates(first)]
@@ -226,38 +228,42 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
     return tuple(found)
 
 
-def _problems(wanted: Sites, conditional: set[str], candidates: Sites) -> Iterator[str]:
+def _problems(wanted: Sites, conditional: set[str], candidates: Sites) -> Iterator[UsageError]:
     points = {n for n, s in candidates.items() if may_be_point(s)}
     others = sorted(candidates.keys() - conditional - points)
+    compare_others = Cure("sites", tuple(others), words=f"compare the others, sites={others}")
 
     for name, site in wanted.items():
         if name in points:
-            cure = "Leave them out: Use Trace_ELBO."
-            if others:
-                cure = f"Compare the others, sites={others}?"
-            yield _is_point(name, cure)
+            yield _is_point(name, compare_others if others else use_bound())
         if name in conditional:
-            yield (
+            yield UsageError(
                 f"The guide draws {name!r} given other latent sites, so it has no posterior of "
-                "its own given the datum that could be compared with another's. Name those that "
-                f"have one, sites={others}? Or leave the terms out: Use Trace_ELBO."
+                "its own given the datum that could be compared with another's.",
+                use_bound(),
+                compare_others,
             )
         if not plates(site):
-            yield (
-                f"The guide's site {name!r} lies outside every plate: it has one posterior for "
-                "all data. Put it into `with pyro.plate('data', len(x)):`, or compare other "
-                "sites: sites=[...]."
+            yield UsageError(
+                f"The guide's site {name!r} lies outside every plate: it has one posterior for all data.",
+                Cure("plate", words="put it into `with pyro.plate('data', len(x)):`"),
+                OTHER_SITES,
             )
         if isinstance(site["fn"], Delta):
-            yield (
-                f"The guide's site {name!r} is a point (Delta), whose KL divergence from "
-                "another is infinite. Compare other sites, sites=[...], or use a guide with a "
-                "spread: AmortizedNormal?"
+            yield UsageError(
+                f"The guide's site {name!r} is a point (Delta), whose KL divergence from another is infinite.",
+                OTHER_SITES,
+                Cure(
+                    "guide",
+                    "AmortizedNormal",
+                    words="use a guide with a spread, such as AmortizedNormal",
+                ),
             )
 
 
-def _is_point(name: str, cure: str) -> str:
-    return (
+def _is_point(name: str, *cures: Cure) -> UsageError:
+    return UsageError(
         f"The guide's site {name!r} is a point where it is known (labels), whose KL divergence "
-        f"from another is infinite. {cure}"
+        "from another is infinite.",
+        *cures,
     )

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.bounds.posteriors import (
+    OTHER_SITES,
     PosteriorSite,
     find_posteriors,
     sites_given_others,
@@ -26,6 +28,7 @@ from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run_pair, sites
 __all__ = ["NormalSite", "Standardised", "find_normal_sites"]
 
 Args = tuple[object, ...]
+NORMAL_GUIDE = Cure("guide", "AmortizedNormal", words="AmortizedNormal")
 NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)
 
 
@@ -116,7 +119,9 @@ def _normal_site(
     if not isinstance(_elements(message["fn"]), NORMALS):
         raise UsageError(
             f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's site "
-            f"{site.name!r} is {_family(message)}. Use Trace_ELBO, or AmortizedNormal?"
+            f"{site.name!r} is {_family(message)}.",
+            use_bound(),
+            NORMAL_GUIDE,
         )
     latents = (site.name,) if site.name in model_sites else _drawn_together(message, guide_sites, model_sites, bound)
     for name in latents:
@@ -124,7 +129,9 @@ def _normal_site(
         if not isinstance(_elements(prior["fn"]), Normal):
             raise UsageError(
                 f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed form, "
-                f"but that of {name!r} is {_family(prior)}. Use Trace_ELBO, or leave it out: sites=[...]?"
+                f"but that of {name!r} is {_family(prior)}.",
+                use_bound(),
+                OTHER_SITES,
             )
         if name in conditional:
             raise UsageError(

@@ -7,10 +7,11 @@ import pyro
 import torch
 from pyro.infer import ELBO
 
+from pyro_vaes.errors import Cure, use_bound
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.bounds.host_sync import without_host_sync
 from pyro_vaes.infer.checks.problems import Problem
-from pyro_vaes.infer.checks.tables import describe_error, site_table
+from pyro_vaes.infer.checks.tables import explain, site_table
 from pyro_vaes.programs import (
     Pair,
     Program,
@@ -108,8 +109,8 @@ def value_problems(pair: Pair, loss: ELBO, args: tuple[object, ...]) -> Iterator
 
 
 def _failure(loss: ELBO, error: Exception) -> Problem:
-    name = type(loss).__name__
-    return Problem(f"{name} fails on this pair: {describe_error(error)}")
+    message, cures = explain(error)
+    return Problem(f"{type(loss).__name__} fails on this pair: {message}", cures=cures)
 
 
 def _not_finite(pair: Pair, value: float, args: tuple[object, ...]) -> Problem:

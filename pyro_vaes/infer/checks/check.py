@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import pyro
 from pyro.infer import ELBO
 
-from pyro_vaes.errors import UsageError
 from pyro_vaes.infer.batches.batches import first_batch
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.checks.arguments import as_bound
@@ -63,9 +62,13 @@ class CheckReport:
         """Whether nothing fatal was found."""
         return not any(p.fatal for p in self.problems)
 
-    def raise_if_fatal(self) -> None:
-        """Raise a ValueError that holds the fatal problems, if there are any."""
-        raise_if_fatal(self.problems)
+    def raise_if_fatal(self, before: str = "") -> None:
+        """Raise a ValueError that holds the fatal problems, if there are any.
+
+        Arguments:
+            before: What to say first.
+        """
+        raise_if_fatal(self.problems, before)
 
     def __str__(self) -> str:
         lines = [f"{'error' if p.fatal else 'note'}: {p.text}" for p in self.problems] or ["no problems found"]

@@ -19,6 +19,8 @@ BATCH_NORM = (
     "the networks normalise over the batch (BatchNorm in training mode, or without running statistics), and one row of "
     "a process has no spread"
 )
+ANOTHER_SIZE = Cure("batch_size", words="choose another batch_size")
+LEAVE_OUT = Cure("rows", words="leave a row out")
 
 
 def keep_or_drop_last(
@@ -56,20 +58,24 @@ def keep_or_drop_last(
 
     if isinstance(batches, SourceBatches):
         too_few = _too_few(pair, batches, batches.last_size, bound, min_rows)
+        cures = [ANOTHER_SIZE, LEAVE_OUT]
+        if drop_last is False:
+            detail = ", which leaves out another row in each epoch"
+            cures.append(Cure("drop_last", True, detail=detail))
         if too_few:
-            cure = "Choose another batch_size, or leave a row out"
-            if drop_last is False:
-                cure += ", with drop_last=True another one in each epoch"
-            raise ValueError(f"The last batch of the training data has {too_few}. {cure}.")
+            message = f"The last batch of the training data has {too_few}."
+            raise UsageError(message, *cures)
 
     if isinstance(held_out, SourceBatches):
         # each process evaluates rows of its own, where there are any for it
         rows = max(held_out.last_size // held_out.world_size, 1)
         too_few = _too_few(pair, held_out, rows, bound, min_rows)
         if too_few:
-            raise ValueError(
-                f"The last batch of the held-out data has {too_few}. Choose another batch_size, "
-                "or leave a row out (batches of held-out data have 4 * batch_size rows)."
+            raise UsageError(
+                f"The last batch of the held-out data has {too_few} (a batch of held-out data "
+                "has four times as many rows as one of training data).",
+                ANOTHER_SIZE,
+                LEAVE_OUT,
             )
 
     return batches

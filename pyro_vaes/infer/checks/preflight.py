@@ -74,9 +74,7 @@ def preflight_held_out(
 
     with pair.in_evaluation_mode(), pair.aside(keep_params=True):
         report = check_pair(pair, loss, pair.arguments(batch), trains=False)
-    if not report.ok:
-        text = " ".join(p.text for p in report.problems if p.fatal)
-        raise ValueError(f"In the held-out data: {text}")
+    report.raise_if_fatal("In the held-out data: ")
 
 
 def _first(pair: Pair, batches: Batches, seed: int, place: torch.device) -> tuple[object, ...]:

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from pyro_vaes.infer.checks.tables import describe_error
+from pyro_vaes.errors import Cure, UsageError
+from pyro_vaes.infer.checks.tables import explain
 from pyro_vaes.programs import (
     Pair,
     Sites,
@@ -56,11 +57,18 @@ class Problem:
         return str(UsageError(self.message, *self.cures))
 
 
-def raise_if_fatal(problems: Iterable[Problem]) -> None:
-    """Raise a ValueError that holds the fatal problems, if there are any."""
-    fatal = [problem.text for problem in problems if problem.fatal]
+def raise_if_fatal(problems: Iterable[Problem], before: str = "") -> None:
+    """Raise an error that holds the fatal problems, if there are any, and their cures.
+
+    Arguments:
+        problems: What was found.
+        before: What to say first.
+    """
+    fatal = [problem for problem in problems if problem.fatal]
     if fatal:
-        raise ValueError(" ".join(fatal))
+        text = " ".join(problem.message for problem in fatal)
+        cures = dict.fromkeys(cure for problem in fatal for cure in problem.cures)
+        raise UsageError(before + text, *cures)
 
 
 def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
@@ -87,7 +95,10 @@ def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
 def failure(pair: Pair, label: str, args: tuple[object, ...], error: Exception) -> Problem:
     """An error of one of the programs, with the cure where the batch lacks an argument or has another dtype."""
     text = _missing_arguments(pair, args, error) or _other_dtype(pair, args, error)
-    return Problem(text or f"The {label} fails on this batch: {describe_error(error)}")
+    if text is not None:
+        return Problem(text)
+    message, cures = explain(error)
+    return Problem(f"The {label} fails on this batch: {message}", cures=cures)
 
 
 def _missing_arguments(pair: Pair, args: tuple[object, ...], error: Exception) -> str | None:

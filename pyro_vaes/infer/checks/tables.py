@@ -9,11 +9,13 @@ from pyro_vaes.errors import CurableError, Cure, message_and_cures
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
 from pyro_vaes.programs import Pair, Sites, plates, run_pair, sites
 
-__all__ = ["describe_error", "site_table", "trace_table"]
+__all__ = ["explain", "site_table", "trace_table"]
 
 
-def describe_error(error: Exception) -> str:
-    """What an exception says, with its kind unless it is a ValueError, and the cures of Pyro's commonest ones.
+def explain(error: Exception) -> tuple[str, tuple[Cure, ...]]:
+    """What an exception says, with its kind unless it is a ValueError, and its cures.
+
+    Pyro's commonest errors get words.
 
     The table of shapes that Pyro adds is left out where this library says what is wrong.
     """
@@ -84,7 +86,7 @@ def site_table(pair: Pair, args: tuple[object, ...]) -> str:
         try:
             traces = run_pair(pair.model, pair.guide, args)
         except Exception as error:
-            return f"(the programs fail on this batch: {describe_error(error)})"
+            return f"(the programs fail on this batch: {explain(error)[0]})"
 
         for label, trace in (("guide", traces.guide), ("model", traces.model)):
             for name, site in sites(trace).items():

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyro_vaes.errors import Cure, UsageError
 from pyro_vaes.programs import Pair, Program
 
 __all__ = [

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from pyro_vaes.errors import CurableError, Cure
 from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.checks.tables import site_table
 from pyro_vaes.infer.optimizers import (

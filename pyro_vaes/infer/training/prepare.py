@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from pyro.infer import ELBO
 
+from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.batches.batches import Batches, as_batches, train_and_valid
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.facts import facts_of, layers
@@ -109,8 +110,9 @@ def _refuse_idle_kl_weights(bound: ELBO, callbacks: Sequence[Callback]) -> None:
         return
     for callback in callbacks:
         if callback.weighs_kl:
-            raise ValueError(
+            raise UsageError(
                 f"{type(callback).__name__} weighs the KL term, and the bound "
-                f"{type(bound).__name__} has none (the importance-weighted bound, for "
-                "example): it would do nothing. Use Trace_ELBO, or leave the callback out."
+                f"{type(bound).__name__} has none: it would do nothing.",
+                use_bound(),
+                Cure("callbacks", words="leave the callback out"),
             )
