@@ -3,8 +3,11 @@
 On a linear decoder everything is exact, so most of these hold to rounding in float64.
 """
 
+import copy
 import functools
+import gc
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -965,6 +968,54 @@ def test_one_activation_module_may_serve_several_layers():
     wanted = AmortizedLaplace(vae.model, vae.encoder, path="generic").posterior(x)
     assert torch.allclose(guide.posterior(x).chol_precision, wanted.chol_precision, rtol=0, atol=1e-11)
     assert guide._curvature.verdicts == {decoder: True}
+
+
+@pytest.mark.parametrize(("rows", "first"), [(N, 3), (1, 2)])
+@pytest.mark.parametrize("make", [gaussian_vae, bernoulli_vae])
+def test_the_program_runs_a_few_times_at_first_and_once_later(make, rows, first):
+    """Once for its latent sites; at the point, beside it, and for the tangents of the comparison; then at the point."""
+    vae, x = make(), binary()[:rows]
+    guide = AmortizedLaplace(vae.model, vae.encoder, steps=2)
+    runs = []
+
+    def count(module, _, __):
+        runs.extend([module] * (module is vae.decoder))
+
+    def runs_of(function):
+        runs.clear()
+        function(x)
+        return len(runs)
+
+    handle = nn.modules.module.register_module_forward_hook(count)  # one of the decoder's own ends the closed form
+    try:
+        assert [runs_of(f) for f in (guide.latents, guide.posterior, guide.posterior)] == [1, first, 1]
+        generic = AmortizedLaplace(vae.model, vae.encoder, steps=2, path="generic")
+        assert [runs_of(f) for f in (generic.posterior, generic.posterior)] == [7 + first, 8]
+    finally:
+        handle.remove()
+
+
+def test_verdicts_end_with_their_networks_and_stay_out_of_copies():
+    vae, x = gaussian_vae(), real()
+
+    def fresh(x):
+        """A network of its own for each call, of which none may inherit the verdict on another."""
+        decoder = copy.deepcopy(vae.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.4).to_event(1), obs=x)
+
+    guide = AmortizedLaplace(vae.model, vae.encoder)
+    wanted = guide.posterior(x)
+    for copied in (copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
+        assert not copied._curvature.verdicts and not copied._curvature.independent
+        assert torch.equal(copied.posterior(x).mean, wanted.mean)
+        assert copied._curvature.verdicts == {copied._model[0].__self__.decoder: True}
+
+    guide = AmortizedLaplace(fresh, nn.Linear(D, K), path="fast")
+    guide.posterior(x)
+    gc.collect()
+    assert not guide._curvature.verdicts
 
 
 def test_a_decoder_that_starts_at_zero_is_looked_at_again():

@@ -21,7 +21,13 @@ from pyro_vaes.ops import GradientContext
 __all__ = ["gram_residual"]
 
 
-def gram_residual(value: Tensor, point: Tensor, data: Tensor, gram: Tensor, region: LinearRegion) -> Tensor:
+def gram_residual(
+    value: Tensor,
+    point: Tensor,
+    data: Tensor,
+    gram: Tensor,
+    region: LinearRegion,
+) -> Tensor:
     """r with shape ``(B, d)``; it can be differentiated once.
 
     Arguments:
@@ -42,19 +48,19 @@ class _GramResidual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: GradientContext, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[1:]
-        inputs = [t.detach().requires_grad_(w) for t, w in zip(ctx.saved_tensors, wanted, strict=True)]
+        inputs = [t.detach() for t in ctx.saved_tensors]
+        for tensor, wanted in zip(inputs, ctx.needs_input_grad[1:], strict=True):
+            tensor.requires_grad_(wanted)
         point, data, gram, *parts = inputs
 
         with torch.enable_grad():
             both = torch.stack([point, cotangent])  # (2, B, d)
             for part in parts:
-                if part.dim() == 1:  # a tangent has no offset
-                    both = both + torch.stack([part, torch.zeros_like(part)]).unsqueeze(1)
+                if part.dim() == 1:
+                    no_offset = torch.zeros_like(part)  # of a tangent
+                    both = both + torch.stack([part, no_offset]).unsqueeze(1)
                 else:
                     both = linear(both, part) if part.dim() == 2 else both * part.squeeze(-2)
             hidden, tangent = both
-            number = (tangent * (data - linear(hidden, gram))).sum()
-
-        found = iter(torch.autograd.grad(number, [t for t in inputs if t.requires_grad]))
-        return None, *(next(found) if t.requires_grad else None for t in inputs)
+            (tangent * (data - linear(hidden, gram))).sum().backward()
+        return None, *(t.grad for t in inputs)

@@ -17,7 +17,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 import pyro
 import torch
@@ -103,6 +103,7 @@ class AmortizedLaplace(AmortizedGuide):
         fallback: Literal["hessian"] | None = None,
     ) -> None:
         super().__init__(model, start)
+
         if not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps is the number of updates, 0 or more, but got {steps!r}.")
         if not start_weight >= 0 or start_weight == float("inf"):
@@ -111,17 +112,21 @@ class AmortizedLaplace(AmortizedGuide):
             raise ValueError(f"halvings is a number of halvings, 0 or more, or None, but got {halvings!r}.")
         if not callable(schedule):
             raise ValueError(f"schedule maps t to a step size, but got {schedule!r}; lambda t: {schedule!r}?")
+
         self.steps, self.schedule, self.halvings = steps, schedule, halvings
-        self.detach_updates, self.reuse_precision, self.start_weight = detach_updates, reuse_precision, start_weight
-        self._curvature = Curvature(path, chunk_size=chunk_size, s_jitter=s_jitter, fallback=fallback)
+        self.detach_updates, self.start_weight = detach_updates, start_weight
+        self.reuse_precision = reuse_precision
+        self._curvature = Curvature(path, chunk_size, s_jitter, fallback)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         latents = self.latents(*args, **kwargs)
         plate = latents.data_plate(batch_rows(args, kwargs))
         # the program runs before its plate is entered, which it enters itself
         rows = plate.indices if latents.subsample_size is not None else None
-        start, q = self._start_and_end(*args, rows=rows, **kwargs)
-        q = cast(PrecisionNormal, move_behind_plate(q, latents.inner))
+        start, posterior = self._start_and_end(*args, rows=rows, **kwargs)
+        q = move_behind_plate(posterior, latents.inner)
+        assert isinstance(q, PrecisionNormal)
+
         with plate:
             if self.start_weight:
                 self._train_start(start.reshape(q.loc.shape), q, latents)
@@ -166,20 +171,29 @@ class AmortizedLaplace(AmortizedGuide):
         return mean
 
     def _refine(self, start: Tensor, joint: Joint) -> PrecisionNormal:
+        """The updates from the start, and the Gaussian where they end."""
         if is_dry_run():  # of which only the shapes are looked at
             identity = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
             return PrecisionNormal(start, identity.expand(*start.shape, -1))
 
         linearise_at = self._curvature.of(joint, start)
+
+        def log_prob(z: Tensor) -> Tensor:
+            return joint.log_prob(joint.sites(z), len(z))
+
         mu, factor = start, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_updates):
             for t in range(self.steps):
-                local = linearise_at(mu, constant=not self.reuse_precision or t < self.steps - 1)
+                # only the precision that is reused becomes a part of q, with its gradient
+                constant = not self.reuse_precision or t < self.steps - 1
+                local = linearise_at(mu, constant=constant)
                 factor = factorise(local.precision)
-                step = self.schedule(t) * self._bounded(newton_step(local, factor), joint.latents)
+                step = self._bounded(newton_step(local, factor), joint.latents)
+                step = self.schedule(t) * step
                 if self.halvings is not None:
-                    step = step * improving(lambda z: joint.log_prob(joint.sites(z), len(z)), mu, step, self.halvings)
+                    step = step * improving(log_prob, mu, step, self.halvings)
                 mu = mu + step
+
         if self.detach_updates:
             mu = start + (mu - start).detach()
         if factor is None or not self.reuse_precision:
@@ -196,5 +210,6 @@ class AmortizedLaplace(AmortizedGuide):
         lengths = [part.norm(dim=-1, keepdim=True) for site, part in parts if not site.is_real]
         if not lengths:
             return step
+
         longest = torch.cat(lengths, -1).amax(-1, keepdim=True)
         return step * (LONGEST_STEP / longest.clamp(min=LONGEST_STEP))

@@ -104,6 +104,7 @@ class LinearRegion:
         """
         kept: list[Tensor] = []
         used: Tensor | None = None  # the units of the layer that the parts so far lead to; None for all
+
         for part in self.parts:
             if part.dim() == 2:
                 kept.append(select(part, 1, used))
@@ -113,6 +114,7 @@ class LinearRegion:
                     used = used_units(part.squeeze(-2).any(0))
                     kept[-1] = select(kept[-1], 0, used)
                 kept.append(select(part, 2, used))
+
         return LinearRegion(kept), used
 
 
@@ -120,6 +122,7 @@ def find_region(layers: Sequence[nn.Module], z: Tensor) -> tuple[Tensor, LinearR
     """The last hidden layer ``(B, H)`` of a chain at z, and the linear network that the chain is there."""
     value = z
     parts: list[Tensor] = []
+
     for layer in layers[:-1]:
         before, value = value, layer(value)
         if isinstance(layer, nn.Linear):
@@ -131,6 +134,7 @@ def find_region(layers: Sequence[nn.Module], z: Tensor) -> tuple[Tensor, LinearR
             parts.append(slopes.unsqueeze(-2))
         else:
             parts.append(value.detach().sign().unsqueeze(-2))
+
     return value, LinearRegion(parts)
 
 

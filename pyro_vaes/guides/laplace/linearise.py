@@ -37,6 +37,11 @@ from pyro_vaes.guides.laplace.fisher import Fisher, find_fisher
 __all__ = ["Linearised", "ProgramRun", "depends", "linearise", "run_program"]
 
 Derivatives = TypeVar("Derivatives", Tensor, tuple[tuple[Tensor, ...], ...])
+DEPENDENT = (
+    "The density of a datum changes with the latents of its batch mates, or from one evaluation to the next; the Laplace "
+    "posterior needs data that are independent given their latents. Is there a dropout, a normalisation over the batch, "
+    "or a sample outside Pyro in the model?"
+)
 Overrides = Mapping[type[Distribution], Fisher]
 
 
@@ -228,7 +233,12 @@ def _tangents(
     with warnings.catch_warnings():  # torch announces at the first use of forward mode that it scripts a few formulae
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", message=".*torch.jit.script", category=category)
-        tangents: Derivatives = vmap(along, chunk_size=chunk_size)(directions)
+        try:
+            tangents: Derivatives = vmap(along, chunk_size=chunk_size)(directions)
+        except RuntimeError as error:
+            if "randomness" in str(error):  # of vmap, where the program draws outside Pyro
+                raise ValueError(DEPENDENT) from error
+            raise
     return tangents
 
 
