@@ -12,7 +12,6 @@ Guides, bounds, checks and diagnostics look at programs through this room alone:
 """
 
 from pyro_vaes.programs.aside import local_parameters, modes, preserve_rng
-from pyro_vaes.programs.buffers import untouched_buffers
 from pyro_vaes.programs.densities import (
     objective_terms,
     over_particles,
@@ -27,9 +26,7 @@ from pyro_vaes.programs.marks import (
     evidence_for,
     has_analytic_kl,
     is_auxiliary,
-    is_deterministic,
     is_enumerated,
-    is_objective_only,
     mark_statements,
     marks,
     may_be_point,
@@ -66,7 +63,7 @@ from pyro_vaes.programs.sites import (
     role,
     sites,
 )
-from pyro_vaes.programs.structure import Findings, batch_structure
+from pyro_vaes.programs.structure import Findings
 from pyro_vaes.programs.units import (
     DataPlate,
     UnitCounter,
@@ -93,7 +90,6 @@ __all__ = [
     "UnitCounter",
     "Units",
     "ambient_scale",
-    "batch_structure",
     "bind_keywords",
     "data_plate",
     "dependencies",
@@ -104,11 +100,9 @@ __all__ = [
     "find_plate",
     "has_analytic_kl",
     "is_auxiliary",
-    "is_deterministic",
     "is_dry_run",
     "is_enumerated",
     "is_latent",
-    "is_objective_only",
     "local_parameters",
     "log_density",
     "log_density_sum",
@@ -134,6 +128,5 @@ __all__ = [
     "share_dry_runs",
     "sites",
     "unbind_keywords",
-    "untouched_buffers",
     "was_observed",
 ]

@@ -19,9 +19,7 @@ __all__ = [
     "evidence_for",
     "has_analytic_kl",
     "is_auxiliary",
-    "is_deterministic",
     "is_enumerated",
-    "is_objective_only",
     "mark_statements",
     "marks",
     "may_be_point",
@@ -94,16 +92,6 @@ def is_auxiliary(site: Message) -> bool:
 def is_enumerated(site: Message) -> bool:
     """Whether a site is to be summed over rather than drawn."""
     return site["infer"].get(ENUMERATE) is not None
-
-
-def is_deterministic(site: Message) -> bool:
-    """Whether a site is a ``pyro.deterministic`` statement."""
-    return bool(site["infer"].get(DETERMINISTIC))
-
-
-def is_objective_only(site: Message) -> bool:
-    """Whether a factor is added to what is trained without being a log-density."""
-    return bool(site["infer"].get(OBJECTIVE_ONLY))
 
 
 def evidence_for(site: Message) -> str | None:

@@ -14,7 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro_vaes.guides import SemiAmortized
 from pyro_vaes.infer import DReG_ELBO, ImportanceWeighted_ELBO, StickingTheLanding_ELBO, scale_latents
 from pyro_vaes.infer.handlers import is_latent
-from pyro_vaes.programs import find_data_plate, is_objective_only, over_particles, per_datum_log_prob
+from pyro_vaes.programs import Role, find_data_plate, over_particles, per_datum_log_prob, role
 from pyro_vaes.programs.pair import Pair
 from tests.diagnostics.linear import PPCA, K, X, model
 from tests.zoo import GUIDES, MODELS, PAIRS
@@ -112,7 +112,7 @@ def test_dreg_is_the_formula_of_the_paper(name, guide):
     log_p, log_q = (per_datum_log_prob(prune_subsample_sites(t), plate.dim, particles=True) for t in (replayed, given))
     v = (log_p - log_q).detach().softmax(0)
     h = torch.autograd.grad(((log_p - log_q) * v.square()).sum(), list(leaves.values()), retain_graph=True)
-    terms = trace.log_prob_sum(lambda _, s: is_objective_only(s)) / 3  # once for each datum
+    terms = trace.log_prob_sum(lambda _, s: role(s) is Role.OBJECTIVE_ONLY) / 3  # once for each datum
     # from the last draw back to the first, which the later ones depend on: autograd does that on the guide's own graph
     surrogate = (v * log_p).sum() + sum((g * trace.nodes[n]["value"]).sum() for n, g in zip(leaves, h, strict=True))
     assert_same(gradients(ours, parameters), gradients(terms - surrogate, parameters))

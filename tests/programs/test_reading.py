@@ -21,7 +21,6 @@ from pyro_vaes.programs import (
     Findings,
     Role,
     UnitCounter,
-    batch_structure,
     bind_keywords,
     dry_run,
     find_data_plate,
@@ -37,6 +36,7 @@ from pyro_vaes.programs import (
     share_dry_runs,
     sites,
 )
+from pyro_vaes.programs.structure import batch_structure
 
 
 def every_role(x):

@@ -38,9 +38,10 @@ __all__ = ["Linearised", "ProgramRun", "depends", "linearise", "run_program"]
 
 Derivatives = TypeVar("Derivatives", Tensor, tuple[tuple[Tensor, ...], ...])
 DEPENDENT = (
-    "The density of a datum changes with the latents of its batch mates, or from one evaluation to the next; the Laplace "
-    "posterior needs data that are independent given their latents. Is there a dropout, a normalisation over the batch, "
-    "or a sample outside Pyro in the model?"
+    "The density of a datum changes with the latents of its batch mates, or from one "
+    "evaluation to the next; the Laplace posterior needs data that are independent given "
+    "their latents. Is there a dropout, a normalisation over the batch, or a sample outside "
+    "Pyro in the model?"
 )
 Overrides = Mapping[type[Distribution], Fisher]
 
