@@ -1,6 +1,7 @@
 """Data sets of images as tensors in memory: loading, splitting, preprocessing."""
 
 from pyro_vaes.data.arrays import from_tensors
+from pyro_vaes.data.availability import DataSetState, data_set_states
 from pyro_vaes.data.completion import assemble, complete
 from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.load import NAMES, load_data
@@ -25,6 +26,7 @@ from pyro_vaes.data.steps import (
 __all__ = [
     "NAMES",
     "Binarize",
+    "DataSetState",
     "Dequantize",
     "Grey",
     "HorizontalFlip",
@@ -42,6 +44,7 @@ __all__ = [
     "ToUnit",
     "assemble",
     "complete",
+    "data_set_states",
     "from_tensors",
     "load_data",
 ]

@@ -12,6 +12,7 @@ from pyro_vaes.data.convert import as_images, as_labels
 from pyro_vaes.data.files import sha256
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["SUFFIXES", "read_array_file", "read_arrays"]
 
@@ -133,9 +134,9 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
     for candidates in (named, shaped):
         if len(candidates) == 1:
             return {"train": candidates[0]}
-    raise ValueError(
-        f"{path} has {_listing(arrays)}, and it is not clear which of them holds the images: give its name, "
-        f"load_data(..., key='...')."
+    raise UsageError(
+        f"{path} has {_listing(arrays)}, and it is not clear which of them holds the images.",
+        Cure("key", next(iter(arrays)), detail=", for instance"),
     )
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vaes.errors import Cure, UsageError
+
 __all__ = ["as_images", "as_labels"]
 
 
@@ -32,10 +34,10 @@ def as_images(array: Tensor | np.ndarray, name: str, image_shape: tuple[int, int
         raise ValueError(f"{name} has shape {shape}, which is empty: at least one image is needed.")
     if image_shape is not None:
         if x[0].numel() != int(np.prod(image_shape)):
-            raise ValueError(
-                f"{name} has shape {shape}, which is {x[0].numel()} pixels per image, but image_shape "
-                f"{tuple(image_shape)} has {int(np.prod(image_shape))}: give image_shape=(C, H, W) of one "
-                "image."
+            raise UsageError(
+                f"{name} has shape {shape}, which is {x[0].numel()} pixels per image, but an image of shape "
+                f"{tuple(image_shape)} has {int(np.prod(image_shape))}.",
+                Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" with the shape of one image"),
             )
         x = x.reshape(-1, *image_shape)
     elif x.dim() == 2:
@@ -45,10 +47,11 @@ def as_images(array: Tensor | np.ndarray, name: str, image_shape: tuple[int, int
     elif x.dim() == 4 and (shape[1] in (1, 3, 4)) != (shape[3] in (1, 3, 4)):
         x = x if shape[1] in (1, 3, 4) else x.permute(0, 3, 1, 2)
     else:
-        raise ValueError(
+        raise UsageError(
             f"{name} has shape {shape}, from which the axes cannot be told: (N, D), (N, H, W), (N, C, H, W) "
-            "or (N, H, W, C) with 1, 3 or 4 channels is wanted. Transpose the array, or give "
-            "image_shape=(C, H, W) if its rows are images in that order."
+            "or (N, H, W, C) with 1, 3 or 4 channels is wanted.",
+            Cure("array", "transposed", words="transpose the array"),
+            Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" if its rows are images in that order"),
         )
     return _checked_pixels(x, name)
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pyro_vaes.errors import Cure, MissingFileError, UnwritableError, UsageError
+
 __all__ = ["SHA256", "Library", "sha256"]
 
 _T = TypeVar("_T")
+_OR_SET = " or set the environment variable PYRO_VAES_DATA to"
+_START_WITH_DIGITS = Cure("data", "digits", words="start with load_data('digits')", detail=", which needs no file")
 
 # The files that this package knows byte by byte, by their path under the data folder.
 SHA256 = {
@@ -74,9 +78,9 @@ class Library:
                 continue
             if os.access(folder, os.W_OK):
                 return folder
-        raise PermissionError(
-            f"none of the folders {self._named} can be written to, so nothing can be downloaded: pass root= "
-            "or set PYRO_VAES_DATA to a folder of yours."
+        raise UnwritableError(
+            f"none of the folders {self._named} can be written to, so nothing can be downloaded.",
+            Cure("root", detail=f"{_OR_SET} a folder of yours"),
         )
 
     @property
@@ -96,10 +100,10 @@ class Library:
         """
         path = self.find(relative)
         if path is None:
-            raise FileNotFoundError(
-                f"{name} needs the file {relative}, which is in none of {self._named} and cannot be "
-                "downloaded: pass root= or set the environment variable PYRO_VAES_DATA to the folder that "
-                f"has {relative}, or start with load_data('digits'), which needs no file."
+            raise MissingFileError(
+                f"{name} needs the file {relative}, which is in none of {self._named} and cannot be downloaded.",
+                Cure("root", detail=f"{_OR_SET} the folder that has {relative}"),
+                _START_WITH_DIGITS,
             )
         self.check(path, relative)
         return path
@@ -115,10 +119,11 @@ class Library:
             return
         got = sha256(path)
         if got != wanted:
-            raise ValueError(
+            raise UsageError(
                 f"{path} is not the file it should be: its {path.stat().st_size:,} bytes have the SHA-256 "
-                f"{got}, but {wanted} is wanted. It is truncated or altered: copy or download it again, or "
-                "pass verify=False to read it all the same."
+                f"{got}, but {wanted} is wanted. It is truncated or altered.",
+                Cure("files", words="copy or download it again"),
+                Cure("verify", False, detail=" to read it all the same"),
             )
 
     def obtain(self, name: str, marker: str, read: Callable[[str, bool], _T]) -> _T:
@@ -138,9 +143,10 @@ class Library:
         """
         present = self.find(marker)
         if present is None and not self.download:
-            raise FileNotFoundError(
-                f"{name} needs {marker}, which is in none of {self._named}: pass root= or set the "
-                "environment variable PYRO_VAES_DATA to the folder that has it, or pass download=True."
+            raise MissingFileError(
+                f"{name} needs {marker}, which is in none of {self._named}.",
+                Cure("root", detail=f"{_OR_SET} the folder that has it"),
+                Cure("download", True),
             )
         root = self.target if present is None else Path(str(present)[: -len(marker)])
         # torchvision, scikit-learn and the network raise all kinds of errors, all with one cure
@@ -149,15 +155,17 @@ class Library:
                 return read(str(root), False)
             except Exception as error:
                 if not self.download or not os.access(root, os.W_OK):
-                    raise ValueError(
-                        f"{name}: the files under {root} are incomplete, truncated or altered ({error}): "
-                        "copy them again, or remove them and pass download=True."
+                    raise UsageError(
+                        f"{name}: the files under {root} are incomplete, truncated or altered ({error}).",
+                        Cure("files", words="copy them again"),
+                        Cure("download", True, words="remove them and pass download=True"),
                     ) from error
         try:
             return read(str(root), True)
         except Exception as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{name} is not, or not whole, in {self._named}, and the download to {root} failed "
-                f"({type(error).__name__}: {error}): is there a network? Copy {marker} there from "
-                "elsewhere, or start with load_data('digits'), which needs no file."
+                f"({type(error).__name__}: {error}). Is there a network?",
+                Cure("files", words=f"copy {marker} there from elsewhere"),
+                _START_WITH_DIGITS,
             ) from error

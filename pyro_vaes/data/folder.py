@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages
 from pyro_vaes.data.steps.geometry import Resize
+from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["IMAGE_SUFFIXES", "read_folder", "read_pictures"]
 
@@ -60,10 +61,10 @@ def read_pictures(paths: Sequence[Path], resize: int | tuple[int, int] | None = 
         images = np.empty((len(paths), *first.shape[:2], 3 if not grey else 1), np.uint8)
         for row, (path, image) in enumerate(zip(paths, pool.map(read, paths), strict=True)):
             if image.shape[:2] != first.shape[:2]:
-                raise ValueError(
+                raise UsageError(
                     f"{path} has {image.shape[0]} x {image.shape[1]} pixels, but {paths[0]} has "
-                    f"{first.shape[0]} x {first.shape[1]}: images of one data set have one size. Pass "
-                    "resize=, for instance resize=64."
+                    f"{first.shape[0]} x {first.shape[1]}: images of one data set have one size.",
+                    Cure("resize", 64, detail=", for instance"),
                 )
             colour = colour or image.ndim == 3
             images[row] = image if image.ndim == 3 else image[..., None]

@@ -11,6 +11,7 @@ from pyro_vaes.data.partition import Partition
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.split import Split
 from pyro_vaes.data.steps.base import PixelInfo, Step, as_steps, fit_steps
+from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["ImageData"]
 
@@ -105,9 +106,10 @@ class ImageData:
         """
         for name, part in self.parts.items():
             if part.labels is None:
-                raise ValueError(
-                    f"{self.name} has no labels in its {name} part, so batches (x, y) cannot be made: leave "
-                    f"labels=True or with_labels() out, or give labels, from_tensors(x, y)."
+                raise UsageError(
+                    f"{self.name} has no labels in its {name} part, so batches (x, y) cannot be made.",
+                    Cure("labels", False, words="leave out labels=True or with_labels()"),
+                    Cure("array", "labelled", words="give labels to all parts, from_tensors(x, y)"),
                 )
         return self._each(lambda part: replace(part, labelled=True))
 

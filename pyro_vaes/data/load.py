@@ -13,6 +13,7 @@ from pyro_vaes.data.folder import read_folder
 from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.raw import RawImages, build
 from pyro_vaes.data.steps.base import Step, as_steps
+from pyro_vaes.errors import Cure, UsageError, leave_out
 
 __all__ = ["NAMES", "load_data"]
 
@@ -107,9 +108,9 @@ def load_data(
     is_array_file = known not in NAMES and path.suffix.lower() in SUFFIXES
     given = [argument for argument, value in only_arrays.items() if value is not None]
     if given and not is_array_file:
-        raise ValueError(
-            f"{', '.join(given)} can be given for files of arrays ({', '.join(SUFFIXES)}) only, but "
-            f"{name!r} is none: leave {'them' if len(given) > 1 else 'it'} out."
+        raise UsageError(
+            f"{name!r} is not a file of arrays ({', '.join(SUFFIXES)}), and only these need names and a shape.",
+            leave_out(*given),
         )
     library = Library(root, download, verify)
     if known in _READERS:
@@ -139,9 +140,9 @@ def load_data(
 def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
     """What is wrong with a name that is neither a data set nor a readable path."""
     if path.is_file():
-        return ValueError(
-            f"{path} is a file of a kind that cannot be loaded: {', '.join(SUFFIXES)} or a folder of images "
-            "is wanted. For other formats read the array yourself and call from_tensors(x)."
+        return UsageError(
+            f"{path} is a file of a kind that cannot be loaded: {', '.join(SUFFIXES)} or a folder of images is wanted.",
+            Cure("array", words="for other formats read the array yourself and call from_tensors(x)"),
         )
     if path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
         return FileNotFoundError(

@@ -13,6 +13,7 @@ from pyro_vaes.data.folder import read_pictures
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.published import OMNIGLOT_BITS, read_omniglot_bits
 from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.errors import Cure, UsageError
 
 __all__ = [
     "read_celeba",
@@ -170,9 +171,10 @@ def read_celeba(library: Library, resize: int | tuple[int, int] | None = None, g
         | https://arxiv.org/abs/1411.7766
     """
     if resize is None:
-        raise ValueError(
-            "celeba has 202,599 images of 218 x 178 x 3 bytes, 24 GB in all, so a size has to be given: "
-            "load_data('celeba', resize=64) takes 2.5 GB. For full size pass your own DataLoader to fit()."
+        raise UsageError(
+            "celeba has 202,599 images of 218 x 178 x 3 bytes, 24 GB in all, so a size has to be given.",
+            Cure("resize", 64, detail=", which takes 2.5 GB"),
+            Cure("loader", words="for full size pass your own DataLoader to fit()"),
         )
 
     def read(root: str, download: bool) -> RawImages:

@@ -171,7 +171,7 @@ def test_wrong_kind_of_file_and_arguments(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(ValueError, match="kind that cannot be loaded"):
         load_data(tmp_path / "x.csv")
-    with pytest.raises(ValueError, match="key can be given for files of arrays"):
+    with pytest.raises(ValueError, match=r"not a file of arrays.*Leave out key\."):
         load_data("digits", key="x")
 
 

@@ -1,0 +1,87 @@
+"""Which named data sets are on this machine: found without reading or downloading any."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pyro_vaes.data import torchvision_sets as public
+from pyro_vaes.data.files import Library
+from pyro_vaes.data.load import _READERS, NAMES
+
+__all__ = ["DataSetState", "data_set_states"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataSetState:
+    """A data set by name, where its files are, and what it is.
+
+    Attributes:
+        name: The name that `load_data` takes.
+        about: What it is, in one line.
+        state: Whether its files are here, in words.
+    """
+
+    name: str
+    about: str
+    state: str
+
+
+class _FilesWanted(Exception):
+    """A reader has asked for its files: where they are, and whether they could be downloaded."""
+
+    def __init__(self, path: Path | None, *, download: bool) -> None:
+        super().__init__(path)
+        self.path, self.download = path, download
+
+
+@dataclass(frozen=True)
+class _Catalogue(Library):
+    """A library that answers where files are instead of handing them out."""
+
+    def require(self, relative: str, name: str) -> Path:
+        raise _FilesWanted(self.find(relative), download=False)
+
+    def obtain(self, name: str, marker: str, read: Callable[[str, bool], T]) -> T:
+        raise _FilesWanted(self.find(marker), download=True)
+
+    def check(self, path: Path, relative: str) -> None:
+        pass
+
+
+def data_set_states(root: str | None = None) -> list[DataSetState]:
+    """Every named data set, and whether its files are here.
+
+    Arguments:
+        root: The folder to look in, as for `load_data`.
+
+    Example:
+        >>> [s.state for s in data_set_states() if s.name == "digits"]
+        ['here (bundled)']
+    """
+    readers: dict[str, Callable[..., object]] = {
+        **_READERS,
+        "celeba": functools.partial(public.read_celeba, resize=64),
+        "lfw": public.read_lfw,
+    }
+
+    found = []
+    for name in NAMES:
+        reader = readers[name]
+        about = inspect.getdoc(getattr(reader, "func", reader)) or ""
+        found.append(DataSetState(name, about.split("\n")[0], _state(reader, root)))
+    return found
+
+
+def _state(reader: Callable[..., object], root: str | None) -> str:
+    try:
+        reader(_Catalogue(root))
+    except _FilesWanted as wanted:
+        if wanted.path is not None:
+            return "here"
+        return "not here; downloads on first use" if wanted.download else "not here"
+    return "here (bundled)"
