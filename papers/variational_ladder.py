@@ -32,8 +32,7 @@ from pyro_vaes.infer.training.callbacks import Callback, Run
 from pyro_vaes.models import HierarchicalVAE, LadderVAE
 from pyro_vaes.nn import Chain, LaplaceLikelihood, NormalHead, small_ladder
 from pyro_vaes.nn.layer_builder import Layers
-from pyro_vaes.plots import level_manifolds
-from pyro_vaes.plots.style import legend, quiet
+from pyro_vaes.plots import chart_axes, legend, level_manifolds
 from pyro_vaes.programs.pair import preserve_rng
 
 __all__ = ["VARIATIONAL_LADDER", "LadderSetting", "build_hierarchy", "build_ladder"]
@@ -225,7 +224,7 @@ def curves(found: Mapping[int, Sequence[float]]) -> Figure:
         ax.plot(list(found), accuracies, "o-", label=f"z_{level}")
     ax.set_ylim(0, 1)
     legend(ax, loc="upper left")
-    quiet(ax, "Digit from the nearest posterior means", "epoch", "accuracy")
+    chart_axes(ax, "Digit from the nearest posterior means", "epoch", "accuracy")
     return figure
 
 

@@ -3,6 +3,7 @@
 from pyro_vaes.data.arrays import from_tensors
 from pyro_vaes.data.availability import DataSetState, data_set_states
 from pyro_vaes.data.completion import assemble, complete
+from pyro_vaes.data.files import Library
 from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.load import NAMES, load_data
 from pyro_vaes.data.partition import Partition
@@ -31,6 +32,7 @@ __all__ = [
     "Grey",
     "HorizontalFlip",
     "ImageData",
+    "Library",
     "Logit",
     "MeanCentre",
     "Partition",

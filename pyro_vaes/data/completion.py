@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pyro_vaes.data.types import ImageShape
+
 __all__ = ["assemble", "complete"]
 
 _Region = tuple[int, int, int, int]  # first row, last row + 1, first column, last column + 1
@@ -45,7 +47,7 @@ def _cut(images: Tensor, region: _Region) -> Tensor:
 
 
 def complete(
-    images: Tensor, observed: str = "bottom_left", image_shape: tuple[int, int, int] | None = None
+    images: Tensor, observed: str = "bottom_left", image_shape: ImageShape | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cuts images into the pixels to complete and the pixels that are given.
 
@@ -93,7 +95,7 @@ def complete(
 def assemble(
     target: Tensor,
     covariate: Tensor,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     observed: str = "bottom_left",
     flatten: bool = False,
 ) -> Tensor:

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vaes.data.types import ImageShape
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["as_images", "as_labels"]
 
 
-def as_images(array: Tensor | np.ndarray, name: str, image_shape: tuple[int, int, int] | None = None) -> Tensor:
+def as_images(array: Tensor | np.ndarray, name: str, image_shape: ImageShape | None = None) -> Tensor:
     """Brings an array of images or vectors to shape `(N, C, H, W)`.
 
     Arguments:

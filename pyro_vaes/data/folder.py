@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages
 from pyro_vaes.data.steps.geometry import Resize
+from pyro_vaes.data.types import Size
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["IMAGE_SUFFIXES", "read_folder", "read_pictures"]
@@ -23,7 +24,7 @@ _PART_NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test
 _GREY_MODES = ("1", "L", "LA")
 
 
-def read_pictures(paths: Sequence[Path], resize: int | tuple[int, int] | None = None, grey: bool = False) -> Tensor:
+def read_pictures(paths: Sequence[Path], resize: Size | None = None, grey: bool = False) -> Tensor:
     """Reads image files in parallel.
 
     Arguments:
@@ -72,7 +73,7 @@ def read_pictures(paths: Sequence[Path], resize: int | tuple[int, int] | None = 
     return torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
 
 
-def read_folder(path: Path, resize: int | tuple[int, int] | None = None, grey: bool = False) -> RawImages:
+def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> RawImages:
     """All images under a folder, at any depth, in the order of their paths.
 
     Sub-folders are labels if all images are in sub-folders; sub-folders `train`, `valid` (or `val`) and
@@ -93,42 +94,35 @@ def read_folder(path: Path, resize: int | tuple[int, int] | None = None, grey: b
             f"{path} has no images, neither in itself nor in its sub-folders: files ending in "
             f"{', '.join(IMAGE_SUFFIXES)} are looked for."
         )
+
+    # the folder of each part
     tops = {file.relative_to(path).parts[0] for file in files}
     if "train" in tops and tops <= _PART_NAMES.keys():
         folders = {_PART_NAMES[top]: path / top for top in sorted(tops)}
     else:
         folders = {"train": path}
-    by_part = {part: [file for file in files if file.is_relative_to(folder)] for part, folder in folders.items()}
+    members = {part: [file for file in files if file.is_relative_to(folder)] for part, folder in folders.items()}
+
+    # a file's class is the first sub-folder it is in, if every file is in one
+    inside = {file: file.relative_to(folders[part]).parts for part, paths in members.items() for file in paths}
+    class_names = None
+    if all(len(names) > 1 for names in inside.values()):
+        class_names = tuple(sorted({names[0] for names in inside.values()}))
+
     # read in one go, so that one grey part does not get fewer channels than the others
-    images = read_pictures([file for part in by_part.values() for file in part], resize, grey)
-    class_names = _class_names([(file, folders[part]) for part in by_part for file in by_part[part]])
-    parts, start = {}, 0
-    for part, members in by_part.items():
+    images = read_pictures(list(inside), resize, grey)
+    parts = {}
+    sizes = [len(paths) for paths in members.values()]
+    for (part, paths), pixels in zip(members.items(), images.split(sizes), strict=True):
         labels = None
         if class_names is not None:
-            numbers = [class_names.index(file.relative_to(folders[part]).parts[0]) for file in members]
-            labels = torch.tensor(numbers)
-        parts[part] = Part(images[start : start + len(members)], labels)
-        start += len(members)
-    return RawImages(
-        path.resolve().name,
-        parts["train"],
-        Provenance(f"{len(files):,} image files under {path}", "the user's"),
-        parts.get("valid"),
-        parts.get("test"),
-        value_range=(0, 255),
-        class_names=class_names,
-    )
+            labels = torch.tensor([class_names.index(inside[file][0]) for file in paths])
+        parts[part] = Part(pixels, labels)
+
+    provenance = Provenance(f"{len(files):,} image files under {path}", "the user's")
+    return RawImages(path.resolve().name, parts, provenance, (0, 255), class_names)
 
 
 def _is_picture(file: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
     return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden
-
-
-def _class_names(files: Sequence[tuple[Path, Path]]) -> tuple[str, ...] | None:
-    """The first sub-folders, if every file is in one."""
-    inside = [file.relative_to(folder).parts for file, folder in files]
-    if any(len(parts) < 2 for parts in inside):
-        return None
-    return tuple(sorted({parts[0] for parts in inside}))

@@ -11,6 +11,7 @@ from pyro_vaes.data.partition import Partition
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.split import Split
 from pyro_vaes.data.steps.base import PixelInfo, Step, as_steps, fit_steps
+from pyro_vaes.data.types import ImageShape, ValueRange
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["ImageData"]
@@ -18,7 +19,7 @@ __all__ = ["ImageData"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """Images in memory, split into training, validation and test part. Made by `load` and `from_tensors`.
+    """Images in memory, split into training, validation and test part. Made by `load_data` and `from_tensors`.
 
     Arguments:
         name: The name of the data set.
@@ -60,12 +61,12 @@ class ImageData:
         return self.train.steps
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """The shape `(C, H, W)` of preprocessed images, also where batches are flattened."""
         return self.train.image_shape
 
     @property
-    def value_range(self) -> tuple[float, float]:
+    def value_range(self) -> ValueRange:
         """The range in which the pixels of batches lie, after preprocessing."""
         return self.info.low, self.info.high
 
@@ -85,12 +86,10 @@ class ImageData:
         return ", ".join(["nats of " + stored, *(step.space for step in self.steps)])
 
     def _each(self, change: Callable[[Split], Split]) -> "ImageData":
-        return replace(
-            self,
-            train=change(self.train),
-            valid=None if self.valid is None else change(self.valid),
-            test=None if self.test is None else change(self.test),
-        )
+        return self._with({name: change(part) for name, part in self.parts.items()})
+
+    def _with(self, parts: dict[str, Split]) -> "ImageData":
+        return replace(self, train=parts["train"], valid=parts.get("valid"), test=parts.get("test"))
 
     def with_labels(self) -> "ImageData":
         """A view of the same images whose batches are `(x, y)`.
@@ -174,15 +173,15 @@ class ImageData:
             >>> len(load_data("digits").take(100, test=50, seed=0).test.labels.unique())
             10
         """
-        for name, count in (("train", train), ("valid", valid), ("test", test)):
+        counts = {"train": train, "valid": valid, "test": test}
+        for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}, but at least one row has to be kept: give a count >= 1.")
-        return replace(
-            self,
-            train=self.train.take(train, seed),
-            valid=self.valid if self.valid is None or valid is None else self.valid.take(valid, seed),
-            test=self.test if self.test is None or test is None else self.test.take(test, seed),
-        )
+        taken = {}
+        for name, part in self.parts.items():
+            count = counts[name]
+            taken[name] = part if count is None else part.take(count, seed)
+        return self._with(taken)
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data set with its tensors on a device."""

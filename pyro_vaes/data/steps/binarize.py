@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, floating, uniform, want_unit
+from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, floating, uniform, want_unit
 
 __all__ = ["Binarize", "Threshold"]
 
@@ -39,10 +38,10 @@ class Binarize(Step):
     def space(self) -> str:
         return "binarised at random (probabilities of bits)"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         return uniform(x, generator, rows, self.seed, stream=0).lt_(x)
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         want_unit(self, info)
         return self, PixelInfo(0.0, 1.0, 2)
 
@@ -73,9 +72,9 @@ class Threshold(Step):
     def space(self) -> str:
         return f"binarised at {self.at:g} (probabilities of bits)"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         return (x > self.at).to(floating(x.dtype))
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         want_unit(self, info)
         return self, PixelInfo(0.0, 1.0, 2)

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, constant, uniform, want_unit
+from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, constant, uniform, want_unit
 
 __all__ = ["Dequantize"]
 
@@ -50,11 +49,11 @@ class Dequantize(Step):
     def _levels(self) -> int:
         return 256 if self.levels is None else self.levels
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         u = uniform(x, generator, rows, self.seed, stream=1)
         return ((self._levels - 1) * x + u) / self._levels
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         want_unit(self, info)
         levels = info.levels if self.levels is None else self.levels
         if levels is None:
