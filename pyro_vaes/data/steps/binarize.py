@@ -27,6 +27,7 @@ class Binarize(Step):
         | https://www.cs.toronto.edu/~rsalakhu/papers/dbn_ais.pdf
 
     Example:
+        >>> import torch
         >>> Binarize()(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist()
         [0.0, 1.0]
     """
@@ -56,6 +57,7 @@ class Threshold(Step):
         at: The threshold t, in [0, 1).
 
     Example:
+        >>> import torch
         >>> Threshold(at=0.5)(torch.tensor([[[[0.5, 0.6]]]])).flatten().tolist()
         [0.0, 1.0]
     """

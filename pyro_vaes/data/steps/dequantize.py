@@ -32,6 +32,7 @@ class Dequantize(Step):
         | https://arxiv.org/abs/1511.01844
 
     Example:
+        >>> import torch
         >>> y = Dequantize(levels=256)(torch.tensor([[[[0.0, 1.0]]]])).flatten()
         >>> bool(0 <= y[0] < 1 / 256 and 255 / 256 <= y[1] < 1)
         True
