@@ -10,9 +10,10 @@ def text_table(columns: str, rows: Iterable[Sequence[object]]) -> list[str]:
     """The lines of a table, its head first.
 
     Arguments:
-        columns: The head of each column and the format of its values, with bars between columns: a side to align to,
-            a width, and how numbers are written.
-        rows: The values of each row. A string is written as it is, and None leaves its place empty.
+        columns: The head of each column and the format of its values, with bars
+            between columns: a side to align to, a width, and how numbers are written.
+        rows: The values of each row. A string is written as it is, and None leaves
+            its place empty.
 
     Example:
         >>> rows = [("z", 2, 0.25), ("all", None, 1.5)]
@@ -21,7 +22,9 @@ def text_table(columns: str, rows: Iterable[Sequence[object]]) -> list[str]:
         z          2   0.250
         all            1.500
     """
-    heads, forms = zip(*(column.strip().rsplit(":", 1) for column in columns.split("|")), strict=True)
+    parts = [column.strip().rsplit(":", 1) for column in columns.split("|")]
+    heads, forms = zip(*parts, strict=True)
+
     lines = []
     for row in (heads, *rows):
         cells = [_cell(value, form) for value, form in zip(row, forms, strict=True)]

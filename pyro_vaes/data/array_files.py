@@ -123,8 +123,10 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
 
     # x_train, with x_valid and x_test
     for prefix in _IMAGE_KEYS:
-        named_parts = {f"{prefix}_{word}": part for word, part in _PARTS.items()}
-        found = {part: lower[key] for key, part in named_parts.items() if key in lower}
+        found: dict[str, str] = {}
+        for word, part in _PARTS.items():
+            if f"{prefix}_{word}" in lower:
+                found.setdefault(part, lower[f"{prefix}_{word}"])
         if "train" in found:
             return found
 

@@ -76,11 +76,11 @@ def from_tensors(
             parts[part] = Part.checked(images, numbers, called, image_shape)
 
     names = None if class_names is None else tuple(class_names)
-    labelled = [part.labels.max() for part in parts.values() if part.labels is not None]
-    if names is not None and labelled and max(labelled) >= len(names):
-        raise ValueError(
-            f"labels go up to {max(labelled)}, but there are {len(names)} class_names: "
-            "labels are integers from 0 to the number of classes minus 1."
-        )
+    for found in parts.values():
+        if names is not None and found.labels is not None and found.labels.max() >= len(names):
+            raise ValueError(
+                f"labels go up to {found.labels.max()}, but there are {len(names)} class_names: "
+                "labels are integers from 0 to the number of classes minus 1."
+            )
     raw = RawImages(name, parts, Provenance("arrays in memory"), value_range, names)
     return build(raw, split=split, seed=seed, preprocess=preprocess, labels=labels, flatten=flatten)

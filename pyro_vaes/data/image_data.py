@@ -85,11 +85,13 @@ class ImageData:
         stored = f"pixels as stored ({self.raw.low:g} to {self.raw.high:g}, {kind})"
         return ", ".join(["nats of " + stored, *(step.space for step in self.steps)])
 
-    def _each(self, change: Callable[[Split], Split]) -> "ImageData":
-        return self._with({name: change(part) for name, part in self.parts.items()})
-
-    def _with(self, parts: dict[str, Split]) -> "ImageData":
-        return replace(self, train=parts["train"], valid=parts.get("valid"), test=parts.get("test"))
+    def _each(self, change: Callable[[str, Split], Split]) -> "ImageData":
+        """The same data set after a change of its parts, which is told their names."""
+        parts = self.parts
+        for name, part in parts.items():
+            parts[name] = change(name, part)
+        valid, test = parts.get("valid"), parts.get("test")
+        return replace(self, train=parts["train"], valid=valid, test=test)
 
     def with_labels(self) -> "ImageData":
         """A view of the same images whose batches are `(x, y)`.
@@ -105,12 +107,11 @@ class ImageData:
         """
         for name, part in self.parts.items():
             if part.labels is None:
-                raise UsageError(
-                    f"{self.name} has no labels in its {name} part, so batches (x, y) cannot be made.",
-                    Cure("labels", False, words="leave out labels=True or with_labels()"),
-                    Cure("array", "labelled", words="give labels to all parts, from_tensors(x, y)"),
-                )
-        return self._each(lambda part: replace(part, labelled=True))
+                bare = Cure("labels", False, words="leave out labels=True or with_labels()")
+                give = Cure("array", "labelled", words="give labels to all parts, from_tensors(x, y)")
+                found = f"{self.name} has no labels in its {name} part"
+                raise UsageError(f"{found}, so batches (x, y) cannot be made.", bare, give)
+        return self._each(lambda _, part: replace(part, labelled=True))
 
     def completion(self, observed: str = "bottom_left") -> "ImageData":
         """A view for image completion whose batches are `(target, covariate)`, as from `complete`.
@@ -127,7 +128,7 @@ class ImageData:
             >>> target.shape, covariate.shape
             (torch.Size([3, 48]), torch.Size([3, 16]))
         """
-        view = self._each(lambda part: replace(part, observed=observed))
+        view = self._each(lambda _, part: replace(part, observed=observed))
         view.train.batch(slice(0, 1))
         return view
 
@@ -147,7 +148,7 @@ class ImageData:
         """
         steps = as_steps(steps, "preprocess(ToUnit(), Binarize())")
         fitted, info = fit_steps(steps, self.train.images, self.raw)
-        view = self._each(lambda part: replace(part, steps=fitted))
+        view = self._each(lambda _, part: replace(part, steps=fitted))
         return replace(view, info=info)
 
     def take(
@@ -177,15 +178,16 @@ class ImageData:
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}, but at least one row has to be kept: give a count >= 1.")
-        taken = {}
-        for name, part in self.parts.items():
+
+        def taken(name: str, part: Split) -> Split:
             count = counts[name]
-            taken[name] = part if count is None else part.take(count, seed)
-        return self._with(taken)
+            return part if count is None else part.take(count, seed)
+
+        return self._each(taken)
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data set with its tensors on a device."""
-        return self._each(lambda part: part.to(device))
+        return self._each(lambda _, part: part.to(device))
 
     def nats_in_pixel_space(self, log_likelihood: Tensor, x: Tensor) -> Tensor:
         r"""Carries log-densities of preprocessed images over to the space of the raw pixels.

@@ -50,6 +50,10 @@ class _Published:
         """The arrays of the file by their names."""
         return read_arrays(library.require(self.path, self.name))
 
+    def labelled(self, arrays: dict[str, np.ndarray], *names: str) -> dict[str, Part]:
+        """The parts `x_train` with `y_train`, and so on, by their names."""
+        return {name: self.part(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in names}
+
     def part(self, images: np.ndarray, labels: np.ndarray | None = None) -> Part:
         """Images and their labels, checked."""
         return Part.checked(images, labels, self.name)
@@ -90,8 +94,8 @@ def read_binarized_mnist(library: Library) -> RawImages:
         value_range=(0, 1),
     )
     bits = file.read(library)
-    names = ("train", "valid", "test")
-    return file.images(library, {name: file.part(_unpack(bits[name], 28, 28)) for name in names})
+    parts = {name: file.part(_unpack(bits[name], 28, 28)) for name in ("train", "valid", "test")}
+    return file.images(library, parts)
 
 
 def read_caltech101_silhouettes(library: Library) -> RawImages:
@@ -113,7 +117,7 @@ def read_caltech101_silhouettes(library: Library) -> RawImages:
     # the file is column-major, has 0 for the object, and counts from 1
     images = 1 - arrays["X"].reshape(-1, 28, 28).transpose(0, 2, 1)
     labels = arrays["Y"].astype(np.int64).reshape(-1) - 1
-    class_names = tuple(str(name.item()) for name in arrays["classnames"].reshape(-1))
+    class_names = tuple(str(name.item()) for name in arrays["classnames"].flat)
     return file.images(library, {"train": file.part(images, labels)}, class_names)
 
 
@@ -139,7 +143,7 @@ def _characters(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
     The file numbers characters within each part.
     """
-    train, test = (arrays[f"character_{part}"].astype(np.int64) for part in ("train", "test"))
+    train, test = arrays["character_train"], arrays["character_test"].astype(np.int64)
     return train, test + train.max() + 1
 
 
@@ -200,7 +204,7 @@ def read_cifar10_subset(library: Library) -> RawImages:
         "SUBSET (10,000 of 50,000 training and 1,000 of 10,000 test images): no benchmark numbers",
     )
     arrays = file.read(library)
-    parts = {name: file.part(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in ("train", "valid", "test")}
+    parts = file.labelled(arrays, "train", "valid", "test")
     return file.images(library, parts, tuple(map(str, arrays["class_names"])))
 
 
@@ -219,7 +223,7 @@ def read_svhn_subset(library: Library) -> RawImages:
         "SUBSET (1,083 of 73,257 training digits; the test part is cut from them as well): no benchmark numbers",
     )
     arrays = file.read(library)
-    parts = {name: file.part(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in ("train", "test")}
+    parts = file.labelled(arrays, "train", "test")
     return file.images(library, parts, tuple("0123456789"))
 
 

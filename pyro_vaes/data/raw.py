@@ -78,11 +78,12 @@ def _changed(part: Part, steps: Sequence[Step], info: PixelInfo) -> Part:
 
 def _pixel_info(raw: RawImages) -> PixelInfo:
     """The range of the raw pixels, and how many levels there are if they are integers."""
-    images = [part.images for part in raw.parts.values()]
-    least, most = min(x.min().item() for x in images), max(x.max().item() for x in images)
+    train = raw.parts["train"].images
+    extremes = torch.stack([torch.stack(part.images.aminmax()) for part in raw.parts.values()])
+    least, most = extremes.min().item(), extremes.max().item()
 
     low, high = raw.value_range or (least, most)
-    if raw.value_range is None and images[0].dtype == torch.uint8:
+    if raw.value_range is None and train.dtype == torch.uint8:
         # bits are usually stored as bytes: all pixels below two of 256 levels would be all but black
         low, high = 0, 1 if most <= 1 else 255
     if least < low or most > high:
@@ -91,7 +92,7 @@ def _pixel_info(raw: RawImages) -> PixelInfo:
             f"{most:g}]: give the range that pixels can have, or leave value_range out."
         )
 
-    levels = None if images[0].is_floating_point() else round(high - low) + 1
+    levels = None if train.is_floating_point() else round(high - low) + 1
     return PixelInfo(float(low), float(high), levels)
 
 
@@ -118,7 +119,7 @@ def _kind(x: Tensor) -> str:
 
 
 def _split(parts: dict[str, Part], sizes: SplitSizes, seed: int) -> tuple[dict[str, Part], Partition]:
-    """All parts in their order; official ones as they came, the others drawn from the training rows."""
+    """All parts; official ones as they came, the others drawn from the training rows."""
     try:
         valid, test = sizes
     except (TypeError, ValueError):
@@ -130,16 +131,18 @@ def _split(parts: dict[str, Part], sizes: SplitSizes, seed: int) -> tuple[dict[s
     whole = parts["train"]
     valid, test = 0 if "valid" in parts else valid, 0 if "test" in parts else test
     drawn = partition(len(whole.images), valid, test, seed)
-    rows = {name: index for name, index in zip(_PARTS, drawn, strict=True) if index is not None}
-    found = {name: whole.select(index) for name, index in rows.items()}
+    official = tuple(name for name in _PARTS[1:] if name in parts)
 
-    official = tuple(name for name in ("valid", "test") if name in parts)
-    for name in official:
-        found[name] = parts[name]
-        rows[name] = torch.arange(len(parts[name].images))
+    found, rows = {}, {}
+    for name, index in zip(_PARTS, drawn, strict=True):
+        if name in official:
+            found[name] = parts[name]
+            rows[name] = torch.arange(len(parts[name].images))
+        elif index is not None:
+            found[name], rows[name] = whole.select(index), index
 
     record = Partition(seed, rows["train"], rows.get("valid"), rows.get("test"), official)
-    return {name: found[name] for name in _PARTS if name in found}, record
+    return found, record
 
 
 def build(

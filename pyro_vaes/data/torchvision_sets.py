@@ -171,11 +171,10 @@ def read_celeba(library: Library, resize: Size | None = None, grey: bool = False
         | https://arxiv.org/abs/1411.7766
     """
     if resize is None:
-        raise UsageError(
-            "celeba has 202,599 images of 218 x 178 x 3 bytes, 24 GB in all, so a size has to be given.",
-            Cure("resize", 64, detail=", which takes 2.5 GB"),
-            Cure("loader", words="for full size pass your own DataLoader to fit()"),
-        )
+        smaller = Cure("resize", 64, detail=", which takes 2.5 GB")
+        own = Cure("loader", words="for full size pass your own DataLoader to fit()")
+        size = "202,599 images of 218 x 178 x 3 bytes, 24 GB in all"
+        raise UsageError(f"celeba has {size}, so a size has to be given.", smaller, own)
 
     def read(root: str, download: bool) -> RawImages:
         parts = {}

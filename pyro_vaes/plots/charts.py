@@ -1,4 +1,4 @@
-"""What charts share: checks of curves and names, colours of curves, the diagonal, bins."""
+"""What charts share: checks of curves and names, colours, the diagonal, bins."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -6,7 +6,12 @@ from matplotlib.axes import Axes
 from pyro_vaes.plots.style import BLUE, GREY, Array, Names, to_numpy
 
 
-def read_curves(across: Array, curves: Array, names: tuple[str, str], wanted: str) -> tuple[np.ndarray, np.ndarray]:
+def read_curves(
+    across: Array,
+    curves: Array,
+    names: tuple[str, str],
+    wanted: str,
+) -> tuple[np.ndarray, np.ndarray]:
     """Where curves are measured, `(E,)` and ascending, and the curves, `(C, E)`.
 
     Arguments:
@@ -19,7 +24,8 @@ def read_curves(across: Array, curves: Array, names: tuple[str, str], wanted: st
         ValueError: If the shapes do not match, or `across` does not ascend.
 
     Example:
-        >>> x, y = read_curves(np.arange(3), np.arange(3) ** 2, ("x", "y"), "one y for each x")
+        >>> across = np.arange(3)
+        >>> x, y = read_curves(across, across**2, ("x", "y"), "one y for each x")
         >>> y.shape
         (1, 3)
     """
@@ -32,7 +38,8 @@ def read_curves(across: Array, curves: Array, names: tuple[str, str], wanted: st
             f"(E,) and (E,) or (C, E), {wanted}."
         )
     if not (np.diff(places) > 0).all():
-        raise ValueError(f"{name} does not ascend, so its curve would run backwards. Sort it, and {measure} with it.")
+        problem = f"{name} does not ascend, so its curve would run backwards."
+        raise ValueError(f"{problem} Sort it, and {measure} with it.")
     return places, values
 
 
@@ -43,7 +50,8 @@ def check_shares(name: str, values: np.ndarray) -> None:
         ValueError: If there is one.
     """
     if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"{name} runs from {values.min():g} to {values.max():g}; wanted [0, 1]. Is it a percentage?")
+        found = f"{name} runs from {values.min():g} to {values.max():g}"
+        raise ValueError(f"{found}; wanted [0, 1]. Is it a percentage?")
 
 
 def check_names(argument: str, names: Names, number: int, wanted: str) -> None:

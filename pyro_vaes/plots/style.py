@@ -100,7 +100,7 @@ def chart_axes(
     width: float = 5.6,
     height: float = 3.6,
 ) -> Axes:
-    """The axes given, or new ones, with the look of a chart: two thin spines, small ticks, a faint horizontal grid.
+    """The axes given, or new ones, with two thin spines, small ticks and a faint grid.
 
     Arguments:
         ax: Axes to draw into, or None.
@@ -126,6 +126,7 @@ def chart_axes(
     ax.tick_params(labelsize=8, color=GREY, labelcolor=INK, length=3)
     ax.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.6)
     ax.set_axisbelow(True)
+
     label(ax, title, xlabel, ylabel)
     return ax
 

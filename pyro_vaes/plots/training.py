@@ -56,7 +56,8 @@ def loss_curves(
         'Held-out loss least at epoch 2: 2.20 nats per datum'
     """
     across = np.asarray(list(history.epochs))
-    train, valid = (np.asarray(list(losses), dtype=np.float64) for losses in (history.train, history.valid))
+    train = np.asarray(list(history.train), dtype=np.float64)
+    valid = np.asarray(list(history.valid), dtype=np.float64)
     if not np.isfinite(train).any():
         raise ValueError("history.train holds no finite loss, so there is no curve. Has at least one epoch run?")
     if len(across) != len(train) or len(valid) not in (0, len(train)):

@@ -262,9 +262,9 @@ def unit_table(columns: str, *values: Tensor) -> list[str]:
         columns: The columns besides the unit's number, as for :func:`~pyro_vaes.tables.text_table`.
         values: Numbers of the units for each column, ``(d,)``; where there are fewer, places stay empty.
     """
-    rows = list(zip_longest(*(column.tolist() for column in values)))
-    shown = [(unit, *row) for unit, row in enumerate(rows[:SHOWN], start=1)]
-    lines = text_table(f"unit:>4 | {columns}", shown)
-    if len(rows) > SHOWN:
-        lines.append(f"{'...':>4} {len(rows) - SHOWN} more")
+    number = max(map(len, values))
+    rows = zip_longest(range(1, number + 1), *map(Tensor.tolist, values))
+    lines = text_table(f"unit:>4 | {columns}", list(rows)[:SHOWN])
+    if number > SHOWN:
+        lines.append(f"{'...':>4} {number - SHOWN} more")
     return lines

@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, constant, uniform, want_unit
+from pyro_vaes.data.steps.base import (
+    Fitted,
+    PixelInfo,
+    Step,
+    constant,
+    uniform,
+    want_unit,
+)
 
 __all__ = ["Dequantize"]
 

@@ -63,9 +63,10 @@ def describe_parts(data: Parts) -> str:
     """Which parts a whole data set has, of which one is wanted."""
     name = str(getattr(data, "name", ""))
     variable = name if name.isidentifier() else "data"
-    known = [part for part in ("test", "valid", "train") if getattr(data, part, None) is not None]
+    names = ("test", "valid", "train")
+    parts = [f"{variable}.{part}" for part in names if getattr(data, part, None) is not None]
 
-    *others, last = (f"{variable}.{part}" for part in known)
+    *others, last = parts
     which = f"one of them, {', '.join(others)} or {last}" if others else last
     whole = f"the whole data set {name!r}" if name else "a whole data set"
     return f"data is {whole}, which has parts: pass {which}."
