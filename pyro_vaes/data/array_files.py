@@ -42,15 +42,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: If the file is truncated, or not of its kind.
     """
     try:
-        if path.suffix.lower() == ".mat":
-            arrays = {key: x for key, x in scipy.io.loadmat(path).items() if not key.startswith("__")}
-        else:
-            with path.open("rb") as file:
-                loaded = np.load(file, allow_pickle=False)
-                arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        if not arrays:
-            raise EOFError("no arrays in it")
-        return arrays
+        return _arrays(path)
     except NotImplementedError:
         raise ValueError(
             f"{path} is a MATLAB file of version 7.3, which SciPy does not read: save it with '-v7', or "
@@ -62,6 +54,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             "holds pickled objects, which are never loaded. Save plain numeric arrays, or copy the file "
             "again."
         ) from error
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix.lower() == ".mat":
+        found = scipy.io.loadmat(path)
+        arrays = {key: x for key, x in found.items() if not key.startswith("__")}
+    else:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    if not arrays:
+        raise EOFError("no arrays in it")
+    return arrays
 
 
 def read_array_file(
@@ -144,6 +149,7 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
 def _find_labels(arrays: dict[str, np.ndarray], image_key: str) -> str | None:
     """The key that is named like the images, with a word for labels in place of the word for images."""
     lower = {key.lower(): key for key in arrays}
+
     word, underscore, part = image_key.lower().partition("_")
     if word not in _IMAGE_KEYS:
         return None

@@ -17,8 +17,11 @@ def _region(name: str, height: int, width: int) -> _Region:
     """A quarter or a half of the image; a middle row or column goes to the bottom or the right."""
     top, bottom = (0, height // 2), (height // 2, height)
     left, right = (0, width // 2), (width // 2, width)
-    rows = top if "top" in name else bottom if "bottom" in name else (0, height)
-    columns = left if "left" in name else right if "right" in name else (0, width)
+    rows, columns = (0, height), (0, width)
+    if "top" in name or "bottom" in name:
+        rows = top if "top" in name else bottom
+    if "left" in name or "right" in name:
+        columns = left if "left" in name else right
     return (*rows, *columns)
 
 
@@ -33,11 +36,13 @@ def _regions(observed: str, height: int, width: int) -> tuple[list[_Region], _Re
             f"observed is {observed!r}, but the observed part is a quarter ({', '.join(_QUARTERS)}) or a "
             f"half ({', '.join(_HALVES)}) of the image."
         )
+
     if height < 2 or width < 2:
         raise ValueError(
             f"images of {height} x {width} pixels have no quarters: image completion wants at least 2 x 2 "
             "pixels. For data that are stored as vectors, give image_shape=(C, H, W)."
         )
+
     return [_region(name, height, width) for name in others], _region(observed, height, width)
 
 
@@ -88,6 +93,7 @@ def complete(
             f"images have shape {tuple(images.shape)}, but (..., C, H, W) is wanted: for flattened images "
             "give image_shape=(C, H, W)."
         )
+
     targets, given = _regions(observed, *images.shape[-2:])
     return torch.cat([_cut(images, region) for region in targets], -1), _cut(images, given)
 
@@ -129,8 +135,10 @@ def assemble(
             f"of shape {tuple(image_shape)} with the {observed} part observed {sum(sizes[:-1])} and "
             f"{sizes[-1]} are wanted: use the image_shape and the observed that complete() was called with."
         )
+
     batch = torch.broadcast_shapes(target.shape[:-1], covariate.shape[:-1])
     images = target.new_empty((*batch, channels, height, width))
+
     pieces = [*target.split(sizes[:-1], -1), covariate]
     for (top, bottom, left, right), piece in zip([*targets, given], pieces, strict=True):
         images[..., top:bottom, left:right] = piece.unflatten(-1, (channels, bottom - top, right - left))

@@ -123,6 +123,7 @@ class Library:
         wanted = SHA256.get(relative)
         if not self.verify or wanted is None:
             return
+
         got = sha256(path)
         if got != wanted:
             raise UsageError(

@@ -161,11 +161,13 @@ def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
             f"{path} is a file of a kind that cannot be loaded: {', '.join(SUFFIXES)} or a folder of images is wanted.",
             Cure("array", words="for other formats read the array yourself and call from_tensors(x)"),
         )
+
     if path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
         return FileNotFoundError(
             f"there is neither a file nor a folder {path} (looked up from {Path.cwd()}): check the path, or "
             f"give the name of a data set, one of {', '.join(NAMES)}."
         )
+
     near = difflib.get_close_matches(_as_known(name), NAMES, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return ValueError(

@@ -152,6 +152,7 @@ class LinearHierarchicalVAE:
             f"active (noise {self.noise:g}, prior scale {self.prior_scale:g}, betas {beta1:g} and "
             f"{beta2:g}, encoder scales {scale1} and {scale2})"
         )
+
         table = unit_table(
             "theta:>9.3f | sv(U1):>9.3f | sv(V1):>9.3f | scale1:>9.3f | KL1:>9.3f | error:>9.3f | "
             "sv(U2):>9.3f | scale2:>9.3f | KL2:>9.3f | beta2*:>10.3f | noise*:>9.3f",
@@ -167,6 +168,7 @@ class LinearHierarchicalVAE:
             self.top_critical_beta,
             self.top_critical_noise,
         )
+
         lines = [
             head,
             *table,

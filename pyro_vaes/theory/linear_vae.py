@@ -110,6 +110,7 @@ class LinearVAE:
             f"{type(self).__name__}: {self.num_active} of {d} units active (noise {self.noise:g}, "
             f"prior scale {self.prior_scale:g}, beta {self.beta:g}, encoder scale {scale})"
         )
+
         table = unit_table(
             f"{self._theta}:>10.3f | sv(U):>9.3f | sv(V):>9.3f | scale:>9.3f | KL:>9.3f | "
             "error:>9.3f | beta*:>10.3f | noise*:>9.3f",
@@ -122,6 +123,7 @@ class LinearVAE:
             self.critical_beta,
             self.critical_noise,
         )
+
         foot = (
             f"KL {self.kl.sum():.3f} nats, squared error {self.distortion.sum():.3f} of {self._data} = "
             f"{self._variance().sum():.3f}, loss {self.loss:.3f}; a unit is collapsed from beta* or noise* on"
