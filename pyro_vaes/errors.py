@@ -80,7 +80,10 @@ def with_cures(message: str, cures: Iterable[str]) -> str:
         return message
 
     text = f"{', '.join(others)}, or {last}" if others else last
-    divider = "\n" if "\n" in message else " "  # a table keeps its last line to itself
+    if "\n" in message:  # a table keeps its last line to itself
+        divider = "\n"
+    else:
+        divider = " " if message.endswith((".", "?")) else ". "
     return f"{message}{divider}{text[0].upper()}{text[1:]}."
 
 
