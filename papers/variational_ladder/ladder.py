@@ -37,7 +37,7 @@ from pyro_vaes.nn import (
     NormalHead,
     small_ladder,
 )
-from pyro_vaes.plots import legend, level_manifolds, quiet
+from pyro_vaes.plots import chart_axes, legend, level_manifolds
 from pyro_vaes.programs import preserve_rng
 
 __all__ = ["VARIATIONAL_LADDER", "LadderSetting", "build_hierarchy", "build_ladder"]
@@ -258,7 +258,7 @@ def curves(found: Mapping[int, Sequence[float]]) -> Figure:
         ax.plot(list(found), accuracies, "o-", label=f"z_{level}")
     ax.set_ylim(0, 1)
     legend(ax, loc="upper left")
-    quiet(ax, "Digit from the nearest posterior means", "epoch", "accuracy")
+    chart_axes(ax, "Digit from the nearest posterior means", "epoch", "accuracy")
     return figure
 
 

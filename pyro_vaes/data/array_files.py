@@ -8,10 +8,10 @@ import numpy as np
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from pyro_vaes.data.convert import as_images, as_labels
 from pyro_vaes.data.files import sha256
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.data.types import ImageShape, ValueRange
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["SUFFIXES", "read_array_file", "read_arrays"]
@@ -32,7 +32,7 @@ _UNREADABLE = (
 
 _IMAGE_KEYS = ("x", "images", "image", "data", "imgs")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target")
-_PART_NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
+_PARTS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -42,15 +42,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: If the file is truncated, or not of its kind.
     """
     try:
-        if path.suffix.lower() == ".mat":
-            arrays = {key: x for key, x in scipy.io.loadmat(path).items() if not key.startswith("__")}
-        else:
-            with path.open("rb") as file:
-                loaded = np.load(file, allow_pickle=False)
-                arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        if not arrays:
-            raise EOFError("no arrays in it")
-        return arrays
+        return _arrays(path)
     except NotImplementedError:
         raise ValueError(
             f"{path} is a MATLAB file of version 7.3, which SciPy does not read: save it with '-v7', or "
@@ -64,12 +56,25 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix.lower() == ".mat":
+        found = scipy.io.loadmat(path)
+        arrays = {key: x for key, x in found.items() if not key.startswith("__")}
+    else:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    if not arrays:
+        raise EOFError("no arrays in it")
+    return arrays
+
+
 def read_array_file(
     path: Path,
     key: str | None = None,
     label_key: str | None = None,
-    image_shape: tuple[int, int, int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape | None = None,
+    value_range: ValueRange | None = None,
 ) -> RawImages:
     """Images, and labels if there are some, from a file of arrays.
 
@@ -89,30 +94,30 @@ def read_array_file(
         ValueError: If the file cannot be read, or if it is ambiguous which array has the images.
     """
     arrays = read_arrays(path)
-    keys = {"train": _existing(arrays, key, path)} if key is not None else _find_images(arrays, path)
+    keys = _find_images(arrays, path) if key is None else {"train": key}
+
     parts = {}
     for part, image_key in keys.items():
-        images = as_images(arrays[image_key], image_key or path.name, image_shape)
-        found = _find_labels(arrays, image_key) if label_key is None else _existing(arrays, label_key, path)
-        # only the rows of a training part can be named by one label_key
-        labels = None if found is None or (label_key is not None and part != "train") else arrays[found]
-        parts[part] = Part(
-            images, None if labels is None else as_labels(labels, len(images), f"{found!r} in {path.name}")
-        )
+        if label_key is None:
+            found = _find_labels(arrays, image_key)
+        else:  # the rows of one part, that of training
+            found = label_key if part == "train" else None
+        images = _existing(arrays, image_key, path)
+        labels = None if found is None else _existing(arrays, found, path)
+        parts[part] = Part.checked(images, labels, image_key or path.name, image_shape)
+
     provenance = Provenance(f"the file {path}", "the user's", sha256={path.name: sha256(path)})
-    return RawImages(
-        path.stem, parts["train"], provenance, parts.get("valid"), parts.get("test"), value_range=value_range
-    )
+    return RawImages(path.stem, parts, provenance, value_range)
 
 
 def _listing(arrays: dict[str, np.ndarray]) -> str:
     return ", ".join(f"{key!r} {array.shape} {array.dtype}" for key, array in arrays.items())
 
 
-def _existing(arrays: dict[str, np.ndarray], key: str, path: Path) -> str:
+def _existing(arrays: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
     if key not in arrays:
         raise ValueError(f"{path} has no array {key!r}: it has {_listing(arrays)}. Give one of these names.")
-    return key
+    return arrays[key]
 
 
 def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
@@ -120,15 +125,16 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
     if len(arrays) == 1:
         return {"train": next(iter(arrays))}
     lower = {key.lower(): key for key in arrays}
+
+    # x_train, with x_valid and x_test
     for prefix in _IMAGE_KEYS:
-        found = {
-            part: lower[f"{prefix}_{word}"]
-            for part, words in _PART_NAMES.items()
-            for word in words
-            if f"{prefix}_{word}" in lower
-        }
+        found: dict[str, str] = {}
+        for word, part in _PARTS.items():
+            if f"{prefix}_{word}" in lower:
+                found.setdefault(part, lower[f"{prefix}_{word}"])
         if "train" in found:
             return found
+
     named = [lower[key] for key in _IMAGE_KEYS if key in lower]
     shaped = [key for key, array in arrays.items() if array.ndim > 2]
     for candidates in (named, shaped):
@@ -143,6 +149,7 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
 def _find_labels(arrays: dict[str, np.ndarray], image_key: str) -> str | None:
     """The key that is named like the images, with a word for labels in place of the word for images."""
     lower = {key.lower(): key for key in arrays}
+
     word, underscore, part = image_key.lower().partition("_")
     if word not in _IMAGE_KEYS:
         return None

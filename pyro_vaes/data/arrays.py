@@ -5,31 +5,33 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from pyro_vaes.data.convert import as_images, as_labels
 from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages, build
 from pyro_vaes.data.steps.base import Step
+from pyro_vaes.data.types import ImageShape, SplitSizes, ValueRange
 
 __all__ = ["from_tensors"]
 
 _Array = Tensor | np.ndarray
+_Labels = _Array | Sequence[int]
+_Part = _Array | tuple[_Array, _Labels]
 
 
 def from_tensors(
     x: _Array,
-    y: _Array | Sequence[int] | None = None,
+    y: _Labels | None = None,
     *,
-    valid: _Array | tuple[_Array, _Array | Sequence[int]] | None = None,
-    test: _Array | tuple[_Array, _Array | Sequence[int]] | None = None,
+    valid: _Part | None = None,
+    test: _Part | None = None,
     name: str = "tensors",
-    split: tuple[float | int, float | int] = (0.1, 0.1),
+    split: SplitSizes = (0.1, 0.1),
     seed: int = 0,
     preprocess: Sequence[Step] | Step | None = None,
     labels: bool = False,
     flatten: bool = True,
-    image_shape: tuple[int, int, int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape | None = None,
+    value_range: ValueRange | None = None,
     class_names: Sequence[str] | None = None,
 ) -> ImageData:
     """Makes a data set of tensors or arrays.
@@ -65,30 +67,20 @@ def from_tensors(
         >>> len(data.train), len(data.valid), len(data.test), data.image_shape
         (60, 20, 20, (1, 8, 8))
     """
-    whole = _part(x if y is None else (x, y), "x", image_shape)
-    raw = RawImages(
-        name,
-        whole,
-        Provenance("arrays in memory"),
-        valid=None if valid is None else _part(valid, "valid", image_shape),
-        test=None if test is None else _part(test, "test", image_shape),
-        value_range=value_range,
-        class_names=None if class_names is None else tuple(class_names),
-    )
-    for part in (raw.train, raw.valid, raw.test):
-        if class_names is None or part is None or part.labels is None:
-            continue
-        if int(part.labels.max()) >= len(class_names):
+    given = {"train": x if y is None else (x, y), "valid": valid, "test": test}
+    parts = {}
+    for part, arrays in given.items():
+        if arrays is not None:
+            images, numbers = arrays if isinstance(arrays, tuple) else (arrays, None)
+            called = "x" if part == "train" else part
+            parts[part] = Part.checked(images, numbers, called, image_shape)
+
+    names = None if class_names is None else tuple(class_names)
+    for found in parts.values():
+        if names is not None and found.labels is not None and found.labels.max() >= len(names):
             raise ValueError(
-                f"labels go up to {int(part.labels.max())}, but there are {len(class_names)} class_names: "
+                f"labels go up to {found.labels.max()}, but there are {len(names)} class_names: "
                 "labels are integers from 0 to the number of classes minus 1."
             )
+    raw = RawImages(name, parts, Provenance("arrays in memory"), value_range, names)
     return build(raw, split=split, seed=seed, preprocess=preprocess, labels=labels, flatten=flatten)
-
-
-def _part(
-    given: _Array | tuple[_Array, _Array | Sequence[int]], name: str, image_shape: tuple[int, int, int] | None
-) -> Part:
-    x, y = given if isinstance(given, tuple) else (given, None)
-    images = as_images(x, name, image_shape)
-    return Part(images, None if y is None else as_labels(y, len(images), f"the labels of {name}"))

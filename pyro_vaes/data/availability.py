@@ -1,15 +1,14 @@
 """Which named data sets are on this machine: found without reading or downloading any."""
 
-import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pyro_vaes.data import torchvision_sets as public
 from pyro_vaes.data.files import Library
-from pyro_vaes.data.load import _READERS, NAMES
+from pyro_vaes.data.load import Reader, readers
 
 __all__ = ["DataSetState", "data_set_states"]
 
@@ -53,7 +52,7 @@ class _Catalogue(Library):
         pass
 
 
-def data_set_states(root: str | None = None) -> list[DataSetState]:
+def data_set_states(root: str | os.PathLike[str] | None = None) -> list[DataSetState]:
     """Every named data set, and whether its files are here.
 
     Arguments:
@@ -63,21 +62,14 @@ def data_set_states(root: str | None = None) -> list[DataSetState]:
         >>> [s.state for s in data_set_states() if s.name == "digits"]
         ['here (bundled)']
     """
-    readers: dict[str, Callable[..., object]] = {
-        **_READERS,
-        "celeba": functools.partial(public.read_celeba, resize=64),
-        "lfw": public.read_lfw,
-    }
-
     found = []
-    for name in NAMES:
-        reader = readers[name]
+    for name, reader in sorted(readers(resize=64).items()):
         about = inspect.getdoc(getattr(reader, "func", reader)) or ""
         found.append(DataSetState(name, about.split("\n")[0], _state(reader, root)))
     return found
 
 
-def _state(reader: Callable[..., object], root: str | None) -> str:
+def _state(reader: Reader, root: str | os.PathLike[str] | None) -> str:
     try:
         reader(_Catalogue(root))
     except _FilesWanted as wanted:

@@ -1,27 +1,39 @@
 """Image completion: a part of an image is the covariate, the other pixels are the target."""
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["assemble", "complete"]
+from pyro_vaes.data.types import ImageShape
 
-_Region = tuple[int, int, int, int]  # first row, last row + 1, first column, last column + 1
+__all__ = ["assemble", "complete"]
 
 _QUARTERS = ("top_left", "top_right", "bottom_right", "bottom_left")
 _HALVES = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
 
 
-def _region(name: str, height: int, width: int) -> _Region:
-    """A quarter or a half of the image; a middle row or column goes to the bottom or the right."""
-    top, bottom = (0, height // 2), (height // 2, height)
-    left, right = (0, width // 2), (width // 2, width)
-    rows = top if "top" in name else bottom if "bottom" in name else (0, height)
-    columns = left if "left" in name else right if "right" in name else (0, width)
-    return (*rows, *columns)
+def _region(pixels: Tensor, name: str) -> Tensor:
+    """A quarter or a half of an image, flattened; a middle row or column goes to the bottom or the right."""
+    height, width = pixels.shape[-2:]
+    if "top" in name:
+        pixels = pixels[:, : height // 2]
+    elif "bottom" in name:
+        pixels = pixels[:, height // 2 :]
+
+    if "left" in name:
+        pixels = pixels[..., : width // 2]
+    elif "right" in name:
+        pixels = pixels[..., width // 2 :]
+    return pixels.flatten()
 
 
-def _regions(observed: str, height: int, width: int) -> tuple[list[_Region], _Region]:
-    """The regions of the target, clockwise from the top left, and the observed region."""
+def _pixels(
+    observed: str,
+    image_shape: ImageShape,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Which pixels of a flattened image are target, clockwise from the top left, and which are observed."""
     if observed in _QUARTERS:
         others = [name for name in _QUARTERS if name != observed]
     elif observed in _HALVES:
@@ -31,21 +43,21 @@ def _regions(observed: str, height: int, width: int) -> tuple[list[_Region], _Re
             f"observed is {observed!r}, but the observed part is a quarter ({', '.join(_QUARTERS)}) or a "
             f"half ({', '.join(_HALVES)}) of the image."
         )
+
+    height, width = image_shape[1:]
     if height < 2 or width < 2:
         raise ValueError(
             f"images of {height} x {width} pixels have no quarters: image completion wants at least 2 x 2 "
             "pixels. For data that are stored as vectors, give image_shape=(C, H, W)."
         )
-    return [_region(name, height, width) for name in others], _region(observed, height, width)
 
-
-def _cut(images: Tensor, region: _Region) -> Tensor:
-    top, bottom, left, right = region
-    return images[..., top:bottom, left:right].flatten(-3)
+    numbers = torch.arange(math.prod(image_shape), device=device).reshape(image_shape)
+    target = torch.cat([_region(numbers, name) for name in others])
+    return target, _region(numbers, observed)
 
 
 def complete(
-    images: Tensor, observed: str = "bottom_left", image_shape: tuple[int, int, int] | None = None
+    images: Tensor, observed: str = "bottom_left", image_shape: ImageShape | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cuts images into the pixels to complete and the pixels that are given.
 
@@ -73,27 +85,29 @@ def complete(
         >>> target
         tensor([[ 0.,  1.,  4.,  5.,  2.,  3.,  6.,  7., 10., 11., 14., 15.]])
     """
-    if image_shape is not None:
-        channels, height, width = image_shape
-        if images.shape[-1] != channels * height * width:
+    if image_shape is None:
+        if images.dim() < 3:
             raise ValueError(
-                f"images have {images.shape[-1]} pixels, but image_shape {tuple(image_shape)} has "
-                f"{channels * height * width}: pass flattened images, or leave image_shape out."
+                f"images have shape {tuple(images.shape)}, but (..., C, H, W) is wanted: for flattened images "
+                "give image_shape=(C, H, W)."
             )
-        images = images.unflatten(-1, image_shape)
-    elif images.dim() < 3:
+        channels, height, width = images.shape[-3:]
+        image_shape = channels, height, width
+        images = images.flatten(-3)
+    elif images.shape[-1] != math.prod(image_shape):
         raise ValueError(
-            f"images have shape {tuple(images.shape)}, but (..., C, H, W) is wanted: for flattened images "
-            "give image_shape=(C, H, W)."
+            f"images have {images.shape[-1]} pixels, but image_shape {tuple(image_shape)} has "
+            f"{math.prod(image_shape)}: pass flattened images, or leave image_shape out."
         )
-    targets, given = _regions(observed, *images.shape[-2:])
-    return torch.cat([_cut(images, region) for region in targets], -1), _cut(images, given)
+
+    target, given = _pixels(observed, image_shape, images.device)
+    return images[..., target], images[..., given]
 
 
 def assemble(
     target: Tensor,
     covariate: Tensor,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     observed: str = "bottom_left",
     flatten: bool = False,
 ) -> Tensor:
@@ -118,18 +132,16 @@ def assemble(
         >>> torch.equal(assemble(*complete(images, "top"), (3, 7, 6), "top"), images)
         True
     """
-    channels, height, width = image_shape
-    targets, given = _regions(observed, height, width)
-    sizes = [channels * (bottom - top) * (right - left) for top, bottom, left, right in [*targets, given]]
-    if target.shape[-1] != sum(sizes[:-1]) or covariate.shape[-1] != sizes[-1]:
+    hidden, given = _pixels(observed, image_shape, target.device)
+    if target.shape[-1] != len(hidden) or covariate.shape[-1] != len(given):
         raise ValueError(
             f"target and covariate have {target.shape[-1]} and {covariate.shape[-1]} pixels, but for images "
-            f"of shape {tuple(image_shape)} with the {observed} part observed {sum(sizes[:-1])} and "
-            f"{sizes[-1]} are wanted: use the image_shape and the observed that complete() was called with."
+            f"of shape {tuple(image_shape)} with the {observed} part observed {len(hidden)} and "
+            f"{len(given)} are wanted: use the image_shape and the observed that complete() was called with."
         )
+
     batch = torch.broadcast_shapes(target.shape[:-1], covariate.shape[:-1])
-    images = target.new_empty((*batch, channels, height, width))
-    pieces = [*target.split(sizes[:-1], -1), covariate]
-    for (top, bottom, left, right), piece in zip([*targets, given], pieces, strict=True):
-        images[..., top:bottom, left:right] = piece.unflatten(-1, (channels, bottom - top, right - left))
-    return images.flatten(-3) if flatten else images
+    images = target.new_empty((*batch, math.prod(image_shape)))
+    images[..., hidden] = target
+    images[..., given] = covariate
+    return images if flatten else images.unflatten(-1, image_shape)

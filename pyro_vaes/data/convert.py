@@ -1,17 +1,19 @@
 """From arrays of a user's or of a file's to tensors: shapes, dtypes, checks."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vaes.data.types import ImageShape
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["as_images", "as_labels"]
 
 
-def as_images(array: Tensor | np.ndarray, name: str, image_shape: tuple[int, int, int] | None = None) -> Tensor:
+def as_images(array: Tensor | np.ndarray, name: str, image_shape: ImageShape | None = None) -> Tensor:
     """Brings an array of images or vectors to shape `(N, C, H, W)`.
 
     Arguments:
@@ -29,31 +31,41 @@ def as_images(array: Tensor | np.ndarray, name: str, image_shape: tuple[int, int
             infinite.
     """
     x = _as_tensor(array, name)
-    shape = tuple(x.shape)
     if x.dim() == 0 or x.numel() == 0:
-        raise ValueError(f"{name} has shape {shape}, which is empty: at least one image is needed.")
-    if image_shape is not None:
-        if x[0].numel() != int(np.prod(image_shape)):
-            raise UsageError(
-                f"{name} has shape {shape}, which is {x[0].numel()} pixels per image, but an image of shape "
-                f"{tuple(image_shape)} has {int(np.prod(image_shape))}.",
-                Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" with the shape of one image"),
-            )
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, which is empty: at least one image is needed.")
+
+    if image_shape is None:
+        x = _with_channels(x, name)
+    elif x[0].numel() == math.prod(image_shape):
         x = x.reshape(-1, *image_shape)
-    elif x.dim() == 2:
-        x = x[:, None, None, :]
-    elif x.dim() == 3:
-        x = x[:, None]
-    elif x.dim() == 4 and (shape[1] in (1, 3, 4)) != (shape[3] in (1, 3, 4)):
-        x = x if shape[1] in (1, 3, 4) else x.permute(0, 3, 1, 2)
     else:
         raise UsageError(
-            f"{name} has shape {shape}, from which the axes cannot be told: (N, D), (N, H, W), (N, C, H, W) "
-            "or (N, H, W, C) with 1, 3 or 4 channels is wanted.",
-            Cure("array", "transposed", words="transpose the array"),
-            Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" if its rows are images in that order"),
+            f"{name} has shape {tuple(x.shape)}, which is {x[0].numel()} pixels per image, but an image of shape "
+            f"{tuple(image_shape)} has {math.prod(image_shape)}.",
+            Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" with the shape of one image"),
         )
     return _checked_pixels(x, name)
+
+
+def _with_channels(x: Tensor, name: str) -> Tensor:
+    """The axes `(N, C, H, W)` from those that there are."""
+    if x.dim() == 2:
+        return x[:, None, None, :]
+    if x.dim() == 3:
+        return x[:, None]
+
+    if x.dim() == 4:
+        channels = (1, 3, 4)
+        first, last = x.shape[1] in channels, x.shape[3] in channels
+        if first != last:
+            return x if first else x.permute(0, 3, 1, 2)
+
+    raise UsageError(
+        f"{name} has shape {tuple(x.shape)}, from which the axes cannot be told: (N, D), (N, H, W), (N, C, H, W) "
+        "or (N, H, W, C) with 1, 3 or 4 channels is wanted.",
+        Cure("array", "transposed", words="transpose the array"),
+        Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" if its rows are images in that order"),
+    )
 
 
 def _as_tensor(array: Tensor | np.ndarray, name: str) -> Tensor:
@@ -65,6 +77,7 @@ def _as_tensor(array: Tensor | np.ndarray, name: str) -> Tensor:
             f"{name} is an array of objects, as NumPy makes of images of different sizes: bring the images "
             "to one size first, or put them in a folder and give load_data(folder, resize=...)."
         )
+
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}, but images are arrays of integers, floats or bools.")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
@@ -77,6 +90,7 @@ def _checked_pixels(x: Tensor, name: str) -> Tensor:
     """No NaN, no infinity; integers as uint8 where they fit, floats in the default dtype."""
     if x.is_complex():
         raise TypeError(f"{name} has dtype {x.dtype}, but images are arrays of integers, floats or bools.")
+
     if x.is_floating_point():
         finite = torch.isfinite(x).flatten(1).all(1)
         if not finite.all():
@@ -86,9 +100,8 @@ def _checked_pixels(x: Tensor, name: str) -> Tensor:
                 "pixels in."
             )
         x = x.to(torch.get_default_dtype())
-    elif x.dtype != torch.uint8:
-        if x.dtype == torch.bool or (x.min() >= 0 and x.max() <= 255):
-            x = x.to(torch.uint8)
+    elif x.dtype == torch.bool or (x.min() >= 0 and x.max() <= 255):
+        x = x.to(torch.uint8)
     return x.contiguous()
 
 
@@ -104,14 +117,18 @@ def as_labels(array: Tensor | np.ndarray | Sequence[int], num_rows: int, name: s
         TypeError: If the labels are no numbers.
         ValueError: If there is not one label per image, or if a label is negative or no integer.
     """
-    labels = array.detach() if isinstance(array, Tensor) else np.asarray(array)
-    if isinstance(labels, np.ndarray):
-        if labels.dtype.kind not in "biuf":
+    if isinstance(array, Tensor):
+        labels = array.detach()
+    else:
+        found = np.asarray(array)
+        if found.dtype.kind not in "biuf":
             raise TypeError(
-                f"{name} has dtype {labels.dtype}, but labels are integers from 0: "
+                f"{name} has dtype {found.dtype}, but labels are integers from 0: "
                 f"np.unique(labels, return_inverse=True)[1] numbers names."
             )
-        labels = torch.from_numpy(np.array(labels, np.float64 if labels.dtype.kind == "f" else np.int64))
+        dtype = np.float64 if found.dtype.kind == "f" else np.int64
+        labels = torch.from_numpy(np.array(found, dtype))
+
     if labels.dim() == 2 and 1 in labels.shape:
         labels = labels.reshape(-1)
     if labels.dim() not in (1, 2) or len(labels) != num_rows:
@@ -119,6 +136,7 @@ def as_labels(array: Tensor | np.ndarray | Sequence[int], num_rows: int, name: s
             f"{name} has shape {tuple(labels.shape)}, but there are {num_rows} images: one label for each "
             f"is wanted, with shape ({num_rows},)."
         )
+
     if (labels < 0).any() or (labels.is_floating_point() and (labels != labels.round()).any()):
         raise ValueError(
             f"{name} has values in [{labels.min().item():g}, {labels.max().item():g}], but labels are "

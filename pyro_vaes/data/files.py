@@ -12,7 +12,6 @@ from pyro_vaes.errors import Cure, MissingFileError, UnwritableError, UsageError
 __all__ = ["SHA256", "Library", "sha256"]
 
 _T = TypeVar("_T")
-_OR_SET = " or set the environment variable PYRO_VAES_DATA to"
 _START_WITH_DIGITS = Cure("data", "digits", words="start with load_data('digits')", detail=", which needs no file")
 
 # The files that this package knows byte by byte, by their path under the data folder.
@@ -65,8 +64,8 @@ class Library:
         """The folders in the order in which they are looked through."""
         if self.root is not None:
             return [Path(self.root).expanduser()]
-        named = os.environ.get("PYRO_VAES_DATA")
-        return [*([Path(named).expanduser()] if named else []), Path("~/.cache/pyro_vaes").expanduser()]
+        folders = [os.environ.get("PYRO_VAES_DATA"), "~/.cache/pyro_vaes"]
+        return [Path(folder).expanduser() for folder in folders if folder]
 
     @property
     def target(self) -> Path:
@@ -80,16 +79,23 @@ class Library:
                 return folder
         raise UnwritableError(
             f"none of the folders {self._named} can be written to, so nothing can be downloaded.",
-            Cure("root", detail=f"{_OR_SET} a folder of yours"),
+            _choose_root("a folder of yours"),
         )
 
     @property
     def _named(self) -> str:
         return ", ".join(map(str, self.folders))
 
+    def _folder_with(self, relative: str) -> Path | None:
+        for folder in self.folders:
+            if (folder / relative).exists():
+                return folder
+        return None
+
     def find(self, relative: str) -> Path | None:
         """The path of a file or folder in the first folder that has it, or None."""
-        return next((folder / relative for folder in self.folders if (folder / relative).exists()), None)
+        folder = self._folder_with(relative)
+        return None if folder is None else folder / relative
 
     def require(self, relative: str, name: str) -> Path:
         """The path of a file that this package cannot download.
@@ -102,7 +108,7 @@ class Library:
         if path is None:
             raise MissingFileError(
                 f"{name} needs the file {relative}, which is in none of {self._named} and cannot be downloaded.",
-                Cure("root", detail=f"{_OR_SET} the folder that has {relative}"),
+                _choose_root(f"the folder that has {relative}"),
                 _START_WITH_DIGITS,
             )
         self.check(path, relative)
@@ -117,6 +123,7 @@ class Library:
         wanted = SHA256.get(relative)
         if not self.verify or wanted is None:
             return
+
         got = sha256(path)
         if got != wanted:
             raise UsageError(
@@ -141,31 +148,40 @@ class Library:
             FileNotFoundError: If the data set is in none of the folders and cannot be downloaded.
             ValueError: If it is there, but damaged, and cannot be downloaded.
         """
-        present = self.find(marker)
-        if present is None and not self.download:
+        here = self._folder_with(marker)
+        if here is None and not self.download:
             raise MissingFileError(
                 f"{name} needs {marker}, which is in none of {self._named}.",
-                Cure("root", detail=f"{_OR_SET} the folder that has it"),
+                _choose_root("the folder that has it"),
                 Cure("download", True),
             )
-        root = self.target if present is None else Path(str(present)[: -len(marker)])
+        root = here or self.target
+
         # torchvision, scikit-learn and the network raise all kinds of errors, all with one cure
-        if present is not None:
+        if here is not None:
             try:
                 return read(str(root), False)
             except Exception as error:
                 if not self.download or not os.access(root, os.W_OK):
+                    anew = Cure("download", True, words="remove them and pass download=True")
                     raise UsageError(
                         f"{name}: the files under {root} are incomplete, truncated or altered ({error}).",
                         Cure("files", words="copy them again"),
-                        Cure("download", True, words="remove them and pass download=True"),
+                        anew,
                     ) from error
+
         try:
             return read(str(root), True)
         except Exception as error:
+            copy = Cure("files", words=f"copy {marker} there from elsewhere")
             raise MissingFileError(
                 f"{name} is not, or not whole, in {self._named}, and the download to {root} failed "
                 f"({type(error).__name__}: {error}). Is there a network?",
-                Cure("files", words=f"copy {marker} there from elsewhere"),
+                copy,
                 _START_WITH_DIGITS,
             ) from error
+
+
+def _choose_root(folder: str) -> Cure:
+    detail = f" or set the environment variable PYRO_VAES_DATA to {folder}"
+    return Cure("root", detail=detail)

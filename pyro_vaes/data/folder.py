@@ -1,8 +1,9 @@
 """Folders of image files."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages
 from pyro_vaes.data.steps.geometry import Resize
+from pyro_vaes.data.types import Size
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["IMAGE_SUFFIXES", "read_folder", "read_pictures"]
@@ -23,7 +25,7 @@ _PART_NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test
 _GREY_MODES = ("1", "L", "LA")
 
 
-def read_pictures(paths: Sequence[Path], resize: int | tuple[int, int] | None = None, grey: bool = False) -> Tensor:
+def read_pictures(paths: Sequence[Path], resize: Size | None = None, grey: bool = False) -> Tensor:
     """Reads image files in parallel.
 
     Arguments:
@@ -48,31 +50,34 @@ def read_pictures(paths: Sequence[Path], resize: int | tuple[int, int] | None = 
                 f"{path} could not be read as an image ({error}): it is truncated or of another format. "
                 "Repair or remove it."
             ) from error
+
         if height_width is not None and image.size != height_width[::-1]:
             # Pillow's bilinear filter is antialiased, as that of Resize
             image = image.resize(height_width[::-1], PIL.Image.Resampling.BILINEAR)
-        return np.asarray(image)
+        return np.atleast_3d(np.asarray(image))
 
     # decoding releases the interpreter lock, waiting for a disk does too
-    with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4)) as pool:
+    with ThreadPoolExecutor() as pool:
         first = next(pool.map(read, paths[:1]))
-        colour = False
+        height, width = first.shape[:2]
+        channels = 1
+
         # filled in place: a list of arrays and their stack would take twice the memory
-        images = np.empty((len(paths), *first.shape[:2], 3 if not grey else 1), np.uint8)
-        for row, (path, image) in enumerate(zip(paths, pool.map(read, paths), strict=True)):
+        images = np.empty((len(paths), height, width, 1 if grey else 3), np.uint8)
+        for row, image in enumerate(pool.map(read, paths)):
             if image.shape[:2] != first.shape[:2]:
                 raise UsageError(
-                    f"{path} has {image.shape[0]} x {image.shape[1]} pixels, but {paths[0]} has "
-                    f"{first.shape[0]} x {first.shape[1]}: images of one data set have one size.",
+                    f"{paths[row]} has {image.shape[0]} x {image.shape[1]} pixels, but {paths[0]} has "
+                    f"{height} x {width}: images of one data set have one size.",
                     Cure("resize", 64, detail=", for instance"),
                 )
-            colour = colour or image.ndim == 3
-            images[row] = image if image.ndim == 3 else image[..., None]
-    channels = images if colour or grey else images[..., :1]
-    return torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
+            channels = max(channels, image.shape[2])
+            images[row] = image
+    channels_first = images[..., :channels].transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(channels_first))
 
 
-def read_folder(path: Path, resize: int | tuple[int, int] | None = None, grey: bool = False) -> RawImages:
+def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> RawImages:
     """All images under a folder, at any depth, in the order of their paths.
 
     Sub-folders are labels if all images are in sub-folders; sub-folders `train`, `valid` (or `val`) and
@@ -93,42 +98,34 @@ def read_folder(path: Path, resize: int | tuple[int, int] | None = None, grey: b
             f"{path} has no images, neither in itself nor in its sub-folders: files ending in "
             f"{', '.join(IMAGE_SUFFIXES)} are looked for."
         )
-    tops = {file.relative_to(path).parts[0] for file in files}
+
+    # the part of each file, and its path inside the folder of that part
+    places = [("train", file.relative_to(path).parts) for file in files]
+    tops = {names[0] for _, names in places}
     if "train" in tops and tops <= _PART_NAMES.keys():
-        folders = {_PART_NAMES[top]: path / top for top in sorted(tops)}
-    else:
-        folders = {"train": path}
-    by_part = {part: [file for file in files if file.is_relative_to(folder)] for part, folder in folders.items()}
+        places = [(_PART_NAMES[names[0]], names[1:]) for _, names in places]
+
+    # a file's class is the first sub-folder it is in, if every file is in one
+    class_names = None
+    if all(len(names) > 1 for _, names in places):
+        class_names = tuple(sorted({names[0] for _, names in places}))
+
     # read in one go, so that one grey part does not get fewer channels than the others
-    images = read_pictures([file for part in by_part.values() for file in part], resize, grey)
-    class_names = _class_names([(file, folders[part]) for part in by_part for file in by_part[part]])
-    parts, start = {}, 0
-    for part, members in by_part.items():
+    images = read_pictures(files, resize, grey)
+    parts = {}
+    start = 0
+    for part, group in groupby(places, key=itemgetter(0)):
+        members = list(group)
         labels = None
         if class_names is not None:
-            numbers = [class_names.index(file.relative_to(folders[part]).parts[0]) for file in members]
-            labels = torch.tensor(numbers)
+            labels = torch.tensor([class_names.index(names[0]) for _, names in members])
         parts[part] = Part(images[start : start + len(members)], labels)
         start += len(members)
-    return RawImages(
-        path.resolve().name,
-        parts["train"],
-        Provenance(f"{len(files):,} image files under {path}", "the user's"),
-        parts.get("valid"),
-        parts.get("test"),
-        value_range=(0, 255),
-        class_names=class_names,
-    )
+
+    provenance = Provenance(f"{len(files):,} image files under {path}", "the user's")
+    return RawImages(path.resolve().name, parts, provenance, (0, 255), class_names)
 
 
 def _is_picture(file: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
     return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden
-
-
-def _class_names(files: Sequence[tuple[Path, Path]]) -> tuple[str, ...] | None:
-    """The first sub-folders, if every file is in one."""
-    inside = [file.relative_to(folder).parts for file, folder in files]
-    if any(len(parts) < 2 for parts in inside):
-        return None
-    return tuple(sorted({parts[0] for parts in inside}))

@@ -11,6 +11,7 @@ from pyro_vaes.data.partition import Partition
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.split import Split
 from pyro_vaes.data.steps.base import PixelInfo, Step, as_steps, fit_steps
+from pyro_vaes.data.types import ImageShape, ValueRange
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = ["ImageData"]
@@ -18,7 +19,7 @@ __all__ = ["ImageData"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """Images in memory, split into training, validation and test part. Made by `load` and `from_tensors`.
+    """Images in memory, split into training, validation and test part. Made by `load_data` and `from_tensors`.
 
     Arguments:
         name: The name of the data set.
@@ -60,12 +61,12 @@ class ImageData:
         return self.train.steps
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """The shape `(C, H, W)` of preprocessed images, also where batches are flattened."""
         return self.train.image_shape
 
     @property
-    def value_range(self) -> tuple[float, float]:
+    def value_range(self) -> ValueRange:
         """The range in which the pixels of batches lie, after preprocessing."""
         return self.info.low, self.info.high
 
@@ -84,13 +85,13 @@ class ImageData:
         stored = f"pixels as stored ({self.raw.low:g} to {self.raw.high:g}, {kind})"
         return ", ".join(["nats of " + stored, *(step.space for step in self.steps)])
 
-    def _each(self, change: Callable[[Split], Split]) -> "ImageData":
-        return replace(
-            self,
-            train=change(self.train),
-            valid=None if self.valid is None else change(self.valid),
-            test=None if self.test is None else change(self.test),
-        )
+    def _each(self, change: Callable[[str, Split], Split]) -> "ImageData":
+        """The same data set after a change of its parts, which is told their names."""
+        parts = self.parts
+        for name, part in parts.items():
+            parts[name] = change(name, part)
+        valid, test = parts.get("valid"), parts.get("test")
+        return replace(self, train=parts["train"], valid=valid, test=test)
 
     def with_labels(self) -> "ImageData":
         """A view of the same images whose batches are `(x, y)`.
@@ -106,12 +107,11 @@ class ImageData:
         """
         for name, part in self.parts.items():
             if part.labels is None:
-                raise UsageError(
-                    f"{self.name} has no labels in its {name} part, so batches (x, y) cannot be made.",
-                    Cure("labels", False, words="leave out labels=True or with_labels()"),
-                    Cure("array", "labelled", words="give labels to all parts, from_tensors(x, y)"),
-                )
-        return self._each(lambda part: replace(part, labelled=True))
+                bare = Cure("labels", False, words="leave out labels=True or with_labels()")
+                give = Cure("array", "labelled", words="give labels to all parts, from_tensors(x, y)")
+                found = f"{self.name} has no labels in its {name} part"
+                raise UsageError(f"{found}, so batches (x, y) cannot be made.", bare, give)
+        return self._each(lambda _, part: replace(part, labelled=True))
 
     def completion(self, observed: str = "bottom_left") -> "ImageData":
         """A view for image completion whose batches are `(target, covariate)`, as from `complete`.
@@ -128,7 +128,7 @@ class ImageData:
             >>> target.shape, covariate.shape
             (torch.Size([3, 48]), torch.Size([3, 16]))
         """
-        view = self._each(lambda part: replace(part, observed=observed))
+        view = self._each(lambda _, part: replace(part, observed=observed))
         view.train.batch(slice(0, 1))
         return view
 
@@ -148,7 +148,7 @@ class ImageData:
         """
         steps = as_steps(steps, "preprocess(ToUnit(), Binarize())")
         fitted, info = fit_steps(steps, self.train.images, self.raw)
-        view = self._each(lambda part: replace(part, steps=fitted))
+        view = self._each(lambda _, part: replace(part, steps=fitted))
         return replace(view, info=info)
 
     def take(
@@ -174,19 +174,20 @@ class ImageData:
             >>> len(load_data("digits").take(100, test=50, seed=0).test.labels.unique())
             10
         """
-        for name, count in (("train", train), ("valid", valid), ("test", test)):
+        counts = {"train": train, "valid": valid, "test": test}
+        for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}, but at least one row has to be kept: give a count >= 1.")
-        return replace(
-            self,
-            train=self.train.take(train, seed),
-            valid=self.valid if self.valid is None or valid is None else self.valid.take(valid, seed),
-            test=self.test if self.test is None or test is None else self.test.take(test, seed),
-        )
+
+        def taken(name: str, part: Split) -> Split:
+            count = counts[name]
+            return part if count is None else part.take(count, seed)
+
+        return self._each(taken)
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data set with its tensors on a device."""
-        return self._each(lambda part: part.to(device))
+        return self._each(lambda _, part: part.to(device))
 
     def nats_in_pixel_space(self, log_likelihood: Tensor, x: Tensor) -> Tensor:
         r"""Carries log-densities of preprocessed images over to the space of the raw pixels.

@@ -1,8 +1,9 @@
-"""`load`: a data set by its name, or from files of a user's."""
+"""`load_data`: a data set by its name, or from files of a user's."""
 
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pyro_vaes.data import published
@@ -13,48 +14,56 @@ from pyro_vaes.data.folder import read_folder
 from pyro_vaes.data.image_data import ImageData
 from pyro_vaes.data.raw import RawImages, build
 from pyro_vaes.data.steps.base import Step, as_steps
+from pyro_vaes.data.types import ImageShape, Size, SplitSizes, ValueRange
 from pyro_vaes.errors import Cure, UsageError, leave_out
 
 __all__ = ["NAMES", "load_data"]
 
-_READERS: dict[str, Callable[[Library], RawImages]] = {
-    "digits": public.read_digits,
-    "mnist": public.read_mnist,
-    "fashion_mnist": public.read_fashion_mnist,
-    "omniglot": public.read_omniglot,
-    "svhn": public.read_svhn,
-    "cifar10": public.read_cifar10,
-    "binarized_mnist": published.read_binarized_mnist,
-    "caltech101_silhouettes": published.read_caltech101_silhouettes,
-    "frey_faces": published.read_frey_faces,
-    "omniglot28": published.read_omniglot28,
-    "cifar10_subset": published.read_cifar10_subset,
-    "svhn_subset": published.read_svhn_subset,
-    "lfw64": published.read_lfw64,
-    "att_faces": published.read_att_faces,
-}
+Reader = Callable[[Library], RawImages]
 
-# These two are read picture by picture, in the size and colour wanted.
-NAMES = tuple(sorted([*_READERS, "celeba", "lfw"]))
+
+def readers(resize: Size | None = None, grey: bool = False) -> dict[str, Reader]:
+    """What reads each named data set; two read picture by picture, in the size and colour wanted."""
+    return {
+        "att_faces": published.read_att_faces,
+        "binarized_mnist": published.read_binarized_mnist,
+        "caltech101_silhouettes": published.read_caltech101_silhouettes,
+        "celeba": partial(public.read_celeba, resize=resize, grey=grey),
+        "cifar10": public.read_cifar10,
+        "cifar10_subset": published.read_cifar10_subset,
+        "digits": public.read_digits,
+        "fashion_mnist": public.read_fashion_mnist,
+        "frey_faces": published.read_frey_faces,
+        "lfw": partial(public.read_lfw, grey=grey),
+        "lfw64": published.read_lfw64,
+        "mnist": public.read_mnist,
+        "omniglot": public.read_omniglot,
+        "omniglot28": published.read_omniglot28,
+        "svhn": public.read_svhn,
+        "svhn_subset": published.read_svhn_subset,
+    }
+
+
+NAMES = tuple(sorted(readers()))
 
 
 def load_data(
     name_or_path: str | os.PathLike[str] = "digits",
     root: str | os.PathLike[str] | None = None,
     *,
-    split: tuple[float | int, float | int] = (0.1, 0.1),
+    split: SplitSizes = (0.1, 0.1),
     seed: int = 0,
     preprocess: Sequence[Step] | Step | None = None,
     labels: bool = False,
     flatten: bool = True,
-    resize: int | tuple[int, int] | None = None,
+    resize: Size | None = None,
     grey: bool = False,
     download: bool = True,
     verify: bool = True,
     key: str | None = None,
     label_key: str | None = None,
-    image_shape: tuple[int, int, int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape | None = None,
+    value_range: ValueRange | None = None,
 ) -> ImageData:
     """Loads a data set of images into memory.
 
@@ -97,44 +106,52 @@ def load_data(
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(
-            f"load takes a name or a path, but got a {type(name_or_path).__name__}; for an array use "
+            f"load_data takes a name or a path, but got a {type(name_or_path).__name__}; for an array use "
             "pyro_vaes.data.from_tensors(x, y)."
         )
-    steps = None if preprocess is None else as_steps(preprocess)
+    if preprocess is not None:
+        preprocess = as_steps(preprocess)
     name = os.fspath(name_or_path)
-    known = name.lower().replace("-", "_")
-    only_arrays = {"key": key, "label_key": label_key, "image_shape": image_shape, "value_range": value_range}
+    known = _as_known(name)
     path = Path(name).expanduser()
     is_array_file = known not in NAMES and path.suffix.lower() in SUFFIXES
-    given = [argument for argument, value in only_arrays.items() if value is not None]
+
+    of_arrays = {
+        "key": key,
+        "label_key": label_key,
+        "image_shape": image_shape,
+        "value_range": value_range,
+    }
+    given = [argument for argument, value in of_arrays.items() if value is not None]
     if given and not is_array_file:
         raise UsageError(
             f"{name!r} is not a file of arrays ({', '.join(SUFFIXES)}), and only these need names and a shape.",
             leave_out(*given),
         )
-    library = Library(root, download, verify)
-    if known in _READERS:
-        raw = _READERS[known](library)
-    elif known == "celeba":
-        raw = public.read_celeba(library, resize, grey)
-    elif known == "lfw":
-        raw = public.read_lfw(library, grey)
+
+    if known in NAMES:
+        raw = readers(resize, grey)[known](Library(root, download, verify))
     elif is_array_file and path.is_file():
         raw = read_array_file(path, key, label_key, image_shape, value_range)
     elif path.is_dir():
         raw = read_folder(path, resize, grey)
     else:
         raise _unknown(name, path)
+
     return build(
         raw,
         split=split,
         seed=seed,
-        preprocess=steps,
+        preprocess=preprocess,
         labels=labels,
         flatten=flatten,
         resize=resize,
         grey=grey,
     )
+
+
+def _as_known(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
@@ -144,12 +161,14 @@ def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
             f"{path} is a file of a kind that cannot be loaded: {', '.join(SUFFIXES)} or a folder of images is wanted.",
             Cure("array", words="for other formats read the array yourself and call from_tensors(x)"),
         )
+
     if path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
         return FileNotFoundError(
             f"there is neither a file nor a folder {path} (looked up from {Path.cwd()}): check the path, or "
             f"give the name of a data set, one of {', '.join(NAMES)}."
         )
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=3)
+
+    near = difflib.get_close_matches(_as_known(name), NAMES, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return ValueError(
         f"there is no data set {name!r}: {hint}The names are {', '.join(NAMES)}; a path to a .npz, .npy or "

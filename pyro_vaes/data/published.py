@@ -1,12 +1,14 @@
 """Published data sets in files that torchvision cannot read: each with the traps of its file undone."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pyro_vaes.data.array_files import read_arrays
-from pyro_vaes.data.convert import as_images, as_labels
 from pyro_vaes.data.files import SHA256, Library
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.data.types import ValueRange
 
 __all__ = [
     "read_att_faces",
@@ -21,20 +23,52 @@ __all__ = [
 ]
 
 OMNIGLOT_BITS = "Omniglot/omniglot_105x105_bits.npz"
+OMNIGLOT_28 = "Omniglot/omniglot_28x28.npz"
 
 
-def _read(library: Library, relative: str, name: str) -> dict[str, np.ndarray]:
-    return read_arrays(library.require(relative, name))
+@dataclass(frozen=True)
+class _Published:
+    """A data set in one file, and what is to be known about it.
 
+    Arguments:
+        name: The name of the data set.
+        path: The path of the file under the data folder.
+        source: What it is.
+        licence: What is known about its licence.
+        remark: What to know before reporting numbers.
+        value_range: The range that pixels can have.
+    """
 
-def _provenance(library: Library, relative: str, source: str, licence: str, remark: str = "") -> Provenance:
-    hashes = {relative: SHA256[relative]} if library.verify else {}
-    return Provenance(f"{source}, read from {library.find(relative)}", licence, remark, hashes)
+    name: str
+    path: str
+    source: str
+    licence: str = "not stated"
+    remark: str = ""
+    value_range: ValueRange = (0, 255)
 
+    def read(self, library: Library) -> dict[str, np.ndarray]:
+        """The arrays of the file by their names."""
+        return read_arrays(library.require(self.path, self.name))
 
-def _part(images: np.ndarray, labels: np.ndarray | None, name: str) -> Part:
-    x = as_images(images, name)
-    return Part(x, None if labels is None else as_labels(labels, len(x), f"the labels of {name}"))
+    def labelled(self, arrays: dict[str, np.ndarray], *names: str) -> dict[str, Part]:
+        """The parts `x_train` with `y_train`, and so on, by their names."""
+        return {name: self.part(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in names}
+
+    def part(self, images: np.ndarray, labels: np.ndarray | None = None) -> Part:
+        """Images and their labels, checked."""
+        return Part.checked(images, labels, self.name)
+
+    def images(
+        self,
+        library: Library,
+        parts: dict[str, Part],
+        class_names: tuple[str, ...] | None = None,
+    ) -> RawImages:
+        """The parts of the data set together with what is known about it."""
+        source = f"{self.source}, read from {library.find(self.path)}"
+        hashes = {self.path: SHA256[self.path]} if library.verify else {}
+        provenance = Provenance(source, self.licence, self.remark, hashes)
+        return RawImages(self.name, parts, provenance, self.value_range, class_names)
 
 
 def _unpack(bits: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -52,23 +86,16 @@ def read_binarized_mnist(library: Library) -> RawImages:
         | The Neural Autoregressive Distribution Estimator (Larochelle & Murray, 2011)
         | https://proceedings.mlr.press/v15/larochelle11a.html
     """
-    relative = "BinarizedMNIST/binarized_mnist.npz"
-    z = _read(library, relative, "binarized_mnist")
-    parts = {key: Part(as_images(_unpack(z[key], 28, 28), key)) for key in ("train", "valid", "test")}
-    return RawImages(
+    file = _Published(
         "binarized_mnist",
-        parts["train"],
-        _provenance(
-            library,
-            relative,
-            "Fixed binarised MNIST (Larochelle's bits)",
-            "not stated",
-            "The test part is sorted by digit: for some of its rows take them at random, take(..., seed=0)",
-        ),
-        parts["valid"],
-        parts["test"],
+        "BinarizedMNIST/binarized_mnist.npz",
+        "Fixed binarised MNIST (Larochelle's bits)",
+        remark="The test part is sorted by digit: for some of its rows take them at random, take(..., seed=0)",
         value_range=(0, 1),
     )
+    bits = file.read(library)
+    parts = {name: file.part(_unpack(bits[name], 28, 28)) for name in ("train", "valid", "test")}
+    return file.images(library, parts)
 
 
 def read_caltech101_silhouettes(library: Library) -> RawImages:
@@ -78,23 +105,20 @@ def read_caltech101_silhouettes(library: Library) -> RawImages:
         | Inductive Principles for Restricted Boltzmann Machine Learning (Marlin et al., 2010)
         | https://proceedings.mlr.press/v9/marlin10a.html
     """
-    relative = "Caltech101Silhouettes/caltech101_silhouettes_28.mat"
-    z = _read(library, relative, "caltech101_silhouettes")
-    # the file is column-major and has 0 for the object
-    images = 1 - z["X"].reshape(-1, 28, 28).transpose(0, 2, 1)
-    return RawImages(
+    file = _Published(
         "caltech101_silhouettes",
-        _part(images, z["Y"].astype(np.int64).reshape(-1) - 1, "caltech101_silhouettes"),
-        _provenance(
-            library,
-            relative,
-            "Caltech-101 Silhouettes 28 x 28",
-            "not stated",
-            "The split is ours, not the published split 1 (4,100 / 2,264 / 2,307): numbers are not comparable",
-        ),
+        "Caltech101Silhouettes/caltech101_silhouettes_28.mat",
+        "Caltech-101 Silhouettes 28 x 28",
+        remark="The split is ours, not the published split 1 (4,100 / 2,264 / 2,307): numbers are not comparable",
         value_range=(0, 1),
-        class_names=tuple(str(name.item()) for name in z["classnames"].reshape(-1)),
     )
+    arrays = file.read(library)
+
+    # the file is column-major, has 0 for the object, and counts from 1
+    images = 1 - arrays["X"].reshape(-1, 28, 28).transpose(0, 2, 1)
+    labels = arrays["Y"].astype(np.int64).reshape(-1) - 1
+    class_names = tuple(str(name.item()) for name in arrays["classnames"].flat)
+    return file.images(library, {"train": file.part(images, labels)}, class_names)
 
 
 def read_frey_faces(library: Library) -> RawImages:
@@ -104,24 +128,23 @@ def read_frey_faces(library: Library) -> RawImages:
         | Nonlinear Dimensionality Reduction by Locally Linear Embedding (Roweis & Saul, 2000)
         | https://doi.org/10.1126/science.290.5500.2323
     """
-    relative = "FreyFaces/frey_rawface.mat"
-    images = _read(library, relative, "frey_faces")["ff"].T.reshape(-1, 28, 20)
-    return RawImages(
+    file = _Published(
         "frey_faces",
-        _part(images, None, "frey_faces"),
-        _provenance(
-            library,
-            relative,
-            "Frey Face",
-            "not stated",
-            "Neighbouring frames are almost equal: a random split has near-copies in training and test",
-        ),
-        value_range=(0, 255),
+        "FreyFaces/frey_rawface.mat",
+        "Frey Face",
+        remark="Neighbouring frames are almost equal: a random split has near-copies in training and test",
     )
+    images = file.read(library)["ff"].T.reshape(-1, 28, 20)
+    return file.images(library, {"train": file.part(images)})
 
 
-def _characters(z: dict[str, np.ndarray], part: str, offset: int = 0) -> np.ndarray:
-    return z[f"character_{part}"].astype(np.int64) + offset
+def _characters(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of Omniglot's training and test part: a number means one character.
+
+    The file numbers characters within each part.
+    """
+    train, test = arrays["character_train"], arrays["character_test"].astype(np.int64)
+    return train, test + train.max() + 1
 
 
 def read_omniglot28(library: Library) -> RawImages:
@@ -131,40 +154,39 @@ def read_omniglot28(library: Library) -> RawImages:
         | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
         | https://doi.org/10.1126/science.aab3050
     """
-    relative = "Omniglot/omniglot_28x28.npz"
-    z = _read(library, relative, "omniglot28")
-    train = _characters(z, "train")
-    # the file numbers characters within each part; here a number means one character
-    test = _characters(z, "test", offset=int(train.max()) + 1)
-    return RawImages(
+    file = _Published(
         "omniglot28",
-        _part(z["x_train"], train, "omniglot28 (train)"),
-        _provenance(
-            library,
-            relative,
-            "Omniglot, area-averaged from 105 x 105 to 28 x 28",
-            "MIT (brendenlake/omniglot)",
-            "Not the chardata.mat of the IWAE paper: log-likelihoods are not comparable with its tables",
-        ),
-        test=_part(z["x_test"], test, "omniglot28 (test)"),
-        value_range=(0, 255),
+        OMNIGLOT_28,
+        "Omniglot, area-averaged from 105 x 105 to 28 x 28",
+        "MIT (brendenlake/omniglot)",
+        "Not the chardata.mat of the IWAE paper: log-likelihoods are not comparable with its tables",
     )
+    arrays = file.read(library)
+    train, test = _characters(arrays)
+    parts = {
+        "train": file.part(arrays["x_train"], train),
+        "test": file.part(arrays["x_test"], test),
+    }
+    return file.images(library, parts)
 
 
 def read_omniglot_bits(library: Library) -> RawImages:
     """Omniglot at 105 x 105, bits, ink = 1, with the labels of the 28 x 28 file if that is there."""
-    z = _read(library, OMNIGLOT_BITS, "omniglot")
-    small = library.find("Omniglot/omniglot_28x28.npz")
-    labels = {} if small is None else read_arrays(small)
-    train = _characters(labels, "train") if labels else None
-    test = None if train is None else _characters(labels, "test", offset=int(train.max()) + 1)
-    return RawImages(
+    file = _Published(
         "omniglot",
-        _part(_unpack(z["train_bits"], 105, 105), train, "omniglot (train)"),
-        _provenance(library, OMNIGLOT_BITS, "Omniglot at 105 x 105, ink = 1", "MIT (brendenlake/omniglot)"),
-        test=_part(_unpack(z["test_bits"], 105, 105), test, "omniglot (test)"),
+        OMNIGLOT_BITS,
+        "Omniglot at 105 x 105, ink = 1",
+        "MIT (brendenlake/omniglot)",
         value_range=(0, 1),
     )
+    arrays = file.read(library)
+    small = library.find(OMNIGLOT_28)
+    train, test = (None, None) if small is None else _characters(read_arrays(small))
+    parts = {
+        "train": file.part(_unpack(arrays["train_bits"], 105, 105), train),
+        "test": file.part(_unpack(arrays["test_bits"], 105, 105), test),
+    }
+    return file.images(library, parts)
 
 
 def read_cifar10_subset(library: Library) -> RawImages:
@@ -174,23 +196,16 @@ def read_cifar10_subset(library: Library) -> RawImages:
         | Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009)
         | https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
     """
-    relative = "CIFAR10subset/cifar10_subset.npz"
-    z = _read(library, relative, "cifar10_subset")
-    return RawImages(
+    file = _Published(
         "cifar10_subset",
-        _part(z["x_train"], z["y_train"], "cifar10_subset (train)"),
-        _provenance(
-            library,
-            relative,
-            "CIFAR-10, lossless subset",
-            "not stated (CIFAR-10)",
-            "SUBSET (10,000 of 50,000 training and 1,000 of 10,000 test images): no benchmark numbers",
-        ),
-        _part(z["x_valid"], z["y_valid"], "cifar10_subset (valid)"),
-        _part(z["x_test"], z["y_test"], "cifar10_subset (test)"),
-        value_range=(0, 255),
-        class_names=tuple(map(str, z["class_names"])),
+        "CIFAR10subset/cifar10_subset.npz",
+        "CIFAR-10, lossless subset",
+        "not stated (CIFAR-10)",
+        "SUBSET (10,000 of 50,000 training and 1,000 of 10,000 test images): no benchmark numbers",
     )
+    arrays = file.read(library)
+    parts = file.labelled(arrays, "train", "valid", "test")
+    return file.images(library, parts, tuple(map(str, arrays["class_names"])))
 
 
 def read_svhn_subset(library: Library) -> RawImages:
@@ -200,22 +215,16 @@ def read_svhn_subset(library: Library) -> RawImages:
         | Reading Digits in Natural Images with Unsupervised Feature Learning (Netzer et al., 2011)
         | http://ufldl.stanford.edu/housenumbers
     """
-    relative = "SVHNsubset/svhn_subset.npz"
-    z = _read(library, relative, "svhn_subset")
-    return RawImages(
+    file = _Published(
         "svhn_subset",
-        _part(z["x_train"], z["y_train"], "svhn_subset (train)"),
-        _provenance(
-            library,
-            relative,
-            "SVHN cropped digits, lossless subset",
-            "non-commercial use (SVHN authors)",
-            "SUBSET (1,083 of 73,257 training digits; the test part is cut from them as well): no benchmark numbers",
-        ),
-        test=_part(z["x_test"], z["y_test"], "svhn_subset (test)"),
-        value_range=(0, 255),
-        class_names=tuple("0123456789"),
+        "SVHNsubset/svhn_subset.npz",
+        "SVHN cropped digits, lossless subset",
+        "non-commercial use (SVHN authors)",
+        "SUBSET (1,083 of 73,257 training digits; the test part is cut from them as well): no benchmark numbers",
     )
+    arrays = file.read(library)
+    parts = file.labelled(arrays, "train", "test")
+    return file.images(library, parts, tuple("0123456789"))
 
 
 def read_lfw64(library: Library) -> RawImages:
@@ -225,26 +234,26 @@ def read_lfw64(library: Library) -> RawImages:
         | Labeled Faces in the Wild (Huang et al., 2007)
         | https://vis-www.cs.umass.edu/lfw/
     """
-    relative = "LFWgray64/lfw_gray64.npz"
-    z = _read(library, relative, "lfw64")
-    # a name is a person and the number of the picture, as in Aaron_Eckhart_0001
-    people = {part: np.char.rpartition(z[f"name_{part}"], "_")[:, 0] for part in ("train", "test")}
-    class_names, labels = np.unique(np.concatenate([people["train"], people["test"]]), return_inverse=True)
-    num_train = len(z["x_train"])
-    return RawImages(
+    file = _Published(
         "lfw64",
-        _part(z["x_train"], labels[:num_train], "lfw64 (train)"),
-        _provenance(
-            library,
-            relative,
-            "Labeled Faces in the Wild, cropped, grey, 64 x 64",
-            "Apache-2.0 (source repository)",
-            "RE-ENCODED SUBSET (10,000 pictures through JPEG): not the LFW benchmark; no person is in both parts",
-        ),
-        test=_part(z["x_test"], labels[num_train:], "lfw64 (test)"),
-        value_range=(0, 255),
-        class_names=tuple(map(str, class_names)),
+        "LFWgray64/lfw_gray64.npz",
+        "Labeled Faces in the Wild, cropped, grey, 64 x 64",
+        "Apache-2.0 (source repository)",
+        "RE-ENCODED SUBSET (10,000 pictures through JPEG): not the LFW benchmark; no person is in both parts",
     )
+    arrays = file.read(library)
+
+    # a picture is named by the person and a number, as in Aaron_Eckhart_0001
+    pictures = np.concatenate([arrays["name_train"], arrays["name_test"]])
+    people = np.char.rpartition(pictures, "_")[:, 0]
+    class_names, labels = np.unique(people, return_inverse=True)
+    train, test = np.split(labels, [len(arrays["x_train"])])
+
+    parts = {
+        "train": file.part(arrays["x_train"], train),
+        "test": file.part(arrays["x_test"], test),
+    }
+    return file.images(library, parts, tuple(map(str, class_names)))
 
 
 def read_att_faces(library: Library) -> RawImages:
@@ -254,16 +263,12 @@ def read_att_faces(library: Library) -> RawImages:
         | Parameterisation of a Stochastic Model for Human Face Identification (Samaria & Harter, 1994)
         | https://doi.org/10.1109/ACV.1994.341300
     """
-    relative = "ATTFaces/att_faces.npz"
-    z = _read(library, relative, "att_faces")
-    return RawImages(
+    file = _Published(
         "att_faces",
-        _part(z["x"], z["subject"].astype(np.int64) - 1, "att_faces"),
-        _provenance(
-            library,
-            relative,
-            "AT&T / ORL faces (the pictures behind the Olivetti faces)",
-            "free with credit to the Olivetti Research Laboratory",
-        ),
-        value_range=(0, 255),
+        "ATTFaces/att_faces.npz",
+        "AT&T / ORL faces (the pictures behind the Olivetti faces)",
+        "free with credit to the Olivetti Research Laboratory",
     )
+    arrays = file.read(library)
+    labels = arrays["subject"].astype(np.int64) - 1
+    return file.images(library, {"train": file.part(arrays["x"], labels)})

@@ -1,7 +1,7 @@
 """One part of a data set: raw images in memory, preprocessed batch by batch."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pyro_vaes.data.completion import complete
 from pyro_vaes.data.steps.base import Step, apply_steps, floating
+from pyro_vaes.data.types import ImageShape
 
 __all__ = ["Split"]
 
-# Evaluating a whole split goes through chunks of this many images, to bound the memory it takes.
-_CHUNK = 4096
+CHUNK = 4096  # images changed at a time, to bound the memory of float intermediates
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +65,7 @@ class Split:
         return self.images.device
 
     @cached_property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """The shape `(C, H, W)` of preprocessed images."""
         channels, height, width = self._preprocess(slice(0, 1), None).shape[1:]
         return channels, height, width
@@ -99,13 +99,10 @@ class Split:
         """Preprocessed images of some rows, with shape `(B, C, H, W)`, floating point."""
         rows = None
         if generator is None and any(step.random for step in self.steps):
-            if self.rows is not None:
-                rows = _select(self.rows, index)
-            elif isinstance(index, slice):
-                rows = torch.arange(len(self), device=self.device)[index]
-            else:
-                rows = index.to(self.device)
-            rows = rows + self.first_row
+            numbers = self.rows
+            if numbers is None:
+                numbers = torch.arange(len(self), device=self.device)
+            rows = _select(numbers, index) + self.first_row
         x = apply_steps(self.steps, _select(self.images, index), generator, rows)
         return x.to(floating(x.dtype))
 
@@ -128,7 +125,8 @@ class Split:
     def x(self) -> Tensor:
         """All images as evaluation sees them, with shape `(N, C * H * W)` or `(N, C, H, W)`."""
         images = replace(self, labelled=False, observed=None)
-        return torch.cat([images.batch(slice(i, i + _CHUNK))[0] for i in range(0, len(self), _CHUNK)])
+        starts = range(0, len(self), CHUNK)
+        return torch.cat([images.batch(slice(start, start + CHUNK))[0] for start in starts])
 
     def take(self, count: int, seed: int | None = None) -> "Split":
         """The first `count` rows, with the noise that they have here; all of them if there are fewer.
@@ -143,29 +141,31 @@ class Split:
             >>> split.take(4).labels, len(split.take(4, seed=1).labels.unique())
             (tensor([0, 0, 1, 1]), 4)
         """
-        index: Tensor | slice = slice(count)
-        rows = self.rows
-        if seed is not None and count < len(self):
-            index = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].to(self.device)
-            rows = torch.arange(len(self), device=self.device) if rows is None else rows
-        return replace(
-            self,
-            images=_select(self.images, index),
-            labels=None if self.labels is None else _select(self.labels, index),
-            rows=None if rows is None else _select(rows, index),
-        )
+        if seed is None or count >= len(self):
+            return self._each(lambda x: x[:count])
+
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randperm(len(self), generator=generator)[:count].to(self.device)
+        rows = torch.arange(len(self), device=self.device) if self.rows is None else self.rows
+        return replace(self, rows=rows)._each(lambda x: _select(x, index))
 
     def to(self, device: torch.device | str) -> "Split":
         """The same rows on another device, with the same fixed noise."""
+        steps = tuple(step.to(device) for step in self.steps)
+        return replace(self, steps=steps)._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Split":
+        """The same split after a change of every tensor that has its rows."""
         return replace(
             self,
-            images=self.images.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            steps=tuple(step.to(device) for step in self.steps),
-            rows=None if self.rows is None else self.rows.to(device),
+            images=change(self.images),
+            labels=None if self.labels is None else change(self.labels),
+            rows=None if self.rows is None else change(self.rows),
         )
 
 
 def _select(x: Tensor, index: Tensor | slice) -> Tensor:
     """Some rows of x; index_select, unlike indexing, is no slower than a copy for rows of bytes."""
-    return x[index] if isinstance(index, slice) else x.index_select(0, index.to(x.device, non_blocking=True))
+    if isinstance(index, slice):
+        return x[index]
+    return x.index_select(0, index.to(x.device, non_blocking=True))

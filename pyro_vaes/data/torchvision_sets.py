@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import sklearn.datasets
 import torchvision.datasets
-from torch import Tensor
 
-from pyro_vaes.data.convert import as_images, as_labels
 from pyro_vaes.data.files import SHA256, Library
 from pyro_vaes.data.folder import read_pictures
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.published import OMNIGLOT_BITS, read_omniglot_bits
 from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.data.types import Size
 from pyro_vaes.errors import Cure, UsageError
 
 __all__ = [
@@ -27,9 +26,7 @@ __all__ = [
 ]
 
 
-def _part(images: Tensor | np.ndarray, labels: Tensor | np.ndarray | list[int], name: str) -> Part:
-    x = as_images(images, name)
-    return Part(x, as_labels(labels, len(x), f"the labels of {name}"))
+_DIGITS = tuple("0123456789")
 
 
 def read_digits(library: Library) -> RawImages:
@@ -40,36 +37,44 @@ def read_digits(library: Library) -> RawImages:
         | https://doi.org/10.24432/C50P49
     """
     digits = sklearn.datasets.load_digits()
-    return RawImages(
-        "digits",
-        _part(digits.images.astype(np.uint8), digits.target, "digits"),
-        Provenance("the UCI digits test set bundled with scikit-learn", "CC BY 4.0 (UCI)"),
-        value_range=(0, 16),
-        class_names=tuple("0123456789"),
-    )
+    whole = Part.checked(digits.images.astype(np.uint8), digits.target, "digits")
+    source = "the UCI digits test set bundled with scikit-learn"
+    provenance = Provenance(source, "CC BY 4.0 (UCI)")
+    return RawImages("digits", {"train": whole}, provenance, (0, 16), _DIGITS)
 
 
 def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MNIST], licence: str) -> RawImages:
     """A data set in MNIST's format; its files are compared with their known hashes before they are read."""
-    files = [file for file in SHA256 if file.startswith(f"{dataset.__name__}/")]
-    for file in files:
+    folder = dataset.__name__
+    hashes = {file: known for file, known in SHA256.items() if file.startswith(f"{folder}/")}
+    for file in hashes:
         path = library.find(file)
         if path is not None:
             library.check(path, file)
+    if not library.verify:
+        hashes = {}
 
     def read(root: str, download: bool) -> RawImages:
-        train, test = (dataset(root, train=train, download=download) for train in (True, False))
-        hashes = {file: SHA256[file] for file in files} if library.verify else {}
-        return RawImages(
-            name,
-            _part(train.data, train.targets, name),
-            Provenance(f"{dataset.__name__}, through torchvision, read from {root}", licence, sha256=hashes),
-            test=_part(test.data, test.targets, f"{name} (test)"),
-            value_range=(0, 255),
-            class_names=tuple(train.classes),
-        )
+        source = f"{folder}, through torchvision, read from {root}"
+        provenance = Provenance(source, licence, sha256=hashes)
+        return _train_and_test(name, dataset, root, download, provenance)
 
-    return library.obtain(name, f"{dataset.__name__}/raw/train-images-idx3-ubyte", read)
+    return library.obtain(name, f"{folder}/raw/train-images-idx3-ubyte", read)
+
+
+def _train_and_test(
+    name: str,
+    dataset: type[torchvision.datasets.MNIST] | type[torchvision.datasets.CIFAR10],
+    root: str,
+    download: bool,
+    provenance: Provenance,
+) -> RawImages:
+    """Both parts of a labelled data set of torchvision's."""
+    parts = {}
+    for part in ("train", "test"):
+        data = dataset(root, train=part == "train", download=download)
+        parts[part] = Part.checked(data.data, data.targets, name)
+    return RawImages(name, parts, provenance, (0, 255), tuple(data.classes))
 
 
 def read_mnist(library: Library) -> RawImages:
@@ -104,17 +109,20 @@ def read_omniglot(library: Library) -> RawImages:
         return read_omniglot_bits(library)
 
     def read(root: str, download: bool) -> RawImages:
-        parts, offset = [], 0
-        for background in (True, False):
+        parts, offset = {}, 0
+        for part in ("train", "test"):
+            background = part == "train"
             data = torchvision.datasets.Omniglot(root, background=background, download=download)
-            paths = [Path(data.target_folder, data._characters[y], file) for file, y in data._flat_character_images]
+            files, labels = zip(*data._flat_character_images, strict=True)
+            folders = [Path(data.target_folder, data._characters[y]) for y in labels]
+            paths = [folder / file for folder, file in zip(folders, files, strict=True)]
+
             # torchvision's pictures have dark ink, and number the characters within each part
             ink = (255 - read_pictures(paths, grey=True)) // 255
-            labels = [offset + y for _, y in data._flat_character_images]
-            parts.append(_part(ink, labels, "omniglot"))
-            offset = max(labels) + 1
+            parts[part] = Part.checked(ink, np.add(labels, offset), "omniglot")
+            offset += max(labels) + 1
         provenance = Provenance("Omniglot, through torchvision, ink = 1", "MIT")
-        return RawImages("omniglot", parts[0], provenance, test=parts[1], value_range=(0, 1))
+        return RawImages("omniglot", parts, provenance, (0, 1))
 
     return library.obtain("omniglot", marker, read)
 
@@ -128,15 +136,13 @@ def read_svhn(library: Library) -> RawImages:
     """
 
     def read(root: str, download: bool) -> RawImages:
-        train, test = (torchvision.datasets.SVHN(root, part, download=download) for part in ("train", "test"))
-        return RawImages(
-            "svhn",
-            _part(train.data, train.labels, "svhn"),
-            Provenance("SVHN cropped digits, through torchvision", "non-commercial use (SVHN authors)"),
-            test=_part(test.data, test.labels, "svhn (test)"),
-            value_range=(0, 255),
-            class_names=tuple("0123456789"),
-        )
+        parts = {}
+        for part in ("train", "test"):
+            data = torchvision.datasets.SVHN(root, part, download=download)
+            parts[part] = Part.checked(data.data, data.labels, "svhn")
+        source = "SVHN cropped digits, through torchvision"
+        provenance = Provenance(source, "non-commercial use (SVHN authors)")
+        return RawImages("svhn", parts, provenance, (0, 255), _DIGITS)
 
     return library.obtain("svhn", "train_32x32.mat", read)
 
@@ -150,20 +156,14 @@ def read_cifar10(library: Library) -> RawImages:
     """
 
     def read(root: str, download: bool) -> RawImages:
-        train, test = (torchvision.datasets.CIFAR10(root, train=train, download=download) for train in (True, False))
-        return RawImages(
-            "cifar10",
-            _part(train.data, train.targets, "cifar10"),
-            Provenance("CIFAR-10, through torchvision", "not stated"),
-            test=_part(test.data, test.targets, "cifar10 (test)"),
-            value_range=(0, 255),
-            class_names=tuple(train.classes),
-        )
+        provenance = Provenance("CIFAR-10, through torchvision")
+        dataset = torchvision.datasets.CIFAR10
+        return _train_and_test("cifar10", dataset, root, download, provenance)
 
     return library.obtain("cifar10", "cifar-10-batches-py", read)
 
 
-def read_celeba(library: Library, resize: int | tuple[int, int] | None = None, grey: bool = False) -> RawImages:
+def read_celeba(library: Library, resize: Size | None = None, grey: bool = False) -> RawImages:
     """CelebA, aligned: 202,599 faces in three official parts; the label is a row of 40 attributes.
 
     References:
@@ -171,21 +171,22 @@ def read_celeba(library: Library, resize: int | tuple[int, int] | None = None, g
         | https://arxiv.org/abs/1411.7766
     """
     if resize is None:
-        raise UsageError(
-            "celeba has 202,599 images of 218 x 178 x 3 bytes, 24 GB in all, so a size has to be given.",
-            Cure("resize", 64, detail=", which takes 2.5 GB"),
-            Cure("loader", words="for full size pass your own DataLoader to fit()"),
-        )
+        smaller = Cure("resize", 64, detail=", which takes 2.5 GB")
+        own = Cure("loader", words="for full size pass your own DataLoader to fit()")
+        size = "202,599 images of 218 x 178 x 3 bytes, 24 GB in all"
+        raise UsageError(f"celeba has {size}, so a size has to be given.", smaller, own)
 
     def read(root: str, download: bool) -> RawImages:
-        parts = []
+        parts = {}
         for part in ("train", "valid", "test"):
             data = torchvision.datasets.CelebA(root, part, "attr", download=download)
             folder = Path(root, data.base_folder, "img_align_celeba")
-            images = read_pictures([folder / file for file in data.filename], resize, grey)
-            parts.append(_part(images, data.attr, f"celeba ({part})"))
-        provenance = Provenance("CelebA, aligned, through torchvision", "non-commercial research (CelebA authors)")
-        return RawImages("celeba", parts[0], provenance, parts[1], parts[2], value_range=(0, 255))
+            paths = [folder / file for file in data.filename]
+            images = read_pictures(paths, resize, grey)
+            parts[part] = Part.checked(images, data.attr, f"celeba ({part})")
+        source = "CelebA, aligned, through torchvision"
+        provenance = Provenance(source, "non-commercial research (CelebA authors)")
+        return RawImages("celeba", parts, provenance, (0, 255))
 
     return library.obtain("celeba", "celeba/img_align_celeba", read)
 
@@ -203,13 +204,11 @@ def read_lfw(library: Library, grey: bool = False) -> RawImages:
 
     def read(root: str, download: bool) -> RawImages:
         people = sklearn.datasets.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
-        return RawImages(
-            "lfw",
-            # scikit-learn returns floats, 255ths in [0, 1]
-            _part((people.images * 255).round().astype(np.uint8), people.target, "lfw"),
-            Provenance("LFW, funneled, cropped to the face and halved, through scikit-learn", "not stated"),
-            value_range=(0, 255),
-            class_names=tuple(map(str, people.target_names)),
-        )
+        # scikit-learn returns floats, 255ths in [0, 1]
+        images = (people.images * 255).round().astype(np.uint8)
+        whole = Part.checked(images, people.target, "lfw")
+        source = "LFW, funneled, cropped to the face and halved, through scikit-learn"
+        class_names = tuple(map(str, people.target_names))
+        return RawImages("lfw", {"train": whole}, Provenance(source), (0, 255), class_names)
 
     return library.obtain("lfw", "lfw_home", read)

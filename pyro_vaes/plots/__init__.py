@@ -13,7 +13,7 @@ from pyro_vaes.plots.forecast_sweep import forecast_bars, forecast_scatter
 from pyro_vaes.plots.images import image_grid, reconstructions, samples
 from pyro_vaes.plots.ladder import level_manifolds
 from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
-from pyro_vaes.plots.style import legend, quiet
+from pyro_vaes.plots.style import chart_axes, legend
 from pyro_vaes.plots.training import loss_curves
 from pyro_vaes.plots.variants import transitions, variants
 
@@ -38,8 +38,8 @@ __all__ = [
     "singular_values",
     "loss_with_thresholds",
     "loss_curves",
+    "chart_axes",
     "legend",
-    "quiet",
     "ppc_panels",
     "khat",
     "rank_hist",

@@ -1,12 +1,9 @@
 """Cards of clusters: a row of pictures for each, to see what its members share."""
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.images import as_images, centres, image_grid
+from pyro_vaes.plots.images import ImageShape, ValueRange, as_images, draw_mosaic
 from pyro_vaes.plots.style import Array, to_numpy
 
 __all__ = ["cluster_cards"]
@@ -18,8 +15,8 @@ def cluster_cards(
     *,
     columns: int = 10,
     largest: int | None = None,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -45,27 +42,30 @@ def cluster_cards(
         ValueError: If there is no number for each image, or `columns` or `largest` is below 1.
 
     Example:
-        >>> ax = cluster_cards(torch.rand(30, 64), torch.arange(30) % 3, columns=5)
+        >>> ax = cluster_cards(np.random.rand(30, 64), np.arange(30) % 3, columns=5)
         >>> [t.get_text() for t in ax.get_yticklabels()]
         ['0 (33%)', '1 (33%)', '2 (33%)']
     """
-    tiles = torch.as_tensor(as_images(images, image_shape).transpose(0, 3, 1, 2))
-    numbers = torch.as_tensor(np.array(to_numpy(clusters, "clusters")))  # a copy: torch shares no read-only arrays
-    if numbers.shape != (len(tiles),) or numbers.is_floating_point():
+    tiles = as_images(images, image_shape)
+    numbers = to_numpy(clusters, "clusters")
+    if numbers.shape != (len(tiles),) or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(
-            f"There are {len(tiles)} images, but clusters has {numbers.dtype} and shape {tuple(numbers.shape)}; "
-            "wanted a whole number for each."
+            f"There are {len(tiles)} images, but clusters has {numbers.dtype} and shape "
+            f"{numbers.shape}; wanted a whole number for each."
         )
     if columns < 1 or (largest is not None and largest < 1):
         raise ValueError(f"columns and largest are at least 1, but got {columns} and {largest}.")
-    counts = torch.bincount(numbers)
-    order = [int(k) for k in counts.argsort(descending=True, stable=True) if counts[k] > 0][:largest]
-    blank = tiles.new_full(tiles.shape[1:], float(tiles.max() if value_range is None else value_range[1]))
-    rows = []
-    for k in order:
-        members = list(tiles[numbers == k][:columns])
-        rows += members + [blank] * (columns - len(members))
-    ax = image_grid(torch.stack(rows), columns=columns, value_range=value_range, gap=1, title=title, ax=ax)
-    share = [f"{k} ({counts[k] / len(tiles):.0%})" for k in order]
-    ax.set_yticks(centres(len(order), tiles.shape[2], 1), share)
-    return ax
+
+    counts = np.bincount(numbers)
+    order = np.argsort(-counts, kind="stable")[:largest]
+    order = order[counts[order] > 0]
+
+    white = tiles.max() if value_range is None else value_range[1]
+    cards = np.full((len(order), columns, *tiles.shape[1:]), white, tiles.dtype)
+    for card, cluster in zip(cards, order, strict=True):
+        members = tiles[numbers == cluster][:columns]
+        card[: len(members)] = members
+
+    drawn = draw_mosaic(cards.reshape(-1, *tiles.shape[1:]), columns, value_range, title, ax, gap=1)
+    drawn.name_rows([f"{k} ({counts[k] / len(tiles):.0%})" for k in order])
+    return drawn.ax

@@ -1,18 +1,27 @@
 """Pictures of posterior collapse: which units the pair uses, and how many it does not."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_for_bars, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.charts import check_names, check_shares, draw_curves, read_curves
+from pyro_vaes.plots.style import (
+    BLUE,
+    GREY,
+    INK,
+    Array,
+    Names,
+    chart_axes,
+    legend,
+    to_numpy,
+    width_for_bars,
+)
 
 
 def kl_bars(
     kl_per_unit: Array,
     threshold: float = 0.01,
     *,
-    names: Sequence[str] | None = None,
+    names: Names = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -21,7 +30,7 @@ def kl_bars(
     Arguments:
         kl_per_unit: In nats, averaged over data, with shape `(K,)`.
         threshold: In nats; units above it count as active.
-        names: Of the units; None takes their numbers.
+        names: Names of the units; None takes their numbers.
         title: Above the axes; None states how many units are active and the total in nats.
         ax: Axes to draw into; None makes a figure.
 
@@ -42,20 +51,24 @@ def kl_bars(
             f"kl_per_unit has shape {kl.shape} and {int((~np.isfinite(kl)).sum())} entries not finite; "
             "wanted (K,), one divergence in nats for each unit. Average over the data first: kl.mean(0)."
         )
-    if names is not None and len(names) != len(kl):
-        raise ValueError(f"names holds {len(names)} names but kl_per_unit has {len(kl)} units.")
+    check_names("names", names, len(kl), f"kl_per_unit has {len(kl)} units")
     order = np.argsort(-kl, kind="stable")
     active = kl[order] > threshold
     if title is None:
         title = f"{active.sum()} of {len(kl)} units active, {kl.sum():.1f} nats in all"
-    ax = quiet(axes_for_bars(ax, len(kl)), title, "latent unit", "KL from prior (nats)")
+
+    width = width_for_bars(len(kl))
+    ax = chart_axes(ax, title, "latent unit", "KL from prior (nats)", width=width)
     places = np.arange(len(kl))
     ax.bar(places, kl[order], color=np.where(active, BLUE, GREY), width=0.8)
     if not active.all():  # too small to be seen as bars
-        ax.axvspan(active.sum() - 0.5, len(kl) - 0.5, color=GREY, alpha=0.2, linewidth=0, label="inactive")
-    ax.axhline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=f"threshold {threshold:g} nats")
+        span = active.sum() - 0.5, len(kl) - 0.5
+        ax.axvspan(*span, color=GREY, alpha=0.2, linewidth=0, label="inactive")
+    name = f"threshold {threshold:g} nats"
+    ax.axhline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=name)
+
     if len(kl) <= 40:
-        called = [str(unit) for unit in order] if names is None else [names[unit] for unit in order]
+        called = [str(unit) if names is None else names[unit] for unit in order]
         turned = 90 if max(map(len, called)) > 3 else 0
         ax.set_xticks(places, called, rotation=turned)
     else:
@@ -69,7 +82,7 @@ def collapse_curve(
     epsilon: Array,
     fraction: Array,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Names = None,
     title: str | None = "The sooner a curve rises, the more units have collapsed",
     ax: Axes | None = None,
 ) -> Axes:
@@ -78,7 +91,7 @@ def collapse_curve(
     Arguments:
         epsilon: In nats, ascending, with shape `(E,)`; more than two decades get a log axis.
         fraction: In [0, 1], with shape `(E,)`, or `(C, E)` for C curves.
-        labels: Of the curves.
+        labels: Names of the curves.
         title: Above the axes.
         ax: Axes to draw into; None makes a figure.
 
@@ -98,23 +111,12 @@ def collapse_curve(
         >>> len(ax.lines)
         2
     """
-    across = to_numpy(epsilon, "epsilon")
-    curves = np.atleast_2d(to_numpy(fraction, "fraction"))
-    if across.ndim != 1 or curves.ndim != 2 or curves.shape[1] != len(across):
-        raise ValueError(
-            f"epsilon has shape {across.shape} and fraction {np.shape(fraction)}; wanted (E,) and (E,) or "
-            "(C, E), one fraction for each epsilon."
-        )
-    if not (np.diff(across) > 0).all():
-        raise ValueError("epsilon does not ascend, so its curve would run backwards. Sort it, and fraction with it.")
-    if not ((curves >= 0) & (curves <= 1)).all():
-        raise ValueError(f"fraction runs from {curves.min():g} to {curves.max():g}; wanted [0, 1]. Is it a percentage?")
-    if labels is not None and len(labels) != len(curves):
-        raise ValueError(f"labels holds {len(labels)} names but fraction has {len(curves)} curves.")
-    ax = quiet(axes_or_new(ax), title, "epsilon (nats)", "fraction of units collapsed")
-    for index, curve in enumerate(curves):
-        colour = BLUE if len(curves) == 1 else f"C{index}"
-        ax.plot(across, curve, color=colour, linewidth=1.6, label=None if labels is None else labels[index])
+    across, curves = read_curves(epsilon, fraction, ("epsilon", "fraction"), "one fraction for each epsilon")
+    check_shares("fraction", curves)
+    check_names("labels", labels, len(curves), f"fraction has {len(curves)} curves")
+
+    ax = chart_axes(ax, title, "epsilon (nats)", "fraction of units collapsed")
+    draw_curves(ax, across, curves, labels)
     if across[0] > 0 and across[-1] / across[0] > 100:
         ax.set_xscale("log")
     ax.set_ylim(-0.02, 1.02)

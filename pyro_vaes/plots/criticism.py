@@ -10,7 +10,25 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyro_vaes.plots.style import AMBER, BLUE, GREY, INK, RED, Array, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.charts import (
+    central_edges,
+    check_names,
+    check_shares,
+    draw_curves,
+    read_curves,
+)
+from pyro_vaes.plots.style import (
+    AMBER,
+    BLUE,
+    GREY,
+    INK,
+    RED,
+    Array,
+    Names,
+    chart_axes,
+    legend,
+    to_numpy,
+)
 
 Statistic = Callable[[Tensor], Tensor]
 """A whole data set with shape `(N, ...)` to one number."""
@@ -69,14 +87,15 @@ def ppc_panels(
             "For one replicate pass replicated[None]."
         )
     named = STATISTICS if statistics is None else dict(statistics)
+    number = 1 + len(named)
     if axes is None:
-        width = 2.9 * (1 + len(named))
-        _, made = plt.subplots(1, 1 + len(named), figsize=(width, 2.7), layout="constrained", squeeze=False)
-        panels = made[0]
-    else:
-        panels = np.asarray(axes, dtype=object).reshape(-1)
-    if len(panels) != 1 + len(named):
-        raise ValueError(f"axes holds {len(panels)} axes; wanted {1 + len(named)}: the densities and {list(named)}.")
+        size = 2.9 * number, 2.7
+        _, made = plt.subplots(1, number, figsize=size, layout="constrained", squeeze=False)
+        axes = made[0]
+
+    panels = np.asarray(axes, dtype=object).reshape(-1)
+    if len(panels) != number:
+        raise ValueError(f"axes holds {len(panels)} axes; wanted {number}: the densities and {list(named)}.")
     _densities(data, replicates, panels[0])
     for panel, (name, statistic) in zip(panels[1:], named.items(), strict=True):
         _statistic(data, replicates, name, statistic, panel)
@@ -85,24 +104,22 @@ def ppc_panels(
 
 def _densities(data: np.ndarray, replicates: np.ndarray, ax: Axes) -> None:
     """The histogram of all values, of the data in front of those of some replicates."""
-    some = replicates[np.linspace(0, len(replicates) - 1, min(len(replicates), DENSITIES)).astype(int)]
-    pooled = np.concatenate((data.reshape(-1), some.reshape(-1)))
-    kinds = np.unique(pooled)
+    shown = np.linspace(0, len(replicates) - 1, min(len(replicates), DENSITIES)).astype(int)
+    sets = [values.reshape(-1) for values in (data, *replicates[shown])]
+    kinds = np.unique(np.concatenate(sets))
+
     if len(kinds) <= 20:  # counts, bits and classes: one point for each value
         middles = kinds
-        heights = [[np.mean(values == kind) for kind in kinds] for values in (data, *some)]
+        heights = [np.mean(values[:, None] == kinds, axis=0) for values in sets]
         marker, unit = "o", "share of values"
     else:
-        low, high = np.quantile(pooled, [0.001, 0.999])
-        bins = int(np.clip(np.sqrt(data.size), 10, 60))  # fewer values make a rougher histogram
-        edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
-        if np.array_equal(kinds, np.round(kinds)):  # counts: bins of equally many whole numbers, or they show teeth
-            step = int(max(1, np.ceil((high - low + 1) / bins)))
-            edges = np.arange(np.floor(low), high + step + 1, step) - 0.5
+        edges = _edges(np.concatenate(sets), kinds, data.size)
         middles = (edges[1:] + edges[:-1]) / 2
-        heights = [np.histogram(values, edges)[0] / values.size / np.diff(edges) for values in (data, *some)]
+        widths = np.diff(edges)
+        heights = [np.histogram(v, edges)[0] / v.size / widths for v in sets]
         marker, unit = None, "density"
-    quiet(ax, "Values: the lines should agree", "value", unit)
+
+    chart_axes(ax, "Values: the lines should agree", "value", unit)
     for height in heights[1:]:
         ax.plot(middles, height, color=BLUE, alpha=0.25, linewidth=0.7)
     ax.plot([], [], color=BLUE, label="replicates")
@@ -110,21 +127,36 @@ def _densities(data: np.ndarray, replicates: np.ndarray, ax: Axes) -> None:
     legend(ax, loc="best")
 
 
+def _edges(values: np.ndarray, kinds: np.ndarray, size: int) -> np.ndarray:
+    """Edges of the bins of values of those kinds; fewer data make fewer bins, a rougher histogram."""
+    bins = int(np.clip(np.sqrt(size), 10, 60))
+    edges = central_edges(values, bins)
+    if not np.array_equal(kinds, np.round(kinds)):
+        return edges
+
+    # counts: bins hold equally many whole numbers, or the histogram shows teeth
+    low, high = edges[0], edges[-1]
+    step = int(max(1, np.ceil((high - low + 1) / bins)))
+    return np.arange(np.floor(low), high + step + 1, step) - 0.5
+
+
 def _statistic(data: np.ndarray, replicates: np.ndarray, name: str, statistic: Statistic, ax: Axes) -> None:
     """The histogram of one statistic over replicates, the data's as a line, the p-value in the title."""
     results = [statistic(torch.as_tensor(values)) for values in (data, *replicates)]
     if results[0].numel() != 1:
         raise ValueError(
-            f"The statistic {name!r} returned shape {tuple(results[0].shape)} for one data set; wanted a "
-            "single number. Average or sum at its end."
+            f"The statistic {name!r} returned shape {tuple(results[0].shape)} for one data "
+            "set; wanted a single number. Average or sum at its end."
         )
-    truth, *draws = (float(result) for result in results)
-    repeats = np.asarray(draws)
-    p_value = np.mean(repeats > truth) + 0.5 * np.mean(repeats == truth)
-    quiet(ax, None, name)
-    ax.set_title(f"p = {p_value:.2f}", loc="left", fontsize=10, color=INK if 0.01 < p_value < 0.99 else RED)
+    truth, *repeats = (float(result) for result in results)
+    p_value = np.mean(np.greater(repeats, truth)) + 0.5 * np.mean(np.equal(repeats, truth))
+
+    chart_axes(ax, None, name)
+    colour = INK if 0.01 < p_value < 0.99 else RED
+    ax.set_title(f"p = {p_value:.2f}", loc="left", fontsize=10, color=colour)
     ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.hist(repeats, bins=min(30, max(8, len(repeats) // 8)), color=BLUE, alpha=0.75, label="replicates")
+    bins = min(30, max(8, len(repeats) // 8))
+    ax.hist(repeats, bins=bins, color=BLUE, alpha=0.75, label="replicates")
     ax.axvline(truth, color=INK, linewidth=1.6, label="data")
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
@@ -159,26 +191,32 @@ def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> A
             f"khats has shape {shapes.shape}; wanted (N,), one Pareto shape for each datum. "
             "Flatten several batches first."
         )
-    trusted = float(np.mean(shapes < 0.7))
     if title is None:
-        title = f"Importance weights reliable (k-hat < 0.7) for {100 * trusted:.0f} % of {len(shapes)} data"
-    ax = quiet(axes_or_new(ax), title, "datum", "Pareto k-hat")
-    places = np.arange(len(shapes))
-    usable = (shapes > 0.5) & (shapes < 0.7)
+        trusted = f"{np.mean(shapes < 0.7):.0%}".replace("%", " %")
+        title = f"Importance weights reliable (k-hat < 0.7) for {trusted} of {len(shapes)} data"
+
+    ax = chart_axes(ax, title, "datum", "Pareto k-hat")
     bad = ~(shapes < 0.7)  # nan included
-    infinite = int((bad & ~np.isfinite(shapes)).sum())
-    for chosen, colour, called in (
-        (shapes <= 0.5, BLUE, "good, up to 0.5"),
-        (usable, AMBER, "usable, up to 0.7"),
-        (bad, RED, "not reliable"),
-    ):
-        if chosen.any():
-            count = f"{chosen.sum()}" + (f" ({infinite} not finite)" if chosen is bad and infinite else "")
-            ax.scatter(places[chosen], shapes[chosen], s=10, color=colour, linewidths=0, label=f"{called}: {count}")
+    usable = (shapes > 0.5) & ~bad
+    _zone(ax, shapes, ~bad & ~usable, BLUE, "good, up to 0.5")
+    _zone(ax, shapes, usable, AMBER, "usable, up to 0.7")
+    _zone(ax, shapes, bad, RED, "not reliable")
     for threshold in (0.5, 0.7):
         ax.axhline(threshold, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
-    legend(ax, loc="upper left", bbox_to_anchor=(0.0, -0.16), ncols=3, handletextpad=0.2, columnspacing=1.0)
+
+    options = {"ncols": 3, "handletextpad": 0.2, "columnspacing": 1.0}
+    legend(ax, loc="upper left", bbox_to_anchor=(0.0, -0.16), **options)
     return ax
+
+
+def _zone(ax: Axes, shapes: np.ndarray, chosen: np.ndarray, colour: str, name: str) -> None:
+    """The points of one zone, if any, and how many there are."""
+    if not chosen.any():
+        return
+    infinite = (~np.isfinite(shapes[chosen])).sum()
+    count = f"{chosen.sum()} ({infinite} not finite)" if infinite else f"{chosen.sum()}"
+    places = np.flatnonzero(chosen)
+    ax.scatter(places, shapes[chosen], s=10, color=colour, linewidths=0, label=f"{name}: {count}")
 
 
 def rank_hist(
@@ -229,21 +267,35 @@ def rank_hist(
         raise ValueError(
             f"bins={bins}, but {num_draws} draws have {num_draws + 1} possible ranks; wanted 1 to that many."
         )
-    edges = np.round(np.linspace(0, num_draws + 1, bins + 1))  # whole ranks, hence bins that may differ by one
+    edges = np.round(np.linspace(0, num_draws + 1, bins + 1))  # whole ranks: bins may differ by one
     shares = np.diff(edges) / (num_draws + 1)
     expected = shares * len(found)
     heights = np.histogram(found, edges - 0.5)[0] / expected
-    ax = quiet(axes_or_new(ax), title, "rank", "frequency (uniform = 1)")
-    tail = (1 - level) / 2
-    low, high = (scipy.stats.binom.ppf(q, len(found), shares) / expected for q in (tail, 1 - tail))
-    ax.stairs(high, edges, baseline=low, fill=True, color=GREY, alpha=0.5, label=f"{level * 100:g} % band")
-    outside = (heights < low) | (heights > high)
-    colours = np.where(outside, RED, BLUE)
-    ax.bar(edges[:-1], heights, width=np.diff(edges), align="edge", color=colours, alpha=0.6, edgecolor="white")
+    low, high = (counts / expected for counts in _band(level, len(found), shares))
+
+    ax = chart_axes(ax, title, "rank", "frequency (uniform = 1)")
+    name = f"{level * 100:g} % band"
+    ax.stairs(high, edges, baseline=low, fill=True, color=GREY, alpha=0.5, label=name)
+    colours = np.where((heights < low) | (heights > high), RED, BLUE)
+    ax.bar(
+        edges[:-1],
+        heights,
+        np.diff(edges),
+        align="edge",
+        color=colours,
+        alpha=0.6,
+        edgecolor="white",
+    )
     ax.axhline(1.0, color=INK, linewidth=0.9)
     ax.set_ylim(0, 1.25 * max(heights.max(), high.max()))  # room for the legend
     legend(ax, loc="upper right")
     return ax
+
+
+def _band(level: float, number: int, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Between which counts a binomial variable lies with that probability, `number` trials each."""
+    low, high = scipy.stats.binom.interval(level, number, share)
+    return low, high
 
 
 def expected_coverage(
@@ -252,7 +304,7 @@ def expected_coverage(
     num_simulations: int,
     *,
     level: float = 0.95,
-    labels: Sequence[str] | None = None,
+    labels: Names = None,
     title: str | None = "On the diagonal if calibrated",
     ax: Axes | None = None,
 ) -> Axes:
@@ -261,11 +313,11 @@ def expected_coverage(
     A curve above the diagonal means regions too large (cautious), below it too small or in the wrong place.
 
     Arguments:
-        levels: Credibilities in [0, 1], ascending, with shape `(C,)`.
-        coverage: Shares of the simulations whose truth lay inside, with shape `(C,)`, or `(M, C)` for M curves.
+        levels: Credibilities in [0, 1], ascending, with shape `(E,)`.
+        coverage: Shares of the simulations whose truth lay inside, with shape `(E,)`, or `(C, E)` for C curves.
         num_simulations: Simulations behind each share.
         level: Probability of the band, at each credibility on its own (binomial).
-        labels: Of the curves.
+        labels: Names of the curves.
         title: Above the axes.
         ax: Axes to draw into; None makes a figure.
 
@@ -286,34 +338,26 @@ def expected_coverage(
         >>> len(ax.lines)
         2
     """
-    across, curves = to_numpy(levels, "levels"), np.atleast_2d(to_numpy(coverage, "coverage"))
-    if across.ndim != 1 or curves.ndim != 2 or curves.shape[1] != len(across):
-        raise ValueError(
-            f"levels has shape {across.shape} and coverage {np.shape(coverage)}; wanted (C,) and (C,) or (M, C), one "
-            "share for each level."
-        )
-    for name, values in (("levels", across), ("coverage", curves)):
-        if not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(
-                f"{name} runs from {values.min():g} to {values.max():g}; wanted [0, 1]. Is it a percentage?"
-            )
-    if not (np.diff(across) > 0).all():
-        raise ValueError("levels does not ascend, so its curve would run backwards. Sort it, and coverage with it.")
+    across, curves = read_curves(levels, coverage, ("levels", "coverage"), "one share for each level")
+    check_shares("levels", across)
+    check_shares("coverage", curves)
+    check_names("labels", labels, len(curves), f"coverage has {len(curves)} curves")
     if num_simulations < 1:
         raise ValueError(f"num_simulations must be at least 1, but got {num_simulations}.")
-    if labels is not None and len(labels) != len(curves):
-        raise ValueError(f"labels holds {len(labels)} names but coverage has {len(curves)} curves.")
-    ax = quiet(axes_or_new(ax, 4.4, 4.2), title, "credibility of the region", "share of truths inside")
-    fine, tail = np.linspace(0, 1, 201), (1 - level) / 2
-    low, high = (scipy.stats.binom.ppf(q, num_simulations, fine) / num_simulations for q in (tail, 1 - tail))
-    ax.fill_between(fine, low, high, color=GREY, alpha=0.5, linewidth=0, label=f"{level * 100:g} % band")
+
+    axis_names = "credibility of the region", "share of truths inside"
+    ax = chart_axes(ax, title, *axis_names, width=4.4, height=4.2)
+    fine = np.linspace(0, 1, 201)
+    low, high = _band(level, num_simulations, fine)
+    edges = low / num_simulations, high / num_simulations
+    name = f"{level * 100:g} % band"
+    ax.fill_between(fine, *edges, color=GREY, alpha=0.5, linewidth=0, label=name)
     ax.plot([0, 1], [0, 1], color=INK, linewidth=0.9)
+
     furthest = scipy.stats.kstwo.ppf(level, num_simulations)
-    for index, curve in enumerate(curves):
-        off = np.abs(curve - across).max() > furthest
-        colour = f"C{index}" if len(curves) > 1 else RED if off else BLUE
-        called = f"{labels[index]}" if labels is not None else None
-        ax.plot(across, curve, color=colour, linewidth=1.8, label=called)
+    calibrated = np.abs(curves - across).max() <= furthest
+    colour = BLUE if calibrated else RED  # of a single curve
+    draw_curves(ax, across, curves, labels, colour=colour, linewidth=1.8)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     legend(ax, loc="upper left")
     return ax

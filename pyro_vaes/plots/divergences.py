@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.style import Array, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.style import Array, chart_axes, legend, to_numpy
 
 __all__ = ["divergence_histogram"]
 
@@ -40,25 +40,27 @@ def divergence_histogram(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['even: median 2, max 1 times that', 'one far: median 1, max 50 times that']
     """
-    found = {name: to_numpy(values, name or "divergences").ravel() for name, values in divergences.items()}
+    found = {n: to_numpy(v, n or "divergences").ravel() for n, v in divergences.items()}
     for name, values in found.items():
         if not (values >= 0).all():
             raise ValueError(
-                f"The divergences {name!r} run from {values.min():g} to {values.max():g}; a KL divergence is not "
-                "negative. Estimates from draws can be: clamp them first?"
+                f"The divergences {name!r} run from {values.min():g} to {values.max():g}; "
+                "a KL divergence is not negative. Estimates from draws can be: clamp them first?"
             )
     if not found:
         raise ValueError("divergences is empty: give at least one set of divergences by name.")
+
     everything = np.concatenate(list(found.values())).clip(LEAST)
     edges = np.geomspace(everything.min() / 1.05, everything.max() * 1.05, bins + 1)
-    ax = quiet(axes_or_new(ax), title, "KL between two posteriors (nats)", "share of pairs")
+
+    ax = chart_axes(ax, title, "KL between two posteriors (nats)", "share of pairs")
     for name, values in found.items():
         median = float(np.median(values))
         times = values.max() / median if median > 0 else np.nan
         told = f"median {median:.3g}, max {times:.3g} times that"
         shares = np.histogram(values.clip(LEAST), edges)[0] / len(values)
         ax.stairs(shares, edges, linewidth=1.6, label=f"{name}: {told}" if name else told)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+
+    ax.set(xscale="log", yscale="log")
     legend(ax, loc="best")
     return ax

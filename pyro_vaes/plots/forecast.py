@@ -1,13 +1,22 @@
 """Pictures of the linear theory of collapse: what it forecasts, beside what training gave."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_for_bars, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.charts import check_names, draw_curves, draw_diagonal, read_curves
+from pyro_vaes.plots.style import (
+    BLUE,
+    INK,
+    Array,
+    Names,
+    chart_axes,
+    legend,
+    to_numpy,
+    width_for_bars,
+)
 
 
 class Compared(Protocol):
@@ -53,10 +62,12 @@ def kl_forecast(site: Compared | Array, *, title: str | None = None, ax: Axes | 
     forecast, measured = kl
     if title is None:
         title = f"{forecast.sum():.2f} nats forecast, {measured.sum():.2f} measured"
-    ax = quiet(axes_for_bars(ax, len(measured)), title, "latent unit, sorted", "KL from prior (nats)")
+
+    width = width_for_bars(len(measured))
+    ax = chart_axes(ax, title, "latent unit, sorted", "KL from prior (nats)", width=width)
     units = np.arange(1, len(measured) + 1)
     ax.bar(units, measured, color=BLUE, width=0.8, label="measured")
-    ax.plot(units, forecast, color=INK, marker="o", markersize=3, linewidth=0.8, label="linear forecast")
+    ax.plot(units, forecast, "o-", color=INK, markersize=3, linewidth=0.8, label="linear forecast")
     ax.margins(x=0.01)
     legend(ax, loc="upper right")
     return ax
@@ -66,7 +77,7 @@ def singular_values(
     theory: Array,
     trained: Array,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Names = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -75,7 +86,7 @@ def singular_values(
     Arguments:
         theory: Values, with shape `(K,)`, or `(C, K)` for C matrices.
         trained: Values of the same shape; each row is sorted, as is theory's.
-        labels: Of the matrices, as `["decoder", "encoder"]`.
+        labels: Names of the matrices, as `["decoder", "encoder"]`.
         title: Above the axes; None states the mean absolute difference.
         ax: Axes to draw into; None makes a figure.
 
@@ -96,18 +107,15 @@ def singular_values(
             f"theory has shape {wanted.shape} and trained {got.shape}; wanted the same, (K,) or (C, K). Pad the "
             "shorter one with zeros: a collapsed unit has singular value 0."
         )
-    if labels is not None and len(labels) != len(wanted):
-        raise ValueError(f"labels holds {len(labels)} names but there are {len(wanted)} matrices.")
+    check_names("labels", labels, len(wanted), f"there are {len(wanted)} matrices")
     wanted, got = -np.sort(-wanted, 1), -np.sort(-got, 1)
     if title is None:
-        title = f"theory and training differ by {np.abs(wanted - got).mean():.3f} on average"
-    ax = quiet(axes_or_new(ax, 4.0, 3.8), title, "closed form", "after training")
-    top = float(max(wanted.max(), got.max())) * 1.05 + 1e-9
-    ax.plot([0, top], [0, top], color=GREY, linewidth=0.8)
-    for index, (row, values) in enumerate(zip(wanted, got, strict=True)):
-        colour = BLUE if len(wanted) == 1 else f"C{index}"
-        name = None if labels is None else labels[index]
-        ax.plot(row, values, "o", color=colour, markersize=4, linestyle="none", label=name)
+        difference = np.abs(wanted - got).mean()
+        title = f"theory and training differ by {difference:.3f} on average"
+
+    ax = chart_axes(ax, title, "closed form", "after training", width=4.0, height=3.8)
+    draw_diagonal(ax, wanted, got)
+    draw_curves(ax, wanted, got, labels, form="o")
     if labels is not None:
         legend(ax, loc="upper left")
     return ax
@@ -118,7 +126,7 @@ def loss_with_thresholds(
     loss: Array,
     critical_beta: Array,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Names = None,
     xlabel: str = "beta",
     title: str | None = "Each tick: one more unit collapses",
     ax: Axes | None = None,
@@ -130,7 +138,7 @@ def loss_with_thresholds(
         loss: Measures, with shape `(E,)`, or `(C, E)` for C curves.
         critical_beta: Weights at which the units collapse, with shape `(K,)`, as the closed forms return them; those
             outside the range of `beta` are left out.
-        labels: Of the curves.
+        labels: Names of the curves.
         xlabel: What is swept, for noise instead of beta.
         title: Above the axes.
         ax: Axes to draw into; None makes a figure.
@@ -146,21 +154,14 @@ def loss_with_thresholds(
         >>> len(ax.lines)
         2
     """
-    across, curves = to_numpy(beta, "beta"), np.atleast_2d(to_numpy(loss, "loss"))
+    across, curves = read_curves(beta, loss, (xlabel, "loss"), "one loss for each weight")
     ticks = to_numpy(critical_beta, "critical_beta")
-    if across.ndim != 1 or curves.ndim != 2 or curves.shape[1] != len(across) or ticks.ndim != 1:
-        raise ValueError(
-            f"beta has shape {across.shape}, loss {np.shape(loss)} and critical_beta {ticks.shape}; wanted (E,), (E,) "
-            "or (C, E), and (K,)."
-        )
-    if not (np.diff(across) > 0).all():
-        raise ValueError(f"{xlabel} does not ascend, so its curve would run backwards. Sort it, and loss with it.")
-    if labels is not None and len(labels) != len(curves):
-        raise ValueError(f"labels holds {len(labels)} names but loss has {len(curves)} curves.")
-    ax = quiet(axes_or_new(ax), title, xlabel, "loss")
-    for index, curve in enumerate(curves):
-        colour = BLUE if len(curves) == 1 else f"C{index}"
-        ax.plot(across, curve, color=colour, linewidth=1.6, label=None if labels is None else labels[index])
+    if ticks.ndim != 1:
+        raise ValueError(f"critical_beta has shape {ticks.shape}; wanted (K,), one threshold for each unit.")
+    check_names("labels", labels, len(curves), f"loss has {len(curves)} curves")
+
+    ax = chart_axes(ax, title, xlabel, "loss")
+    draw_curves(ax, across, curves, labels)
     for tick in ticks[(ticks >= across[0]) & (ticks <= across[-1])]:
         ax.axvline(float(tick), ymax=0.06, color=INK, linewidth=0.8)
     if labels is not None:

@@ -6,14 +6,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
-from pyro_vaes.plots.style import BLUE, GREY, INK, Array, axes_for_bars, axes_or_new, legend, quiet, to_numpy
+from pyro_vaes.plots.charts import check_names, draw_diagonal
+from pyro_vaes.plots.style import (
+    BLUE,
+    INK,
+    Array,
+    Names,
+    chart_axes,
+    legend,
+    to_numpy,
+    width_for_bars,
+)
 
 
 def forecast_scatter(
     forecast: Array,
     trained: Array,
     *,
-    names: Sequence[str] | None = None,
+    names: Names = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -22,7 +32,7 @@ def forecast_scatter(
     Arguments:
         forecast: In nats, with shape `(M,)`.
         trained: Likewise.
-        names: Of the models, written beside their points.
+        names: Names of the models, written beside their points.
         title: Above the axes; None states Spearman's rank correlation.
         ax: Axes to draw into; None makes a figure.
 
@@ -40,12 +50,14 @@ def forecast_scatter(
     x, y = _pair(forecast, trained, names)
     if title is None:
         title = f"{_rank_correlation(x, y)} over {len(x)} models"
-    ax = quiet(axes_or_new(ax, 4.6, 4.2), title, "KL, linear forecast (nats)", "KL, after training (nats)")
-    top = float(max(x.max(), y.max())) * 1.05 + 1e-9
-    ax.plot([0, top], [0, top], color=GREY, linewidth=0.8)
-    ax.plot(x, y, "o", color=BLUE, markersize=4.5, linestyle="none")
-    for name, at in zip(names or (), zip(x, y, strict=True), strict=bool(names)):
-        ax.annotate(name, at, xytext=(4, -3), textcoords="offset points", fontsize=7, color=INK)
+
+    axis_names = "KL, linear forecast (nats)", "KL, after training (nats)"
+    ax = chart_axes(ax, title, *axis_names, width=4.6, height=4.2)
+    draw_diagonal(ax, x, y)
+    ax.plot(x, y, "o", color=BLUE, markersize=4.5)
+    if names is not None:
+        for name, at in zip(names, zip(x, y, strict=True), strict=True):
+            ax.annotate(name, at, (4, -3), textcoords="offset points", fontsize=7, color=INK)
     return ax
 
 
@@ -63,7 +75,7 @@ def forecast_bars(
     Arguments:
         forecast: In nats, with shape `(M,)`.
         trained: Likewise.
-        names: Of the models.
+        names: Names of the models.
         xlabel: What the names are names of.
         title: Above the axes; None states Spearman's rank correlation.
         ax: Axes to draw into; None makes a figure.
@@ -80,11 +92,14 @@ def forecast_bars(
         ('rank correlation 0.50', [2.0, 5.0, 1.0])
     """
     x, y = _pair(forecast, trained, names)
-    title = _rank_correlation(x, y) if title is None else title
-    ax = quiet(axes_for_bars(ax, len(x), each=0.45), title, xlabel, "KL from prior (nats)")
+    if title is None:
+        title = _rank_correlation(x, y)
+
+    width = width_for_bars(len(x), each=0.45)
+    ax = chart_axes(ax, title, xlabel, "KL from prior (nats)", width=width)
     places = np.arange(len(x))
     ax.bar(places, y, color=BLUE, width=0.7, label="after training")
-    ax.plot(places, x, "D", color=INK, markersize=4, linestyle="none", label="linear forecast")
+    ax.plot(places, x, "D", color=INK, markersize=4, label="linear forecast")
     ax.set_xticks(places, list(names))
     legend(ax, loc="best")
     return ax
@@ -96,13 +111,12 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
     return f"rank correlation {spearmanr(x, y).statistic:.2f}"
 
 
-def _pair(forecast: Array, trained: Array, names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+def _pair(forecast: Array, trained: Array, names: Names) -> tuple[np.ndarray, np.ndarray]:
     x, y = to_numpy(forecast, "forecast"), to_numpy(trained, "trained")
     if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError(
             f"forecast has shape {x.shape} and trained {y.shape}; wanted (M,), one finite number for each model, "
             "the sum over its units, report['z'].total_kl."
         )
-    if names is not None and len(names) != len(x):
-        raise ValueError(f"names holds {len(names)} names but there are {len(x)} models.")
+    check_names("names", names, len(x), f"there are {len(x)} models")
     return x, y

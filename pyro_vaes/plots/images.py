@@ -2,20 +2,26 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.style import Array, axes_or_new, bare, to_numpy
+from pyro_vaes.plots.style import INK, Array, axes_or_new, label, to_numpy
+
+ImageShape = Sequence[int] | None
+"""`(H, W)` or `(C, H, W)` of flat images; None where they are squares, or not flat."""
+ValueRange = tuple[float, float] | None
+"""The values shown as black and white; None finds them, see `to_unit`."""
 
 
-def as_images(images: Array, image_shape: Sequence[int] | None = None, name: str = "images") -> np.ndarray:
+def as_images(images: Array, image_shape: ImageShape = None, name: str = "images") -> np.ndarray:
     """Bring images of any accepted layout to one: `(N, H, W, C)` with C = 1 (grey) or 3 (red, green, blue).
 
     Arguments:
         images: Flat with shape `(N, D)`, or with shape `(N, H, W)` or `(N, C, H, W)`.
         image_shape: `(H, W)` or `(C, H, W)` of flat images; squares are recognised without it.
-        name: What the caller's argument is called, for the error.
+        name: Name of the caller's argument, for the error.
 
     Returns:
         The images with shape `(N, H, W, C)`, values untouched.
@@ -37,6 +43,7 @@ def as_images(images: Array, image_shape: Sequence[int] | None = None, name: str
                 "Pass image_shape=(height, width) or (channels, height, width)."
             )
         image_shape = (side, side)
+
     if image_shape is not None:
         shape = tuple(image_shape)
         if len(shape) not in (2, 3) or found.ndim < 2 or math.prod(found.shape[1:]) != math.prod(shape):
@@ -45,6 +52,7 @@ def as_images(images: Array, image_shape: Sequence[int] | None = None, name: str
                 "Expected (height, width) or (channels, height, width) with as many values as one image has."
             )
         found = found.reshape(len(found), *shape)
+
     if found.ndim == 3:
         found = found[:, None]
     if found.ndim != 4 or found.shape[1] not in (1, 3):
@@ -55,7 +63,7 @@ def as_images(images: Array, image_shape: Sequence[int] | None = None, name: str
     return found.transpose(0, 2, 3, 1)
 
 
-def to_unit(images: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+def to_unit(images: np.ndarray, value_range: ValueRange = None) -> np.ndarray:
     """Map `value_range` to [0, 1] and cut off what lies outside.
 
     Arguments:
@@ -73,14 +81,15 @@ def to_unit(images: np.ndarray, value_range: tuple[float, float] | None = None) 
         >>> to_unit(np.array([0, 255], dtype=np.uint8)).tolist()
         [0.0, 1.0]
     """
-    if value_range is None:
-        low, high = float(np.nanmin(images)), float(np.nanmax(images))
-        if images.dtype == np.uint8:
-            low, high = 0.0, 255.0
-        elif (low >= 0 and high <= 1) or low == high:
-            low, high = 0.0, 1.0
-    else:
+    if value_range is not None:
         low, high = value_range
+    elif images.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    else:
+        low, high = float(np.nanmin(images)), float(np.nanmax(images))
+        if (low >= 0 and high <= 1) or low == high:
+            low, high = 0.0, 1.0
+
     if not low < high:
         raise ValueError(
             f"value_range={(low, high)} is empty; wanted (black, white) with black < white, such as (0, 1)."
@@ -103,21 +112,82 @@ def mosaic(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
         >>> mosaic(np.zeros((5, 8, 8, 1)), columns=3, gap=2).shape
         (18, 28, 1)
     """
+    rows = -(-len(images) // columns)
+    padding = (0, rows * columns - len(images)), (0, gap), (0, gap), (0, 0)
+    tiles = np.pad(images, padding, constant_values=1.0)
+
+    in_rows = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    whole = in_rows.reshape(rows * tiles.shape[1], -1, tiles.shape[-1])
+    return whole[: len(whole) - gap, : whole.shape[1] - gap]
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Images in rows and columns, as one picture on some axes.
+
+    Attributes:
+        ax: The axes.
+        row_centres: Middles of the rows, from the top, in pixels.
+        column_centres: Middles of the columns, in pixels.
+    """
+
+    ax: Axes
+    row_centres: np.ndarray
+    column_centres: np.ndarray
+
+    def name_rows(self, names: Sequence[str]) -> None:
+        """Write a name to the left of each row."""
+        self.ax.set_yticks(self.row_centres, names)
+
+    def name_columns(self, names: Sequence[str]) -> None:
+        """Write a name under each column."""
+        self.ax.set_xticks(self.column_centres, names)
+
+
+def draw_mosaic(
+    images: np.ndarray,
+    columns: int,
+    value_range: ValueRange,
+    title: str | None,
+    ax: Axes | None,
+    gap: int | None = None,
+) -> Mosaic:
+    """Draw images row by row, without a frame.
+
+    Arguments:
+        images: The images, with shape `(N, H, W, C)` and C = 1 or 3.
+        columns: Images per row, at least 1.
+        value_range: Values shown as black and white; see `to_unit`.
+        title: Above the picture, or None.
+        ax: Axes to draw into; None makes a figure.
+        gap: White pixels between images; None takes a fourteenth of the height.
+    """
     number, height, width, channels = images.shape
-    rows = -(-number // columns)
-    tiles = np.ones((rows * columns, height + gap, width + gap, channels))
-    tiles[:number, :height, :width] = images
-    tiles = tiles.reshape(rows, columns, height + gap, width + gap, channels)
-    whole = tiles.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
-    return whole[: whole.shape[0] - gap, : whole.shape[1] - gap]
+    if gap is None:
+        gap = max(1, height // 14)
+    whole = mosaic(to_unit(images, value_range), columns, gap)
+
+    scale = 7.0 / max(whole.shape[:2])
+    room = 0.3 if title else 0.0
+    ax = axes_or_new(ax, scale * whole.shape[1], scale * whole.shape[0] + room)
+    picture = whole if channels == 3 else whole[..., 0]
+    ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+
+    ax.spines[:].set_visible(False)
+    ax.set(xticks=[], yticks=[])
+    ax.tick_params(length=0, labelsize=8, labelcolor=INK)
+    label(ax, title)
+
+    rows = np.arange(-(-number // columns)) * (height + gap) + (height - 1) / 2
+    return Mosaic(ax, rows, np.arange(columns) * (width + gap) + (width - 1) / 2)
 
 
 def image_grid(
     images: Array,
     *,
-    image_shape: Sequence[int] | None = None,
+    image_shape: ImageShape = None,
     columns: int | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: ValueRange = None,
     gap: int | None = None,
     title: str | None = None,
     ax: Axes | None = None,
@@ -144,37 +214,21 @@ def image_grid(
         >>> len(ax.images)
         1
     """
-    tiles = to_unit(as_images(images, image_shape), value_range)
-    number, height, _, channels = tiles.shape
-    columns = math.ceil(math.sqrt(number)) if columns is None else columns
+    tiles = as_images(images, image_shape)
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(tiles)))
     if columns < 1:
         raise ValueError(f"columns={columns}, but a grid needs at least one image per row.")
-    gap = max(1, height // 14) if gap is None else gap
-    whole = mosaic(tiles, min(columns, number), gap)
-    scale = 7.0 / max(whole.shape[:2])
-    ax = axes_or_new(ax, scale * whole.shape[1], scale * whole.shape[0] + (0.3 if title else 0.0))
-    picture = whole if channels == 3 else whole[..., 0]
-    ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    return bare(ax, title)
-
-
-def centres(number: int, size: int, gap: int) -> np.ndarray:
-    """Positions, in pixels, of the middles of `number` tiles of `size` pixels with `gap` pixels between them.
-
-    Example:
-        >>> centres(3, size=8, gap=2).tolist()
-        [3.5, 13.5, 23.5]
-    """
-    return np.arange(number) * (size + gap) + (size - 1) / 2
+    return draw_mosaic(tiles, min(columns, len(tiles)), value_range, title, ax, gap).ax
 
 
 def reconstructions(
     x: Array,
     x_hat: Array,
     *,
-    image_shape: Sequence[int] | None = None,
+    image_shape: ImageShape = None,
     columns: int = 10,
-    value_range: tuple[float, float] | None = None,
+    value_range: ValueRange = None,
     title: str | None = "Each reconstruction should resemble the datum above it",
     ax: Axes | None = None,
 ) -> Axes:
@@ -209,26 +263,26 @@ def reconstructions(
         )
     if value_range is None:  # 8-bit data may stand above reconstructions in [0, 1]
         data, model = (to_unit(part) if part.dtype == np.uint8 else part for part in (data, model))
-    number, height, width, channels = data.shape
-    columns = max(1, min(columns, number))
-    rows = -(-number // columns)
-    padded = np.full((2, rows * columns, height, width, channels), np.nan)
-    padded[:, :number] = data, model
-    pairs = padded.reshape(2, rows, columns, height, width, channels).swapaxes(0, 1)
-    tiles = pairs.reshape(-1, height, width, channels)
-    shown = np.nan_to_num(to_unit(tiles, value_range), nan=1.0)
-    gap = max(1, height // 14)
-    ax = image_grid(shown.transpose(0, 3, 1, 2), columns=columns, value_range=(0.0, 1.0), gap=gap, title=title, ax=ax)
-    ax.set_yticks(centres(2 * rows, height, gap), ["data", "model"] * rows)
-    return ax
+    both = np.nan_to_num(to_unit(np.stack((data, model)), value_range), nan=1.0)
+
+    columns = max(1, min(columns, len(data)))
+    rows = -(-len(data) // columns)
+    padding = [(0, 0), (0, rows * columns - len(data)), (0, 0), (0, 0), (0, 0)]
+    padded = np.pad(both, padding, constant_values=1.0)  # white
+    pairs = padded.reshape(2, rows, columns, *data.shape[1:]).swapaxes(0, 1)
+
+    tiles = pairs.reshape(-1, *data.shape[1:])
+    drawn = draw_mosaic(tiles, columns, (0.0, 1.0), title, ax)
+    drawn.name_rows(["data", "model"] * rows)
+    return drawn.ax
 
 
 def samples(
     images: Array,
     *,
-    image_shape: Sequence[int] | None = None,
+    image_shape: ImageShape = None,
     columns: int | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: ValueRange = None,
     title: str | None = "Samples from the model: they should pass for data",
     ax: Axes | None = None,
 ) -> Axes:
@@ -252,4 +306,11 @@ def samples(
         >>> samples(np.random.rand(16, 3, 32, 32)).images[0].get_array().shape
         (134, 134, 3)
     """
-    return image_grid(images, image_shape=image_shape, columns=columns, value_range=value_range, title=title, ax=ax)
+    return image_grid(
+        images,
+        image_shape=image_shape,
+        columns=columns,
+        value_range=value_range,
+        title=title,
+        ax=ax,
+    )

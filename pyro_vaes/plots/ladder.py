@@ -1,6 +1,7 @@
 """Manifolds of a model with several levels of latents: what each level codes, side by side."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,8 +10,10 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from pyro_vaes.plots.images import as_images, centres, image_grid
-from pyro_vaes.plots.style import Array, label
+from pyro_vaes.plots.images import ImageShape, ValueRange, draw_mosaic
+from pyro_vaes.plots.latent import decoded
+from pyro_vaes.plots.plane import Plane
+from pyro_vaes.plots.style import Array
 
 LevelDecode = Callable[[Sequence[Tensor]], Array]
 """Latents z_1 .. z_L with shapes `(N, d_l)` to N images in any layout of `image_grid`."""
@@ -28,8 +31,8 @@ def level_manifolds(
     units: tuple[int, int] = (0, 1),
     rest: Sequence[Tensor] | None = None,
     priors: Sequence[Distribution | nn.Module] | None = None,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -76,46 +79,56 @@ def level_manifolds(
         >>> [ax.get_title(loc="left") for ax in axes]
         ['z_1, the bottom', 'z_2, the top']
     """
-    _refuse(latent_dims, steps, units, rest, axes)
+    _check(latent_dims, steps, units, rest, axes)
+    num_levels = len(latent_dims)
     if axes is None:
-        width = 3.6 * len(latent_dims)
-        _, grid = plt.subplots(1, len(latent_dims), figsize=(width, 4.0), layout="constrained", squeeze=False)
+        size = 3.6 * num_levels, 4.0
+        _, grid = plt.subplots(1, num_levels, figsize=size, layout="constrained", squeeze=False)
         axes = list(grid[0])
-    known = None if priors is None else _distributions(priors, latent_dims)
-    places = None if known is None else [_place(p, level, generator) for level, p in enumerate(known, start=1)]
-    if places is not None:
-        dtype, device = dtype or places[0][0].dtype, device or places[0][0].device
+
+    known = _distributions(priors, latent_dims)
+    places = [_place(prior, level, generator) for level, prior in enumerate(known, start=1)]
+    if places:
+        dtype, device = dtype or places[0].loc.dtype, device or places[0].loc.device
     values = torch.linspace(-span, span, steps, dtype=dtype, device=device)
-    drawn = []
-    for level, ax in enumerate(axes):
-        across = up = values
-        if places is not None:
-            loc, scale = (v.to(values) for v in places[level])
-            across, up = (loc[u] + scale[u] * values for u in units)
-        vertical, horizontal = torch.meshgrid(up.flip(0), across, indexing="ij")  # row 0 is the top
+
+    def draw_all() -> list[Tensor]:
+        """The latents of all levels for each picture, `(steps², d_l)`."""
         if rest is not None:
-            z = [v.to(values).expand(steps**2, len(v)).clone() for v in rest]
-        elif known is not None:
-            z = [_draw(p, steps**2, generator).to(values) for p in known]
-        else:
-            sizes = [(steps**2, d) for d in latent_dims]
-            z = [torch.randn(n, generator=generator, dtype=values.dtype, device=values.device) for n in sizes]
-        z[level][:, units[0]], z[level][:, units[1]] = horizontal.flatten(), vertical.flatten()
-        images = as_images(decode(z), image_shape, "decode(z)").transpose(0, 3, 1, 2)
-        if len(images) != steps**2:
-            raise ValueError(
-                f"decode was given {steps**2} latents per level and returned {len(images)} images; wanted one each."
-            )
-        place = {0: ", the bottom", len(latent_dims) - 1: ", the top"}.get(level, "") if len(latent_dims) > 1 else ""
-        title = f"z_{level + 1}{place}"
-        image_grid(images, columns=steps, value_range=value_range, gap=0, title=title, ax=ax)
-        _ticks(ax, images.shape[2:], across, up, units, digits=2 if places is None else 3)
-        drawn.append(ax)
-    return drawn
+            return [z.to(values).repeat(steps**2, 1) for z in rest]
+        if known:
+            return [_draw(prior, steps**2, generator).to(values) for prior in known]
+        zeros = [values.new_zeros(steps**2, dim) for dim in latent_dims]
+        return [z.normal_(generator=generator) for z in zeros]
+
+    for level, ax in enumerate(axes):
+        plane = Plane(values, values)
+        if places:
+            loc, scale = (moment.to(values) for moment in places[level])
+            plane = Plane(*(loc[unit] + scale[unit] * values for unit in units))
+
+        z = draw_all()
+        z[level][:, list(units)] = plane.points()
+        images = decoded(decode(z), steps**2, image_shape, "latents per level")
+
+        drawn = draw_mosaic(images, steps, value_range, _title(level, num_levels), ax, gap=0)
+        form = ".3g" if places else ".2g"
+        plane.name_axes(drawn, form, f"unit {units[0]}", f"unit {units[1]}")
+    return list(axes)
 
 
-def _distributions(priors: Sequence[Distribution | nn.Module], latent_dims: Sequence[int]) -> list[Distribution]:
-    """The priors as distributions over vectors of the levels' dimensions."""
+def _title(level: int, num_levels: int) -> str:
+    if num_levels == 1:
+        place = ""
+    else:
+        place = {0: ", the bottom", num_levels - 1: ", the top"}.get(level, "")
+    return f"z_{level + 1}{place}"
+
+
+def _distributions(priors: Sequence[Distribution | nn.Module] | None, latent_dims: Sequence[int]) -> list[Distribution]:
+    """The priors, if any, as distributions over vectors of the levels' dimensions."""
+    if priors is None:
+        return []
     if len(priors) != len(latent_dims):
         raise ValueError(f"There are {len(priors)} priors for {len(latent_dims)} levels; pass one for each.")
     found = []
@@ -126,35 +139,46 @@ def _distributions(priors: Sequence[Distribution | nn.Module], latent_dims: Sequ
                 f"The prior of z_{level} is a {type(prior).__name__}, but a distribution is wanted, or a module whose "
                 "forward() returns one."
             )
+
         shape = prior.batch_shape + prior.event_shape
         if shape != (dim,):
             raise ValueError(
                 f"The prior of z_{level} has draws of shape {tuple(shape)}; wanted {(dim,)}, as in latent_dims. Are "
                 "the priors in the order of the levels, level 1 nearest the data?"
             )
+
         found.append(prior if prior.event_shape else Independent(prior, 1))
     return found
 
 
-def _place(prior: Distribution, level: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The mean and standard deviation of each unit under the prior, `(d,)` both; of draws where it knows neither."""
+class _Place(NamedTuple):
+    """The mean and the standard deviation of each unit of a level, `(d,)` both."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+def _place(prior: Distribution, level: int, generator: torch.Generator | None) -> _Place:
+    """The moments of the units under the prior; those of draws where it knows none."""
     try:
         loc, scale = prior.mean, prior.stddev
     except NotImplementedError:
         draws = _draw(prior, DRAWS, generator)
         loc, scale = draws.mean(0), draws.std(0)
+
     if not (loc.isfinite().all() and scale.isfinite().all()):
         raise ValueError(
             f"The prior of z_{level} has no finite mean and variance by which to place the grid: its means are "
             f"{loc.tolist()} and its standard deviations {scale.tolist()}."
         )
-    return loc, scale
+    return _Place(loc, scale)
 
 
 def _draw(prior: Distribution, count: int, generator: torch.Generator | None) -> Tensor:
     """`count` draws; with a generator they follow from it, and torch's global one stays where it is."""
     if generator is None:
         return prior.sample(torch.Size([count]))
+
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
@@ -162,16 +186,7 @@ def _draw(prior: Distribution, count: int, generator: torch.Generator | None) ->
         return prior.sample(torch.Size([count]))
 
 
-def _ticks(ax: Axes, size: Sequence[int], across: Tensor, up: Tensor, units: tuple[int, int], *, digits: int) -> None:
-    steps = len(up)
-    shown = sorted({0, steps // 2, steps - 1})
-    right, high = ([f"{v:.{digits}g}" for v in values.double().cpu().numpy().round(6) + 0.0] for values in (across, up))
-    ax.set_xticks(centres(steps, size[1], 0)[shown], [right[i] for i in shown])
-    ax.set_yticks(centres(steps, size[0], 0)[shown], [high[steps - 1 - i] for i in shown])
-    label(ax, None, f"unit {units[0]}", f"unit {units[1]}")
-
-
-def _refuse(
+def _check(
     latent_dims: Sequence[int],
     steps: int,
     units: tuple[int, int],

@@ -5,11 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vaes.plots.images import as_images, centres, image_grid
-from pyro_vaes.plots.style import BLUE, INK, Array, axes_or_new, label, legend, quiet, to_numpy
+from pyro_vaes.plots.charts import central_edges, check_names
+from pyro_vaes.plots.images import ImageShape, ValueRange, as_images, draw_mosaic
+from pyro_vaes.plots.plane import Plane
+from pyro_vaes.plots.style import BLUE, INK, Array, Names, chart_axes, legend, to_numpy
 
 Decode = Callable[[Tensor], Array]
 """Latents with shape `(N, K)` to images in any layout of `image_grid`, such as the mean of the likelihood."""
@@ -23,8 +26,8 @@ def traversals(
     units: Sequence[int] | None = None,
     span: float = 3.0,
     steps: int = 9,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
     title: str | None = "Each row moves one latent unit: a unit in use changes the picture",
     ax: Axes | None = None,
 ) -> Axes:
@@ -58,22 +61,20 @@ def traversals(
     if steps < 2:
         raise ValueError(f"steps={steps}, but a walk needs at least 2 pictures.")
     point = z.reshape(-1)
-    rows = list(range(min(len(point), 16))) if units is None else list(units)
-    if not rows or not all(0 <= unit < len(point) for unit in rows):
-        raise ValueError(f"units={rows}, but z has the units 0 to {len(point) - 1}; name at least one of these.")
-    values = (
-        torch.linspace(-1, 1, steps, dtype=torch.float64).round(decimals=12).to(z) * span
-    )  # exactly 0 in the middle
+    rows = _chosen_units(units, len(point), "z has")
+
+    # rounded, so that the middle is exactly 0
+    shares = torch.linspace(-1, 1, steps, dtype=torch.float64).round(decimals=12)
+    values = shares.to(z) * span
     latents = point.repeat(len(rows), steps, 1)  # (units, steps, K)
     for row, unit in enumerate(rows):
         latents[row, :, unit] = values
-    images = decoded(decode, latents.flatten(0, 1), image_shape)
-    gap = max(1, images.shape[2] // 14)
-    ax = image_grid(images, columns=steps, value_range=value_range, gap=gap, title=title, ax=ax)
-    _, _, height, width = images.shape
-    ax.set_yticks(centres(len(rows), height, gap), [f"z[{unit}]" for unit in rows])
-    ax.set_xticks(centres(steps, width, gap), [f"{value:+.2g}" for value in values.tolist()])
-    return ax
+
+    images = decoded(decode(latents.flatten(0, 1)), len(rows) * steps, image_shape)
+    drawn = draw_mosaic(images, steps, value_range, title, ax)
+    drawn.name_rows([f"z[{unit}]" for unit in rows])
+    drawn.name_columns([f"{value:+.2g}" for value in values.tolist()])
+    return drawn.ax
 
 
 @torch.no_grad()
@@ -81,8 +82,8 @@ def manifold(
     decode: Decode,
     *,
     steps: int = 15,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     title: str | None = "The plane of two latents, in equal steps of prior probability",
@@ -119,29 +120,43 @@ def manifold(
     """
     if steps < 2:
         raise ValueError(f"steps={steps}, but a plane needs at least 2 pictures per side.")
-    u = (torch.arange(steps, dtype=dtype or torch.get_default_dtype(), device=device) + 0.5) / steps
-    values = torch.special.ndtri(u)
-    vertical, horizontal = torch.meshgrid(values.flip(0), values, indexing="ij")  # row 0 is the top
-    latents = torch.stack((horizontal, vertical), dim=-1).flatten(0, 1)
-    images = decoded(decode, latents, image_shape)
-    ax = image_grid(images, columns=steps, value_range=value_range, gap=0, title=title, ax=ax)
-    _, _, height, width = images.shape
-    shown = sorted({0, steps // 2, steps - 1})
-    ax.set_xticks(centres(steps, width, 0)[shown], [f"{values[i]:.2f}" for i in shown])
-    ax.set_yticks(centres(steps, height, 0)[shown], [f"{values[steps - 1 - i]:.2f}" for i in shown])
-    label(ax, None, "z[0]", "z[1]")
-    return ax
+    places = torch.arange(steps, dtype=dtype or torch.get_default_dtype(), device=device)
+    values = torch.special.ndtri((places + 0.5) / steps)
+    plane = Plane(values, values)
+
+    images = decoded(decode(plane.points()), steps**2, image_shape)
+    drawn = draw_mosaic(images, steps, value_range, title, ax, gap=0)
+    plane.name_axes(drawn, ".2f", "z[0]", "z[1]")
+    return drawn.ax
 
 
-def decoded(decode: Decode, latents: Tensor, image_shape: Sequence[int] | None) -> np.ndarray:
-    """The images of some latents with shape `(N, C, H, W)`, one for each."""
-    images = as_images(decode(latents), image_shape, "decode(z)").transpose(0, 3, 1, 2)
-    if len(images) != len(latents):
+def decoded(images: Array, number: int, image_shape: ImageShape, what: str = "latents") -> np.ndarray:
+    """What a decoder returned as images with shape `(N, H, W, C)`, one for each of its latents.
+
+    Arguments:
+        images: What the decoder returned.
+        number: How many latents it was given.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images.
+        what: Name of the latents, for the error.
+
+    Raises:
+        ValueError: If there is another number of images.
+    """
+    found = as_images(images, image_shape, "decode(z)")
+    if len(found) != number:
         raise ValueError(
-            f"decode was given {len(latents)} latents and returned {len(images)} images; wanted one each. "
-            "Does it average over its batch, or return draws in front of it?"
+            f"decode was given {number} {what} and returned {len(found)} images; wanted "
+            "one each. Does it average over its batch, or return draws in front of it?"
         )
-    return images
+    return found
+
+
+def _chosen_units(units: Sequence[int] | None, number: int, owner: str) -> list[int]:
+    """The units to show, the first sixteen by default."""
+    chosen = list(range(min(number, 16)) if units is None else units)
+    if not chosen or not all(0 <= unit < number for unit in chosen):
+        raise ValueError(f"units={chosen}, but {owner} the units 0 to {number - 1}; name at least one of these.")
+    return chosen
 
 
 def latent_scatter(
@@ -149,7 +164,7 @@ def latent_scatter(
     labels: Array | None = None,
     *,
     units: tuple[int, int] = (0, 1),
-    names: Sequence[str] | None = None,
+    names: Names = None,
     title: str | None = "Posterior means, coloured by label",
     ax: Axes | None = None,
 ) -> Axes:
@@ -182,23 +197,27 @@ def latent_scatter(
         raise ValueError(f"units={units}, but z has the units 0 to {points.shape[1] - 1}.")
     across, up = points[:, units[0]], points[:, units[1]]
     size = float(np.clip(2e4 / len(points), 3.0, 18.0))
-    ax = quiet(axes_or_new(ax, 5.4, 4.6), title, f"z[{units[0]}]", f"z[{units[1]}]")
+    names_of_axes = f"z[{units[0]}]", f"z[{units[1]}]"
+    ax = chart_axes(ax, title, *names_of_axes, width=5.4, height=4.6)
     if labels is None:
         ax.scatter(across, up, s=size, color=BLUE, alpha=0.6, linewidths=0)
         return ax
+
     kinds = to_numpy(labels, "labels")
     if kinds.shape != (len(points),):
         raise ValueError(f"labels has shape {kinds.shape} but z holds {len(points)} data; wanted one label for each.")
     classes = np.unique(kinds)
+
+    # a quantity
     if np.issubdtype(kinds.dtype, np.floating) or len(classes) > 20:
         drawn = ax.scatter(across, up, s=size, c=kinds, cmap="viridis", linewidths=0)
-        ax.figure.colorbar(drawn, ax=ax, label="label").outline.set_visible(False)
+        bar = ax.figure.colorbar(drawn, ax=ax, label="label")
+        bar.outline.set_visible(False)
         return ax
-    if names is not None and len(names) != len(classes):
-        raise ValueError(f"names holds {len(names)} names but labels has {len(classes)} classes: {classes.tolist()}.")
+
+    check_names("names", names, len(classes), f"labels has {len(classes)} classes: {classes.tolist()}")
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for index, kind in enumerate(classes):
-        called = str(kind) if names is None else names[index]
         chosen = kinds == kind
         ax.scatter(
             across[chosen],
@@ -207,7 +226,7 @@ def latent_scatter(
             color=palette(index),
             alpha=0.75,
             linewidths=0,
-            label=called,
+            label=str(kind) if names is None else names[index],
             rasterized=True,
         )
     legend(ax, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2.0, handletextpad=0.2)
@@ -253,43 +272,38 @@ def posterior_against_prior(
             f"posterior_draws has shape {posterior.shape} and prior_draws {prior.shape}; the last dimension "
             "of both must be the latent units. Flatten an event of several dimensions first."
         )
-    size = posterior.shape[-1]
-    posterior, prior = posterior.reshape(-1, size), prior.reshape(-1, size)
-    rows = list(range(min(size, 16))) if units is None else list(units)
-    if not rows or not all(0 <= unit < size for unit in rows):
-        raise ValueError(f"units={rows}, but the draws have the units 0 to {size - 1}; name at least one of these.")
-    ax = quiet(axes_or_new(ax, 5.6, 0.9 + 0.42 * len(rows)), title, "value of the latent")
+    number = posterior.shape[-1]
+    rows = _chosen_units(units, number, "the draws have")
+    posterior = posterior.reshape(-1, number)[:, rows]
+    prior = prior.reshape(-1, number)[:, rows]
+    edges = central_edges(np.concatenate((posterior, prior)), bins)
+
+    height = 0.9 + 0.42 * len(rows)
+    ax = chart_axes(ax, title, "value of the latent", height=height)
     ax.grid(False)
-    pooled = np.concatenate((posterior, prior))[:, rows]
-    low, high = np.quantile(pooled, 0.001), np.quantile(pooled, 0.999)
-    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
-    middles = (edges[1:] + edges[:-1]) / 2
-    for row, unit in enumerate(rows):
-        floor = float(len(rows) - 1 - row)
-        heights = [np.histogram(draws[:, unit], edges)[0] / len(draws) for draws in (posterior, prior)]
-        scale = 0.9 / max(heights[0].max(), heights[1].max(), 1e-12)  # one scale per unit: areas stay comparable
-        first = row == 0
-        ax.fill_between(
-            middles,
-            floor,
-            floor + scale * heights[0],
-            step="mid",
-            color=BLUE,
-            alpha=0.75,
-            linewidth=0,
-            label="posterior" if first else None,
-        )
-        ax.step(
-            middles,
-            floor + scale * heights[1],
-            where="mid",
-            color=INK,
-            linewidth=0.9,
-            label="prior" if first else None,
-        )
-    ax.set_yticks(np.arange(len(rows))[::-1], [f"z[{unit}]" for unit in rows])
+    floors = np.arange(len(rows))[::-1]
+    drawn = [_draw_unit(ax, posterior[:, row], prior[:, row], edges, floor) for row, floor in enumerate(floors)]
+    filled, line = drawn[0]
+    filled.set_label("posterior")
+    line.set_label("prior")
+
+    ax.set_yticks(floors, [f"z[{unit}]" for unit in rows])
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.1, len(rows) + 0.35)  # room for the legend
     legend(ax, loc="upper right", ncols=2)
     return ax
+
+
+def _draw_unit(
+    ax: Axes, posterior: np.ndarray, prior: np.ndarray, edges: np.ndarray, floor: int
+) -> tuple[Artist, Artist]:
+    """The histograms of one unit on a line of their own, on one scale: their areas stay comparable."""
+    middles = (edges[1:] + edges[:-1]) / 2
+    heights, outline = (np.histogram(x, edges)[0] / len(x) for x in (posterior, prior))
+    scale = 0.9 / max(heights.max(), outline.max(), 1e-12)
+
+    top = floor + scale * heights
+    filled = ax.fill_between(middles, floor, top, step="mid", color=BLUE, alpha=0.75, linewidth=0)
+    (line,) = ax.step(middles, floor + scale * outline, where="mid", color=INK, linewidth=0.9)
+    return filled, line

@@ -1,11 +1,15 @@
 """The look that all plots share, set on each axes and never on Matplotlib's global settings."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
 Array = Tensor | np.ndarray
+Names = Sequence[str] | None
+"""What things are called, where they have names."""
 
 INK = "#2b2d33"
 """Text, and whatever was observed."""
@@ -24,7 +28,7 @@ def to_numpy(values: Array, name: str) -> np.ndarray:
 
     Arguments:
         values: The numbers, with any shape.
-        name: What the caller's argument is called, for the error.
+        name: Name of the caller's argument, for the error.
 
     Returns:
         The numbers, floating ones as float64, the others in their own dtype.
@@ -38,14 +42,17 @@ def to_numpy(values: Array, name: str) -> np.ndarray:
     """
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        values = values.double() if values.is_floating_point() else values  # NumPy has no bfloat16
-        values = values.numpy()
+        if values.is_floating_point():  # NumPy has no bfloat16
+            values = values.double()
     found = np.asarray(values)
+
     if found.size == 0:
         raise ValueError(
             f"{name} has shape {found.shape}: there is nothing to plot. An empty selection upstream is the usual cause."
         )
-    return found.astype(np.float64) if np.issubdtype(found.dtype, np.floating) else found
+    if np.issubdtype(found.dtype, np.floating):
+        return found.astype(np.float64)
+    return found
 
 
 def axes_or_new(ax: Axes | None, width: float = 5.6, height: float = 3.6) -> Axes:
@@ -53,8 +60,8 @@ def axes_or_new(ax: Axes | None, width: float = 5.6, height: float = 3.6) -> Axe
 
     Arguments:
         ax: Axes to draw into, or None.
-        width: Of the new figure, in inches.
-        height: Of the new figure, in inches.
+        width: Width of the new figure, in inches.
+        height: Height of the new figure, in inches.
 
     Returns:
         The axes.
@@ -70,81 +77,71 @@ def axes_or_new(ax: Axes | None, width: float = 5.6, height: float = 3.6) -> Axe
     return new
 
 
-def axes_for_bars(ax: Axes | None, number: int, each: float = 0.22) -> Axes:
-    """The axes given, or those of a new figure that grows with the number of bars, within limits.
+def width_for_bars(number: int, each: float = 0.22) -> float:
+    """The width of a figure that grows with the number of bars, within limits, in inches.
+
+    Arguments:
+        number: Number of bars.
+        each: Width of one bar, in inches.
+
+    Example:
+        >>> width_for_bars(25)
+        7.0
+    """
+    return float(np.clip(each * number + 1.5, 4.0, 9.0))
+
+
+def chart_axes(
+    ax: Axes | None = None,
+    title: str | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    *,
+    width: float = 5.6,
+    height: float = 3.6,
+) -> Axes:
+    """The axes given, or new ones, with two thin spines, small ticks and a faint grid.
 
     Arguments:
         ax: Axes to draw into, or None.
-        number: Of bars.
-        each: Width of one of them, in inches.
+        title: What one should see, or None for no title.
+        xlabel: Name of the horizontal axis with its unit, or None.
+        ylabel: Name of the vertical axis with its unit, or None.
+        width: Width of a new figure, in inches.
+        height: Height of a new figure, in inches.
 
     Returns:
         The axes.
 
     Example:
-        >>> float(axes_for_bars(None, 25).figure.get_figwidth())
-        7.0
-    """
-    return axes_or_new(ax, float(np.clip(each * number + 1.5, 4.0, 9.0)))
-
-
-def quiet(ax: Axes, title: str | None = None, xlabel: str | None = None, ylabel: str | None = None) -> Axes:
-    """Give axes the common look: left-aligned title, two thin spines, small ticks, a faint horizontal grid.
-
-    Arguments:
-        ax: The axes.
-        title: What one should see, or None for no title.
-        xlabel: With its unit, or None.
-        ylabel: With its unit, or None.
-
-    Returns:
-        The same axes.
-
-    Example:
-        >>> quiet(axes_or_new(None), "Loss falls").get_title(loc="left")
+        >>> chart_axes(title="Loss falls").get_title(loc="left")
         'Loss falls'
     """
+    ax = axes_or_new(ax, width, height)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set(color=GREY, linewidth=0.8)
+
     ax.tick_params(labelsize=8, color=GREY, labelcolor=INK, length=3)
     ax.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.6)
     ax.set_axisbelow(True)
+
     label(ax, title, xlabel, ylabel)
     return ax
 
 
-def bare(ax: Axes, title: str | None = None, xlabel: str | None = None, ylabel: str | None = None) -> Axes:
-    """Give axes that hold pictures their look: no frame and no tick marks, only labels.
-
-    Arguments:
-        ax: The axes.
-        title: What one should see, or None for no title.
-        xlabel: Under the pictures, or None.
-        ylabel: Left of the pictures, or None.
-
-    Returns:
-        The same axes.
-
-    Example:
-        >>> bare(axes_or_new(None), "Samples").spines["left"].get_visible()
-        False
-    """
-    ax.spines[:].set_visible(False)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.tick_params(length=0, labelsize=8, labelcolor=INK)
-    label(ax, title, xlabel, ylabel)
-    return ax
-
-
-def label(ax: Axes, title: str | None, xlabel: str | None, ylabel: str | None) -> None:
+def label(
+    ax: Axes,
+    title: str | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+) -> None:
     """Write the title and the axis labels that are not None in the common type.
 
     Example:
         >>> ax = axes_or_new(None)
-        >>> label(ax, None, "epoch", None)
+        >>> label(ax, xlabel="epoch")
         >>> ax.get_xlabel()
         'epoch'
     """

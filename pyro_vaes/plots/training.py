@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyro_vaes.plots.style import BLUE, RED, axes_or_new, legend, quiet
+from pyro_vaes.plots.style import BLUE, RED, chart_axes, label, legend
 
 
 class Curves(Protocol):
@@ -55,9 +55,9 @@ def loss_curves(
         >>> ax.get_title(loc="left")
         'Held-out loss least at epoch 2: 2.20 nats per datum'
     """
+    across = np.asarray(list(history.epochs))
     train = np.asarray(list(history.train), dtype=np.float64)
     valid = np.asarray(list(history.valid), dtype=np.float64)
-    across = np.asarray(list(history.epochs))
     if not np.isfinite(train).any():
         raise ValueError("history.train holds no finite loss, so there is no curve. Has at least one epoch run?")
     if len(across) != len(train) or len(valid) not in (0, len(train)):
@@ -66,18 +66,21 @@ def loss_curves(
             f"{len(across)} epoch numbers; wanted as many of each (or no held-out losses). "
             "Put nan where an epoch was not evaluated."
         )
-    ax = quiet(axes_or_new(ax), title, "epoch", "loss (nats per datum)")
+
+    ax = chart_axes(ax, title, "epoch", "loss (nats per datum)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     marker = "o" if len(train) == 1 else None
     ax.plot(across, train, color=BLUE, linewidth=1.6, marker=marker, label="training")
-    if not np.isfinite(valid).any():
-        return ax
+
     measured = np.isfinite(valid)
-    ax.plot(across[measured], valid[measured], color=RED, linewidth=1.6, marker=marker, label="held out")
-    best = int(np.nanargmin(valid))
-    ax.plot(across[best], valid[best], "o", color=RED, markersize=5)
+    if not measured.any():
+        return ax
+    epochs, losses = across[measured], valid[measured]
+    ax.plot(epochs, losses, color=RED, linewidth=1.6, marker=marker, label="held out")
+    best = int(losses.argmin())
+    ax.plot(epochs[best], losses[best], "o", color=RED, markersize=5)
     if title is None:
-        title = f"Held-out loss least at epoch {across[best]}: {valid[best]:.2f} nats per datum"
-        quiet(ax, title)
+        least = f"at epoch {epochs[best]}: {losses[best]:.2f} nats per datum"
+        label(ax, f"Held-out loss least {least}")
     legend(ax, loc="upper right")
     return ax

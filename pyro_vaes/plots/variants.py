@@ -1,12 +1,10 @@
 """What lies around one code and between two: variants of a datum, and the way from one datum to another."""
 
-from collections.abc import Sequence
-
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vaes.plots.images import centres, image_grid
+from pyro_vaes.plots.images import ImageShape, ValueRange, draw_mosaic
 from pyro_vaes.plots.latent import Decode, decoded
 from pyro_vaes.plots.style import label
 
@@ -19,8 +17,8 @@ def variants(
     *,
     units: tuple[int, int] = (0, 1),
     span: float = 20.0,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
     title: str | None = "One datum, two units moved: in the middle its reconstruction",
     ax: Axes | None = None,
 ) -> Axes:
@@ -70,14 +68,14 @@ def variants(
     steps = torch.tensor([-span, 0.0, span]).to(point)
     latents[:, :, up] += (width[up] * steps).flip(0)[:, None]  # row 0 is the top
     latents[:, :, right] += width[right] * steps
-    images = decoded(decode, latents.flatten(0, 1), image_shape)
-    gap = max(1, images.shape[2] // 14)
-    ax = image_grid(images, columns=3, value_range=value_range, gap=gap, title=title, ax=ax)
+
+    images = decoded(decode(latents.flatten(0, 1)), 9, image_shape)
+    drawn = draw_mosaic(images, 3, value_range, title, ax)
     names = [f"{-span:+g}", "0", f"{span:+g}"]
-    ax.set_xticks(centres(3, images.shape[3], gap), names)
-    ax.set_yticks(centres(3, images.shape[2], gap), names[::-1])
-    label(ax, None, f"z[{right}], posterior standard deviations", f"z[{up}]")
-    return ax
+    drawn.name_columns(names)
+    drawn.name_rows(names[::-1])
+    label(drawn.ax, None, f"z[{right}], posterior standard deviations", f"z[{up}]")
+    return drawn.ax
 
 
 @torch.no_grad()
@@ -87,8 +85,8 @@ def transitions(
     end: Tensor,
     *,
     steps: int = 6,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
     title: str | None = "From one datum to another, in a straight line between their posterior means",
     ax: Axes | None = None,
 ) -> Axes:
@@ -133,8 +131,8 @@ def transitions(
     share = (torch.arange(steps) / (steps - 1)).to(start).unsqueeze(-1)  # exactly 0 and 1 at the ends
     start, end = (z.reshape(-1, 1, z.shape[-1]) for z in (start, end))
     latents = (1 - share) * start + share * end  # rows, steps, units
-    images = decoded(decode, latents.flatten(0, 1), image_shape)
-    gap = max(1, images.shape[2] // 14)
-    ax = image_grid(images, columns=steps, value_range=value_range, gap=gap, title=title, ax=ax)
-    ax.set_xticks(centres(steps, images.shape[3], gap), [f"{k / (steps - 1):.2g}" for k in range(steps)])
-    return ax
+
+    images = decoded(decode(latents.flatten(0, 1)), len(start) * steps, image_shape)
+    drawn = draw_mosaic(images, steps, value_range, title, ax)
+    drawn.name_columns([f"{k / (steps - 1):.2g}" for k in range(steps)])
+    return drawn.ax

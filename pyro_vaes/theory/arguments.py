@@ -29,17 +29,20 @@ def spectrum(theta: Tensor | Sequence[float], source: str) -> Tensor:
             f"theta is a vector of at least one number, one for each mode of the data, but has shape "
             f"{tuple(values.shape)}; to get it from data, {source}."
         )
+
     values = values.detach().to(torch.float64)
     if not values.isfinite().all():
         raise ValueError(
             f"theta holds {(~values.isfinite()).sum().item()} values that are NaN or infinite. Is it the square root "
             "of eigenvalues that rounding made negative? Clamp them first (eigenvalues.clamp(min=0).sqrt())."
         )
+
     if (values.diff() > 0).any():
         raise ValueError(
             "theta must be in descending order, so that the first latent unit belongs to the strongest mode; "
             "torch.linalg.eigvalsh returns ascending eigenvalues: sort them, theta.sort(descending=True).values."
         )
+
     if values[-1] < -1e-10 * values[0].clamp(min=1):
         raise ValueError(
             f"theta cannot be negative, but goes down to {values[-1].item():.3g}; second moments have no negative "
@@ -59,11 +62,13 @@ def positive(name: str, value: Number, meaning: str) -> float:
     Raises:
         ValueError: It is no such number.
     """
-    scalar = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-    if not scalar or isinstance(value, bool) or not 0 < float(value) < math.inf:
-        said = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.numel() != 1 else repr(value)
-        raise ValueError(f"{name} is {meaning}: one positive finite number is wanted, but got {said}.")
-    return float(value)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        found = f"shape {tuple(value.shape)}"
+    elif isinstance(value, bool) or not isinstance(value, Real | Tensor) or not 0 < float(value) < math.inf:
+        found = repr(value)
+    else:
+        return float(value)
+    raise ValueError(f"{name} is {meaning}: one positive finite number is wanted, but got {found}.")
 
 
 def whole(name: str, value: int) -> int:
@@ -88,11 +93,13 @@ def data_matrix(name: str, x: Tensor) -> Tensor:
             f"{name} must have shape (N, D), one datum in each row, but has shape {tuple(x.shape)}; flatten images "
             "with flatten(1)?"
         )
+
     if not x.is_floating_point():
         raise ValueError(
             f"{name} has dtype {x.dtype}, and the closed forms depend on the units of the data: convert it as for "
             "training, pixels with x.float() / 255, labels with pyro_vaes.nn.OneHot."
         )
+
     if not x.isfinite().all():
         raise ValueError(
             f"{name} holds {(~x.isfinite()).sum().item()} values that are NaN or infinite; drop or impute them first."

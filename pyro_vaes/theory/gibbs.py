@@ -48,7 +48,8 @@ class GibbsChain:
         """1 minus the second largest eigenvalue of T: the distance to p(x) shrinks by 1 - gap or more at each step."""
         root = self.marginal.sqrt()
         symmetric = root.unsqueeze(1) * self.transition / root  # same eigenvalues, in [0, 1]
-        return 1.0 - torch.linalg.eigvalsh(0.5 * (symmetric + symmetric.mT))[-2].item() if len(root) > 1 else 1.0
+        values = torch.linalg.eigvalsh(0.5 * (symmetric + symmetric.mT))
+        return 1.0 - values[-2].item() if len(root) > 1 else 1.0
 
     def run(self, start: Tensor, steps: int) -> Tensor:
         """The distribution of x after some steps, shape ``(..., D)``.
@@ -90,12 +91,15 @@ def gibbs_chain(top: Tensor, *conditionals: Tensor) -> GibbsChain:
                 f"Table {index} has shape {tuple(table.shape)}, but its rows must be the {rows[0] if rows else 1} "
                 "states of the level above; transpose it, or pass the tables from the top down?"
             )
-        if (table < 0).any() or not torch.allclose(table.sum(-1), torch.ones_like(table.sum(-1)), atol=1e-5):
+        sums = table.sum(-1)
+        if (table < 0).any() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-5):
             raise ValueError(f"Table {index} holds negative numbers or rows that do not sum to 1; normalise it.")
+
     *above, likelihood = conditionals
     prior = top
     for table in above:
         prior = prior @ table
+
     marginal = prior @ likelihood
     if (marginal == 0).any():
         raise ValueError("p(x) is 0 for some x, so q(z_1 | x) does not exist there; leave those columns out.")

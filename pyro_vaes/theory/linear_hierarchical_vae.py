@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyro_vaes.theory.arguments import Number, positive, spectrum, whole
-from pyro_vaes.theory.linear_vae import SHOWN, LinearVAE, linear_vae
+from pyro_vaes.theory.linear_vae import LinearVAE, linear_vae, unit_table
 
 __all__ = ["LinearHierarchicalVAE", "linear_hierarchical_vae"]
 
@@ -144,41 +144,38 @@ class LinearHierarchicalVAE:
         return -0.5 * (self.loss + num_features * math.log(2 * math.pi * self.noise**2))
 
     def __str__(self) -> str:
-        (d1, d2), scales = self.latent_dims, ["learnable" if s is None else f"{s:g}" for s in self.encoder_scales]
-        lines = [
+        d1, d2 = self.latent_dims
+        beta1, beta2 = self.betas
+        scale1, scale2 = ("learnable" if s is None else f"{s:g}" for s in self.encoder_scales)
+        head = (
             f"LinearHierarchicalVAE: {self.num_active} of {d1} units of z1 and {self.top_num_active} of {d2} of z2 "
-            f"active (noise {self.noise:g}, prior scale {self.prior_scale:g}, betas {self.betas[0]:g} and "
-            f"{self.betas[1]:g}, encoder scales {scales[0]} and {scales[1]})",
-            f"{'unit':>4}{'theta':>9}{'sv(U1)':>9}{'sv(V1)':>9}{'scale1':>9}{'KL1':>9}{'error':>9}"
-            f"{'sv(U2)':>9}{'scale2':>9}{'KL2':>9}{'beta2*':>10}{'noise*':>9}",
-        ]
-        below = (
-            self.theta,
+            f"active (noise {self.noise:g}, prior scale {self.prior_scale:g}, betas {beta1:g} and "
+            f"{beta2:g}, encoder scales {scale1} and {scale2})"
+        )
+
+        table = unit_table(
+            "theta:>9.3f | sv(U1):>9.3f | sv(V1):>9.3f | scale1:>9.3f | KL1:>9.3f | error:>9.3f | "
+            "sv(U2):>9.3f | scale2:>9.3f | KL2:>9.3f | beta2*:>10.3f | noise*:>9.3f",
+            self.theta[:d1],
             self.decoder_singular_values,
             self.encoder_singular_values,
             self.encoder_scale,
             self.kl,
-            self.distortion,
-        )
-        above = (
+            self.distortion[:d1],
             self.top_singular_values,
             self.top_encoder_scale,
             self.top_kl,
             self.top_critical_beta,
             self.top_critical_noise,
         )
-        widths = (9, 9, 9, 10, 9)
-        for i in range(min(max(d1, d2), SHOWN)):
-            row = "".join(f"{column[i]:>9.3f}" if i < d1 else " " * 9 for column in below)
-            row += "".join(f"{column[i]:>{w}.3f}" for column, w in zip(above, widths, strict=True)) if i < d2 else ""
-            lines.append(f"{i + 1:>4}{row}".rstrip())
-        if max(d1, d2) > SHOWN:
-            lines.append(f"{'...':>4} {max(d1, d2) - SHOWN} more")
-        lines.append(
+
+        lines = [
+            head,
+            *table,
             f"KL1 {self.kl.sum():.3f} and KL2 {self.top_kl.sum():.3f} nats, squared error {self.distortion.sum():.3f} "
             f"of E|x|² = {self.theta.square().sum():.3f}, loss {self.loss:.3f}; a unit of z2 is collapsed from beta2* "
-            "or noise* on"
-        )
+            "or noise* on",
+        ]
         if self.undetermined:
             lines.append(
                 "beta1 = beta2 with both encoder scales learnable: the loss is flat in U2, so whether z2 collapses "
@@ -227,96 +224,117 @@ def linear_hierarchical_vae(
     for name, pair in (("latent_dims", latent_dims), ("betas", betas), ("encoder_scales", encoder_scales)):
         if isinstance(pair, str) or not isinstance(pair, Sequence | Tensor) or len(pair) != 2:
             raise ValueError(f"{name} has one entry for z1 and one for z2, but got {pair!r}.")
-    d1, d2 = whole("latent_dims[0]", latent_dims[0]), whole("latent_dims[1]", latent_dims[1])
-    e = positive("noise", noise, "the standard deviation of the likelihood and of p(z1|z2)")
-    eta = positive("prior_scale", prior_scale, "the standard deviation of p(z2)")
-    beta1, beta2 = (positive(f"betas[{i}]", b, f"the weight of the term of z{i + 1}") for i, b in enumerate(betas))
-    sigma1, sigma2 = (
-        None if s is None else positive(f"encoder_scales[{i}]", s, f"the standard deviation of q at z{i + 1}, or None")
-        for i, s in enumerate(encoder_scales)
+    d1, d2 = (whole(f"latent_dims[{i}]", d) for i, d in enumerate(latent_dims))
+    given = _Given(
+        positive("noise", noise, "the standard deviation of the likelihood and of p(z1|z2)"),
+        positive("prior_scale", prior_scale, "the standard deviation of p(z2)"),
+        *(positive(f"betas[{i}]", b, f"the weight of the term of z{i + 1}") for i, b in enumerate(betas)),
+        *(_scale(i, scale) for i, scale in enumerate(encoder_scales)),
     )
-    if sigma1 is None and sigma2 is None and beta2 < beta1:
+    learnable = given.sigma1 is None and given.sigma2 is None
+    if learnable and given.beta2 < given.beta1:
         raise ValueError(
-            f"With both encoder scales learnable and beta2 = {beta2:g} < beta1 = {beta1:g} the loss is unbounded "
-            "below: the scale of z1 grows for ever and gains -(beta1 - beta2) log s. Training would diverge slowly. "
-            "Choose beta2 >= beta1, or fix one of the encoder's scales."
+            f"With both encoder scales learnable and beta2 = {given.beta2:g} < beta1 = {given.beta1:g} the loss is "
+            "unbounded below: the scale of z1 grows for ever and gains -(beta1 - beta2) log s. Training would diverge "
+            "slowly. Choose beta2 >= beta1, or fix one of the encoder's scales."
         )
+
+    # the bottom level, mode by mode
     modes = pad(modes, (0, max(0, d1 - len(modes))))
-    t, slot = modes[:d1], torch.arange(d1, device=modes.device) < d2
-    if sigma1 is not None:
-        s = _second_moment_given_scale(t, slot, e, eta, beta1, beta2, sigma1, sigma2)
-        a = torch.full_like(s, sigma1**2)
-    else:
-        s = _second_moment_learnt(t, slot, e, eta, beta1, beta2, sigma2)
-        a = s * (beta1 * e**2 / t.square()).clamp(max=1)
+    theta = modes[:d1]
+    s = given.second_moment(theta, torch.arange(d1, device=modes.device) < d2)
+    a = given.variance(theta, s)
     lam = (s - a).clamp(min=0).sqrt()
-    top = linear_vae(s.sqrt(), d2, noise=e, prior_scale=eta, beta=beta2 / beta1, encoder_scale=sigma2)
     distortion = modes.square()
-    distortion[:d1] = t.square() * a / s
-    critical_beta, critical_noise = _critical(
-        pad(t, (0, max(0, d2 - d1)))[:d2], d1, e, eta, beta1, beta2, sigma1, sigma2
+    distortion[:d1] = theta.square() * a / s
+
+    # the top level, a linear VAE of z1
+    e = given.e
+    top = linear_vae(
+        s.sqrt(),
+        d2,
+        noise=e,
+        prior_scale=given.eta,
+        beta=given.beta2 / given.beta1,
+        encoder_scale=given.sigma2,
     )
+    critical_beta, critical_noise = given.critical(theta[:d2])
+    beyond = 0, max(0, d2 - d1)  # units of z2 without a mode, which are always collapsed
     return LinearHierarchicalVAE(
         theta=modes,
-        betas=(beta1, beta2),
-        encoder_scales=(sigma1, sigma2),
-        decoder_singular_values=t * lam / s,
+        betas=(given.beta1, given.beta2),
+        encoder_scales=(given.sigma1, given.sigma2),
+        decoder_singular_values=theta * lam / s,
         encoder_singular_values=lam,
         encoder_scale=a.sqrt(),
         kl=0.5 * (top.distortion[:d1] / e**2 - 1 - (a / e**2).log()),
         distortion=distortion,
         top=top,
-        undetermined=sigma1 is None and sigma2 is None and beta1 == beta2,
-        top_critical_beta=critical_beta,
-        top_critical_noise=critical_noise,
+        undetermined=learnable and given.beta1 == given.beta2,
+        top_critical_beta=pad(critical_beta, beyond),
+        top_critical_noise=pad(critical_noise, beyond),
     )
 
 
-def _second_moment_given_scale(
-    t: Tensor, slot: Tensor, e: float, eta: float, beta1: float, beta2: float, sigma1: float, sigma2: float | None
-) -> Tensor:
-    """s of each mode for S1 = sigma1² I; the loss is convex in log s, so the stationary point is the optimum."""
-    inactive = t * sigma1 / math.sqrt(beta1)
-    if sigma2 is None:
-        active, threshold = (t * sigma1).square() / (beta2 * e**2), beta2 / beta1 * e**2
-    else:
-        root = math.sqrt(beta2 / beta1) * e / eta * sigma2
-        active, threshold = ((t * sigma1).square() / (beta1 * root)).pow(2 / 3), root**2
-    uses_top = slot & (active > threshold)  # where sigma1² is above the threshold, s = sigma1² either way
-    return torch.where(uses_top, active, inactive).clamp(min=sigma1**2)
+def _scale(level: int, scale: Number | None) -> float | None:
+    if scale is None:
+        return None
+    meaning = f"the standard deviation of q at z{level + 1}, or None"
+    return positive(f"encoder_scales[{level}]", scale, meaning)
 
 
-def _second_moment_learnt(
-    t: Tensor, slot: Tensor, e: float, eta: float, beta1: float, beta2: float, sigma2: float | None
-) -> Tensor:
-    """s of each mode for learnable S1: independent of the data."""
-    s = torch.full_like(t, e**2)
-    if sigma2 is None:
-        return s
-    root = math.sqrt(beta2 / beta1) * e / eta * sigma2
-    return torch.where(slot, e**4 / root**2, s) if root < e else s
+@dataclass(frozen=True)
+class _Given:
+    """What is given besides the spectrum, in the letters of this module's docstring."""
 
+    e: float
+    eta: float
+    beta1: float
+    beta2: float
+    sigma1: float | None
+    sigma2: float | None
 
-def _critical(
-    t: Tensor,
-    d1: int,
-    e: float,
-    eta: float,
-    beta1: float,
-    beta2: float,
-    sigma1: float | None,
-    sigma2: float | None,
-) -> tuple[Tensor, Tensor]:
-    """beta2 and noise from which on the units of z2 are collapsed; 0 for units beyond z1, which are always."""
-    if sigma1 is None and sigma2 is None:  # beta2 >= beta1 collapses all, whatever the noise
-        beta, noise = torch.full_like(t, beta1), torch.zeros_like(t)
-    elif sigma1 is None:
-        assert sigma2 is not None
-        beta = torch.full_like(t, beta1 * (eta / sigma2) ** 2)
-        noise = torch.full_like(t, math.inf if beta2 < beta1 * (eta / sigma2) ** 2 else 0.0)
-    else:  # collapsed iff beta2 e² k >= both, with k = 1 or (sigma2 / eta)²
-        both = torch.maximum(math.sqrt(beta1) * t * sigma1, t.new_tensor(beta1 * sigma1**2))
-        factor = 1.0 if sigma2 is None else (sigma2 / eta) ** 2
-        beta, noise = both / (e**2 * factor), (both / (beta2 * factor)).sqrt()
-    exists = torch.arange(len(t), device=t.device) < d1
-    return torch.where(exists, beta, 0.0), torch.where(exists, noise, 0.0)
+    def _t(self, sigma2: float) -> float:
+        return math.sqrt(self.beta2 / self.beta1) * self.e / self.eta * sigma2
+
+    def second_moment(self, theta: Tensor, has_top: Tensor) -> Tensor:
+        """s of each mode; `has_top` says which modes have a unit of z2."""
+        e, sigma1 = self.e, self.sigma1
+        if sigma1 is None:  # independent of the data
+            s = torch.full_like(theta, e**2)
+            if self.sigma2 is None or self._t(self.sigma2) >= e:
+                return s
+            return torch.where(has_top, e**4 / self._t(self.sigma2) ** 2, s)
+
+        # the loss is convex in log s, so the stationary point is the optimum
+        inactive = theta * sigma1 / math.sqrt(self.beta1)
+        if self.sigma2 is None:
+            active = (theta * sigma1).square() / (self.beta2 * e**2)
+            threshold = self.beta2 / self.beta1 * e**2
+        else:
+            t = self._t(self.sigma2)
+            active = ((theta * sigma1).square() / (self.beta1 * t)).pow(2 / 3)
+            threshold = t**2
+
+        # where sigma1² is above the threshold, s = sigma1² either way
+        uses_top = has_top & (active > threshold)
+        return torch.where(uses_top, active, inactive).clamp(min=sigma1**2)
+
+    def variance(self, theta: Tensor, s: Tensor) -> Tensor:
+        """a of each mode."""
+        if self.sigma1 is not None:
+            return torch.full_like(s, self.sigma1**2)
+        return s * (self.beta1 * self.e**2 / theta.square()).clamp(max=1)
+
+    def critical(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """beta2 and noise from which on the units of z2 are collapsed."""
+        factor = 1.0 if self.sigma2 is None else (self.sigma2 / self.eta) ** 2
+        if self.sigma1 is not None:  # collapsed iff beta2 e² factor >= bound
+            least = theta.new_tensor(self.beta1 * self.sigma1**2)
+            bound = torch.maximum(math.sqrt(self.beta1) * theta * self.sigma1, least)
+            return bound / (self.e**2 * factor), (bound / (self.beta2 * factor)).sqrt()
+
+        # the same for all units; both learnable: beta2 >= beta1 collapses all, whatever the noise
+        beta = self.beta1 * (self.eta / (self.sigma2 or self.eta)) ** 2
+        noise = math.inf if self.beta2 < beta else 0.0
+        return torch.full_like(theta, beta), torch.full_like(theta, noise)

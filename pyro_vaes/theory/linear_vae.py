@@ -26,15 +26,17 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import zip_longest
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyro_vaes.tables import text_table
 from pyro_vaes.theory.arguments import Number, positive, spectrum, whole
 
-__all__ = ["LinearVAE", "linear_vae"]
+__all__ = ["LinearVAE", "linear_vae", "unit_table"]
 
 SHOWN = 12  # units in the printed table
 
@@ -103,26 +105,30 @@ class LinearVAE:
         return self.theta.square()
 
     def __str__(self) -> str:
-        scale = "learnable" if self.learnable else "fixed"
-        lines = [
-            f"{type(self).__name__}: {self.num_active} of {self.latent_dim} units active (noise {self.noise:g}, prior "
-            f"scale {self.prior_scale:g}, beta {self.beta:g}, encoder scale {scale})",
-            f"{'unit':>4}{self._theta:>10}{'sv(U)':>9}{'sv(V)':>9}{'scale':>9}{'KL':>9}{'error':>9}"
-            f"{'beta*':>10}{'noise*':>9}",
-        ]
-        for i in range(min(self.latent_dim, SHOWN)):
-            lines.append(
-                f"{i + 1:>4}{self.theta[i]:>10.3f}{self.decoder_singular_values[i]:>9.3f}"
-                f"{self.encoder_singular_values[i]:>9.3f}{self.encoder_scale[i]:>9.3f}{self.kl[i]:>9.3f}"
-                f"{self.distortion[i]:>9.3f}{self.critical_beta[i]:>10.3f}{self.critical_noise[i]:>9.3f}"
-            )
-        if self.latent_dim > SHOWN:
-            lines.append(f"{'...':>4} {self.latent_dim - SHOWN} more")
-        lines.append(
+        d, scale = self.latent_dim, "learnable" if self.learnable else "fixed"
+        head = (
+            f"{type(self).__name__}: {self.num_active} of {d} units active (noise {self.noise:g}, "
+            f"prior scale {self.prior_scale:g}, beta {self.beta:g}, encoder scale {scale})"
+        )
+
+        table = unit_table(
+            f"{self._theta}:>10.3f | sv(U):>9.3f | sv(V):>9.3f | scale:>9.3f | KL:>9.3f | "
+            "error:>9.3f | beta*:>10.3f | noise*:>9.3f",
+            self.theta[:d],
+            self.decoder_singular_values,
+            self.encoder_singular_values,
+            self.encoder_scale,
+            self.kl,
+            self.distortion[:d],
+            self.critical_beta,
+            self.critical_noise,
+        )
+
+        foot = (
             f"KL {self.kl.sum():.3f} nats, squared error {self.distortion.sum():.3f} of {self._data} = "
             f"{self._variance().sum():.3f}, loss {self.loss:.3f}; a unit is collapsed from beta* or noise* on"
         )
-        return "\n".join(lines)
+        return "\n".join([head, *table, foot])
 
     __repr__ = __str__
 
@@ -167,42 +173,76 @@ def linear_vae(
     """
     modes = spectrum(theta, "use second_moment_spectrum(x), or moment_spectrum(second_moment).sqrt()")
     d = whole("latent_dim", latent_dim)
-    eta_d = positive("noise", noise, "the standard deviation of the likelihood")
-    eta_e = positive("prior_scale", prior_scale, "the standard deviation of the prior")
-    weight = positive("beta", beta, "the weight of the KL term")
+    noise = positive("noise", noise, "the standard deviation of the likelihood")
+    prior_scale = positive("prior_scale", prior_scale, "the standard deviation of the prior")
+    beta = positive("beta", beta, "the weight of the KL term")
+
     modes = pad(modes, (0, max(0, d - len(modes))))
-    t = modes[:d]
+    theta = modes[:d]
     if encoder_scale is None:
-        excess = (t.square() - weight * eta_d**2).clamp(min=0).sqrt()
-        omega = excess / eta_e
-        lam = torch.where(excess > 0, eta_e * excess / t, 0.0)
-        sigma = torch.where(excess > 0, math.sqrt(weight) * eta_e * eta_d / t, eta_e)
-        critical_beta, critical_noise = t.square() / eta_d**2, t / math.sqrt(weight)
+        units = _learnable(theta, noise, prior_scale, beta)
     else:
-        sigma = _fixed_scales(encoder_scale, d).to(t.device)
-        threshold = math.sqrt(weight) * eta_d / eta_e  # times s_i
-        excess = (t - threshold * sigma).clamp(min=0)
-        omega, lam = (threshold * excess / sigma).sqrt(), (sigma * excess / threshold).sqrt()
-        critical_noise = t * eta_e / (math.sqrt(weight) * sigma)
-        critical_beta = weight * (critical_noise / eta_d).square()
-    kl = 0.5 * ((lam.square() + sigma.square()) / eta_e**2 - 1) - (sigma / eta_e).log()
-    if encoder_scale is None:
-        kl = torch.where(excess > 0, kl, 0.0)
+        scale = _fixed_scales(encoder_scale, d).to(theta.device)
+        units = _fixed(theta, scale, noise, prior_scale, beta)
+
+    second_moment = units.encoder.square() + units.scale.square()
+    kl = 0.5 * (second_moment / prior_scale**2 - 1) - (units.scale / prior_scale).log()
+    if encoder_scale is None:  # without rounding
+        kl = torch.where(units.encoder > 0, kl, 0.0)
+
     distortion = modes.square()
-    distortion[:d] = (t - omega * lam).square() + (omega * sigma).square()
+    bias, spread = theta - units.decoder * units.encoder, units.decoder * units.scale
+    distortion[:d] = bias.square() + spread.square()
     return LinearVAE(
         theta=modes,
-        noise=eta_d,
-        prior_scale=eta_e,
-        beta=weight,
+        noise=noise,
+        prior_scale=prior_scale,
+        beta=beta,
         learnable=encoder_scale is None,
-        decoder_singular_values=omega,
-        encoder_singular_values=lam,
-        encoder_scale=sigma,
+        decoder_singular_values=units.decoder,
+        encoder_singular_values=units.encoder,
+        encoder_scale=units.scale,
         kl=kl,
         distortion=distortion,
-        loss=(distortion.sum() / eta_d**2 + 2 * weight * kl.sum()).item(),
-        critical_beta=critical_beta,
+        loss=(distortion.sum() / noise**2 + 2 * beta * kl.sum()).item(),
+        critical_beta=units.critical_beta,
+        critical_noise=units.critical_noise,
+    )
+
+
+class _Units(NamedTuple):
+    """The optimum unit by unit: singular values of both matrices, scales of q, thresholds of collapse."""
+
+    decoder: Tensor
+    encoder: Tensor
+    scale: Tensor
+    critical_beta: Tensor
+    critical_noise: Tensor
+
+
+def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> _Units:
+    """Theorem 1a."""
+    excess = (theta.square() - beta * noise**2).clamp(min=0).sqrt()  # the root of r
+    active = excess > 0
+    return _Units(
+        decoder=excess / prior_scale,
+        encoder=torch.where(active, prior_scale * excess / theta, 0.0),
+        scale=torch.where(active, math.sqrt(beta) * prior_scale * noise / theta, prior_scale),
+        critical_beta=theta.square() / noise**2,
+        critical_noise=theta / math.sqrt(beta),
+    )
+
+
+def _fixed(theta: Tensor, scale: Tensor, noise: float, prior_scale: float, beta: float) -> _Units:
+    """Theorem 1b."""
+    slope = math.sqrt(beta) * noise / prior_scale  # the threshold is slope s_i
+    excess = (theta - slope * scale).clamp(min=0)  # m
+    critical_noise = theta * prior_scale / (math.sqrt(beta) * scale)
+    return _Units(
+        decoder=(slope * excess / scale).sqrt(),
+        encoder=(scale * excess / slope).sqrt(),
+        scale=scale,
+        critical_beta=beta * (critical_noise / noise).square(),
         critical_noise=critical_noise,
     )
 
@@ -215,3 +255,18 @@ def _fixed_scales(encoder_scale: Number | Sequence[float], d: int) -> Tensor:
             f"{encoder_scale!r}; None if the encoder learns it."
         )
     return scales.expand(d).sort().values
+
+
+def unit_table(columns: str, *values: Tensor) -> list[str]:
+    """Lines with the numbers of the first latent units.
+
+    Arguments:
+        columns: The columns besides the unit's number, as for :func:`~pyro_vaes.tables.text_table`.
+        values: Numbers of the units for each column, ``(d,)``; where there are fewer, places stay empty.
+    """
+    number = max(map(len, values))
+    rows = zip_longest(range(1, number + 1), *map(Tensor.tolist, values))
+    lines = text_table(f"unit:>4 | {columns}", list(rows)[:SHOWN])
+    if number > SHOWN:
+        lines.append(f"{'...':>4} {number - SHOWN} more")
+    return lines

@@ -15,6 +15,8 @@ import torch
 from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch import Tensor
 
+from pyro_vaes.theory.arguments import data_matrix
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -138,12 +140,14 @@ class ProbabilisticPCA:
 
         if ax is None:
             _, ax = plt.subplots()
+
         k, noise_var = self.loadings.shape[1], float(self.noise_var)
         spectrum = self.spectrum
         if spectrum is None:  # that of the model itself
             spectrum = torch.full_like(self.mean, noise_var)
             values = torch.linalg.svdvals(self.loadings).square()
             spectrum[: len(values)] += values
+
         ax.plot(range(1, len(spectrum) + 1), spectrum.detach().cpu().numpy(), ".-", label="eigenvalues")
         ax.axhline(noise_var, color="C1", linestyle="--", label=f"noise variance {noise_var:.4g}")
         ax.axvline(k + 0.5, color="C7", linewidth=0.8, label=f"k = {k}")
@@ -176,24 +180,20 @@ def probabilistic_pca(x: Tensor, latent_dim: int) -> ProbabilisticPCA:
         >>> probabilistic_pca(torch.as_tensor(load_digits().data) / 16, 10)
         ProbabilisticPCA(D=64, k=10, noise variance 0.022751, log-likelihood 17.452 nats per datum)
     """
-    if x.dim() != 2 or len(x) < 2:
-        raise ValueError(
-            f"x must have shape (N, D) with N >= 2, but has shape {tuple(x.shape)}; flatten images with x.flatten(1)?"
-        )
+    x = data_matrix("x", x.to(torch.float64))
+    if len(x) < 2:
+        raise ValueError(f"x must have shape (N, D) with N >= 2, but has shape {tuple(x.shape)}.")
     if not isinstance(latent_dim, int) or not 1 <= latent_dim < x.shape[1]:
         raise ValueError(
             f"latent_dim must be a whole number from 1 to D - 1 = {x.shape[1] - 1}, but got {latent_dim!r}; "
             "at least one direction is left to the noise."
         )
-    x = x.to(torch.float64)
-    if not x.isfinite().all():
-        raise ValueError(
-            f"x holds {(~x.isfinite()).sum().item()} values that are NaN or infinite; drop or impute them first."
-        )
+
     mean = x.mean(0)
     centred = x - mean
     values, vectors = torch.linalg.eigh(centred.mT @ centred / len(x))  # ascending
     spectrum, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+
     noise_var = spectrum[latent_dim:].mean().item()
     if noise_var <= torch.finfo(x.dtype).eps * spectrum[0].item():
         raise ValueError(
@@ -201,5 +201,6 @@ def probabilistic_pca(x: Tensor, latent_dim: int) -> ProbabilisticPCA:
             "is unbounded as the noise vanishes; choose a smaller latent_dim, or use more data than "
             "dimensions."
         )
+
     loadings = vectors[:, :latent_dim] * (spectrum[:latent_dim] - noise_var).sqrt()
     return ProbabilisticPCA(mean, loadings, noise_var, spectrum)

@@ -79,8 +79,10 @@ def moment_spectrum(moment: Tensor) -> Tensor:
             f"A second moment has shape (D, D), but got {tuple(moment.shape)}; for data with shape (N, D) use "
             "second_moment_spectrum or residual_spectrum."
         )
+
     if not moment.isfinite().all() or not torch.allclose(moment, moment.mT, rtol=1e-5, atol=1e-8):
         raise ValueError("A second moment is symmetric and finite, but this matrix is not; is it data, or E[y xᵀ]?")
+
     values = torch.linalg.eigvalsh((moment + moment.mT) / 2).flip(0)
     if values[-1] < -1e-6 * values[0].abs():
         raise ValueError(

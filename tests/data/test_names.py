@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vaes.data import NAMES, load_data
+from pyro_vaes.data import NAMES, data_set_states, load_data
 from pyro_vaes.data.files import SHA256, Library
 
 # name: sizes of train, valid (drawn or official), test; image shape; largest pixel; classes
@@ -162,7 +162,7 @@ def test_unknown_names(name, error, message):
 def test_arrays_are_no_names(x):
     with pytest.raises(
         ValueError,
-        match=r"load takes a name or a path, but got a .*; for an array use pyro_vaes\.data\.from_tensors\(x, y\)",
+        match=r"load_data takes a name or a path, but got a .*; for an array use pyro_vaes\.data\.from_tensors\(x, y\)",
     ):
         load_data(x)
 
@@ -232,3 +232,15 @@ def test_folders_in_order(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match="can be written to"):
         _ = Library(tmp_path / "file").target
+
+
+def test_states_say_of_every_name_whether_its_files_are_here(tmp_path):
+    (tmp_path / "FreyFaces").mkdir()
+    (tmp_path / "FreyFaces" / "frey_rawface.mat").write_bytes(b"whatever: nothing is read")
+    found = {state.name: state for state in data_set_states(tmp_path)}
+    assert tuple(found) == NAMES
+    assert found["digits"].state == "here (bundled)" and found["frey_faces"].state == "here"
+    assert found["att_faces"].state == "not here"
+    assert found["celeba"].state == "not here; downloads on first use"
+    assert found["celeba"].about.startswith("CelebA, aligned: 202,599 faces")
+    assert not list(tmp_path.glob("celeba*"))

@@ -28,7 +28,7 @@ def test_numbers_of_any_kind(kind) -> None:
 @pytest.mark.parametrize(
     ("clusters", "options", "message"),
     [
-        (torch.zeros(5).long(), {}, r"6 images, but clusters has torch.int64 and shape \(5,\)"),
+        (torch.zeros(5).long(), {}, r"6 images, but clusters has int64 and shape \(5,\)"),
         (torch.zeros(6), {}, "wanted a whole number for each"),
         (np.zeros(6), {}, "wanted a whole number for each"),
         (torch.zeros(6).long(), {"columns": 0}, "at least 1, but got 0"),

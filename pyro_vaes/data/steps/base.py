@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from pyro_vaes.data.noise import fixed_uniform
 
@@ -25,8 +25,8 @@ class PixelInfo(NamedTuple):
 class Step:
     r"""One preprocessing step: a callable :math:`y = f(x)` on batches of images.
 
-    A step of your own is a frozen dataclass derived from this class with a `__call__`, a `space`, and, where
-    the map is a bijection, an `inverse` and a `log_abs_det_jacobian`.
+    A step of your own is a frozen dataclass derived from this class with a `transform` (or a `__call__`, if it is
+    random), a `space`, and, where the map is a bijection, an `inverse` and a `log_abs_det_jacobian`.
 
     Example:
         >>> from pyro_vaes.data import Threshold
@@ -41,7 +41,15 @@ class Step:
         """The result in words."""
         return repr(self)
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
+        """The new images of a step that is not random.
+
+        Arguments:
+            x: Images, with shape `(B, C, H, W)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither transform nor __call__.")
+
+    def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         """Applies the step.
 
         Arguments:
@@ -53,9 +61,9 @@ class Step:
         Returns:
             The new images, with shape `(B, C', H', W')`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+        return self.transform(x)
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple["Step", PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> "Fitted":
         """Checks the input and fills in what is learned from it.
 
         Arguments:
@@ -99,6 +107,10 @@ class Step:
         return self
 
 
+Fitted = tuple[Step, PixelInfo]
+"""A step with what it learned, and what is known about the pixels after it."""
+
+
 def as_steps(given: Sequence[Step] | Step, example: str = "[ToUnit(), Binarize()]") -> tuple[Step, ...]:
     """The preprocessing steps, of which there may be one alone.
 
@@ -128,7 +140,7 @@ def as_steps(given: Sequence[Step] | Step, example: str = "[ToUnit(), Binarize()
 
 
 def apply_steps(
-    steps: Sequence[Step], x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None
+    steps: Sequence[Step], x: Tensor, generator: Generator | None = None, rows: Tensor | None = None
 ) -> Tensor:
     """Applies the steps one after the other.
 
@@ -206,7 +218,7 @@ def want_unit(step: Step, info: PixelInfo) -> None:
         )
 
 
-def uniform(x: Tensor, generator: torch.Generator | None, rows: Tensor | None, seed: int, stream: int) -> Tensor:
+def uniform(x: Tensor, generator: Generator | None, rows: Tensor | None, seed: int, stream: int) -> Tensor:
     """Noise in [0, 1) like x: fresh from the generator, or that which belongs to the rows."""
     if generator is not None:
         return torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, floating, uniform, want_unit
+from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, floating, uniform, want_unit
 
 __all__ = ["Binarize", "Threshold"]
 
@@ -28,6 +27,7 @@ class Binarize(Step):
         | https://www.cs.toronto.edu/~rsalakhu/papers/dbn_ais.pdf
 
     Example:
+        >>> import torch
         >>> Binarize()(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist()
         [0.0, 1.0]
     """
@@ -39,10 +39,10 @@ class Binarize(Step):
     def space(self) -> str:
         return "binarised at random (probabilities of bits)"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         return uniform(x, generator, rows, self.seed, stream=0).lt_(x)
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         want_unit(self, info)
         return self, PixelInfo(0.0, 1.0, 2)
 
@@ -57,6 +57,7 @@ class Threshold(Step):
         at: The threshold t, in [0, 1).
 
     Example:
+        >>> import torch
         >>> Threshold(at=0.5)(torch.tensor([[[[0.5, 0.6]]]])).flatten().tolist()
         [0.0, 1.0]
     """
@@ -73,9 +74,9 @@ class Threshold(Step):
     def space(self) -> str:
         return f"binarised at {self.at:g} (probabilities of bits)"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         return (x > self.at).to(floating(x.dtype))
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         want_unit(self, info)
         return self, PixelInfo(0.0, 1.0, 2)

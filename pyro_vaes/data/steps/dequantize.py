@@ -5,10 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, constant, uniform, want_unit
+from pyro_vaes.data.steps.base import (
+    Fitted,
+    PixelInfo,
+    Step,
+    constant,
+    uniform,
+    want_unit,
+)
 
 __all__ = ["Dequantize"]
 
@@ -33,6 +39,7 @@ class Dequantize(Step):
         | https://arxiv.org/abs/1511.01844
 
     Example:
+        >>> import torch
         >>> y = Dequantize(levels=256)(torch.tensor([[[[0.0, 1.0]]]])).flatten()
         >>> bool(0 <= y[0] < 1 / 256 and 255 / 256 <= y[1] < 1)
         True
@@ -50,11 +57,11 @@ class Dequantize(Step):
     def _levels(self) -> int:
         return 256 if self.levels is None else self.levels
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         u = uniform(x, generator, rows, self.seed, stream=1)
         return ((self._levels - 1) * x + u) / self._levels
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         want_unit(self, info)
         levels = info.levels if self.levels is None else self.levels
         if levels is None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, constant, floating
+from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, constant, floating
+from pyro_vaes.data.types import Size
 
 __all__ = ["Grey", "HorizontalFlip", "Resize"]
 
@@ -24,7 +25,7 @@ class Resize(Step):
         torch.Size([2, 3, 4, 6])
     """
 
-    size: int | tuple[int, int]
+    size: Size
 
     def __post_init__(self) -> None:
         if min(self.height_width) < 1:
@@ -35,19 +36,21 @@ class Resize(Step):
     @property
     def height_width(self) -> tuple[int, int]:
         """The new height and width in pixels."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
+        if isinstance(self.size, int):
+            return self.size, self.size
+        return self.size
 
     @property
     def space(self) -> str:
         return "resized to {} x {}".format(*self.height_width)
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) == self.height_width:
             return x
         y = F.interpolate(x.to(floating(x.dtype)), self.height_width, mode="bilinear", antialias=True)
         return _keep_dtype(y, x)
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         return self, _averaged(next(iter(chunks)), info)
 
 
@@ -70,7 +73,7 @@ class Grey(Step):
     def space(self) -> str:
         return "made grey"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         if x.shape[-3] == 1:
             return x
         # a fourth channel would be transparency, which luminance leaves out
@@ -78,7 +81,7 @@ class Grey(Step):
         red, green, blue = (w * x[..., i, :, :].to(floating(x.dtype)) for i, w in enumerate(weights))
         return _keep_dtype((red + green + blue).unsqueeze(-3), x)
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         first = next(iter(chunks))
         channels = first.shape[-3]
         if channels not in (1, 3, 4):
@@ -105,7 +108,7 @@ class HorizontalFlip(Step):
     def space(self) -> str:
         return "mirrored at random in training"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         if generator is None:
             return x
         mirrored = torch.rand(len(x), 1, 1, 1, device=x.device, generator=generator) < 0.5

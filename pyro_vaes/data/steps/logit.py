@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, want_unit
+from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, want_unit
 
 __all__ = ["Logit"]
 
@@ -47,10 +47,10 @@ class Logit(Step):
     def space(self) -> str:
         return f"logit-transformed (lam = {self.lam:g})"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         return torch.logit(self.lam + (1 - 2 * self.lam) * x)
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         want_unit(self, info)
         low, high = self(torch.tensor([info.low, info.high], dtype=torch.float64)).tolist()
         return self, PixelInfo(low, high, None)

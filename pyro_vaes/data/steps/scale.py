@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.steps.base import PixelInfo, Step, constant, floating
+from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, constant, floating
 
 __all__ = ["MeanCentre", "ToSigned", "ToUnit"]
 
@@ -38,12 +38,12 @@ class ToUnit(Step):
     def _bounds(self) -> tuple[float, float]:
         return (0.0 if self.low is None else self.low, 255.0 if self.high is None else self.high)
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         low, high = self._bounds
         x = x.to(floating(x.dtype))
         return (x - low if low else x) / (high - low)
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         low = info.low if self.low is None else self.low
         high = info.high if self.high is None else self.high
         if not high > low:
@@ -81,10 +81,10 @@ class ToSigned(ToUnit):
     def space(self) -> str:
         return "scaled to [-1, 1]"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
-        return 2 * super().__call__(x, generator, rows) - 1
+    def transform(self, x: Tensor) -> Tensor:
+        return 2 * super().transform(x) - 1
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         step, unit = super().fit(chunks, info)
         return step, PixelInfo(2 * unit.low - 1, 2 * unit.high - 1, unit.levels)
 
@@ -125,10 +125,10 @@ class MeanCentre(Step):
             )
         return self.mean
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None, rows: Tensor | None = None) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         return x - self._fitted
 
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> tuple[Step, PixelInfo]:
+    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
         mean = self.mean
         if mean is None:
             total, count = torch.zeros((), dtype=torch.float64), 0

@@ -1,16 +1,29 @@
 """Where the batches of a training loop come from: sources of rows, loaders."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vaes.infer.batches.sources import EMPTY, Batch, DatasetSource, Source, TensorSource, as_tensor, on_device
-from pyro_vaes.infer.batches.unusable_data import has_parts, refuse_numbers, said, said_parts
+from pyro_vaes.infer.batches.sources import (
+    EMPTY,
+    Batch,
+    DatasetSource,
+    Source,
+    TensorSource,
+    as_tensor,
+    item_on_device,
+    on_device,
+)
+from pyro_vaes.infer.batches.unusable_data import (
+    describe,
+    describe_parts,
+    has_parts,
+    refuse_lists_of_numbers,
+)
 from pyro_vaes.infer.whole_numbers import whole_number
 
 __all__ = [
@@ -79,10 +92,12 @@ class SourceBatches:
                 stop = min(start - self.rank + self.batch_size, len(self.source))
                 yield self.source.batch(slice(start, stop, self.world_size))
             return
+
         order = torch.randperm(len(self.source), generator=_generator("cpu", seed, epoch, 0))
         rest = -len(order) % self.world_size
         if rest:
             order = torch.cat([order, order[torch.arange(rest) % len(order)]])
+
         noise = _generator(device, seed, epoch, 1 + self.rank)
         for index in order.to(device).split(self.batch_size)[: len(self)]:
             yield self.source.batch(index[self.rank :: self.world_size], noise)
@@ -107,16 +122,22 @@ def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -
     return torch.Generator(device=device).manual_seed(derived_seed(seed, epoch, stream))
 
 
+def _length(data: object) -> int | None:
+    """How many there are; None for a stream, and for a loader of one."""
+    if not isinstance(data, Sized):
+        return None
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
 class LoaderBatches:
     """Batches of a user's DataLoader, Dataset (through one) or iterable, moved to the device one by one."""
 
     def __init__(self, loader: Iterable[object]) -> None:
         self.loader = loader
-        self._length: int | None
-        try:
-            self._length = len(cast(Sequence[object], loader))
-        except TypeError:  # a stream, or a loader of one
-            self._length = None
+        self._length = _length(loader)
         if self._length == 0:
             raise ValueError("The data set is empty: the loader has no batches. Is the path or the filter right?")
         if isinstance(loader, Iterator):
@@ -130,8 +151,7 @@ class LoaderBatches:
 
     @property
     def num_data(self) -> int | None:
-        dataset = getattr(self.loader, "dataset", None)
-        return len(cast(Sequence[object], dataset)) if hasattr(dataset, "__len__") else None
+        return _length(getattr(self.loader, "dataset", None))
 
     def to(self, device: torch.device) -> "LoaderBatches":
         return self
@@ -174,7 +194,8 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
     """
     if whole_number("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size must be at least 1, but got {batch_size}.")
-    refuse_numbers(data)
+    refuse_lists_of_numbers(data)
+
     source = _source(data)
     if source is not None:
         return SourceBatches(source, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
@@ -182,10 +203,11 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
         return LoaderBatches(DataLoader(data, batch_size=batch_size))
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | np.ndarray | Tensor):
         return LoaderBatches(data)
+
     if has_parts(data):
-        raise ValueError(said_parts(data))
+        raise ValueError(describe_parts(data))
     raise ValueError(
-        f"data is {said(data)}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load, a "
+        f"data is {describe(data)}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load_data, a "
         "torch Dataset or DataLoader, or an iterable of batches is wanted."
     )
 
@@ -207,8 +229,9 @@ def train_and_valid(data: object, valid: object | None) -> tuple[object, object 
     """Split a data set with ``train`` and ``valid`` parts, unless a validation set is given."""
     if has_parts(data):
         part = getattr(data, "valid", None)
-        part = part if part is not None and len(part) else None
-        return data.train, part if valid is None else valid  # type: ignore[attr-defined]
+        if valid is None and part is not None and len(part):
+            valid = part
+        return data.train, valid
     return data, valid
 
 
@@ -227,8 +250,8 @@ def first_batch(data: object, device: torch.device | str, batch_size: int = 128)
     if isinstance(data, Tensor | Mapping):
         return data
     if isinstance(data, list | tuple) and not (data and isinstance(data[0], list | tuple)):
-        arrays = (as_tensor(item) if isinstance(item, np.ndarray) else None for item in data)
-        return tuple(i if a is None else a.to(device) for i, a in zip(data, arrays, strict=True))
+        return tuple(item_on_device(i, device) if isinstance(i, np.ndarray) else i for i in data)
+
     place = torch.device(device)
     batches = as_batches(train_and_valid(data, None)[0], batch_size, shuffle=False).to(place)
     for batch in batches.epoch(0, 0, place):

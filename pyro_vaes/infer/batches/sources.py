@@ -4,15 +4,24 @@ A *source* has a length, ``batch(index, generator)`` that returns the model's po
 fresh preprocessing noise from the generator, or fixed noise without one), and ``to(device)``.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Sized
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-__all__ = ["EMPTY", "Batch", "DatasetSource", "Source", "TensorSource", "as_tensor", "on_device"]
+__all__ = [
+    "EMPTY",
+    "Batch",
+    "DatasetSource",
+    "Source",
+    "TensorSource",
+    "as_tensor",
+    "item_on_device",
+    "on_device",
+]
 
 Batch = tuple[object, ...]
 EMPTY = "The data set is empty: it has 0 rows. Is the path, the split or the filter right?"
@@ -51,10 +60,10 @@ class TensorSource:
         rows = [torch.arange(1)]
         for tensor in self.tensors:
             if tensor.numel() and tensor.dtype != torch.bool and not tensor.is_complex():
-                flat = tensor.reshape(
-                    len(tensor), -1
-                )  # first by rows, which is five times as fast; NaN is both extremes
-                rows += [flat.amin(1).argmin().cpu().reshape(1), flat.amax(1).argmax().cpu().reshape(1)]
+                # first by rows, which is five times as fast; NaN is both extremes
+                flat = tensor.reshape(len(tensor), -1)
+                extremes = flat.amin(1).argmin(), flat.amax(1).argmax()
+                rows += [row.cpu().reshape(1) for row in extremes]
         return torch.cat(rows)
 
     def to(self, device: torch.device | str) -> "TensorSource":
@@ -67,7 +76,9 @@ def as_tensor(value: object) -> Tensor | None:
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         tensor = torch.from_numpy(np.ascontiguousarray(value))
-        return tensor.to(torch.get_default_dtype()) if value.dtype.kind == "f" else tensor
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+        return tensor
     return None
 
 
@@ -78,10 +89,11 @@ class DatasetSource:
         self.dataset, self.device = dataset, device
 
     def __len__(self) -> int:
-        return len(cast(Sequence[object], self.dataset))
+        assert isinstance(self.dataset, Sized)
+        return len(self.dataset)
 
     def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch:
-        rows = range(*index.indices(len(self))) if isinstance(index, slice) else index.tolist()
+        rows = range(len(self))[index] if isinstance(index, slice) else index.tolist()
         try:
             batch = default_collate([self.dataset[row] for row in rows])
         except TypeError as error:
@@ -97,6 +109,11 @@ class DatasetSource:
 
 def on_device(batch: object, device: torch.device | str) -> Batch:
     """A batch as a tuple, its tensors on this device."""
-    items = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    tensors = [as_tensor(item) for item in items]
-    return tuple(t.to(device, non_blocking=True) if t is not None else i for t, i in zip(tensors, items, strict=True))
+    items = batch if isinstance(batch, tuple | list) else (batch,)
+    return tuple(item_on_device(item, device) for item in items)
+
+
+def item_on_device(item: object, device: torch.device | str) -> object:
+    """A tensor or an array as a tensor on this device, anything else as it is."""
+    tensor = as_tensor(item)
+    return item if tensor is None else tensor.to(device, non_blocking=True)
