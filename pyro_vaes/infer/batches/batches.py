@@ -45,7 +45,8 @@ class SourceBatches:
     """
 
     def __init__(self, source: Source, batch_size: int, *, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
-        if len(source) == 0:
+        self.num_data = len(source)
+        if self.num_data == 0:
             raise ValueError(EMPTY)
         if shuffle and batch_size % world_size:
             raise ValueError(
@@ -58,17 +59,13 @@ class SourceBatches:
 
     def __len__(self) -> int:
         if not self.keeps_last:
-            return len(self.source) // self.batch_size
-        return -(-len(self.source) // self.batch_size)
+            return self.num_data // self.batch_size
+        return -(-self.num_data // self.batch_size)
 
     @property
     def last_size(self) -> int:
         """Rows of an epoch's last batch, over all processes."""
-        return (len(self.source) % self.batch_size if self.keeps_last else 0) or self.batch_size
-
-    @property
-    def num_data(self) -> int:
-        return len(self.source)
+        return (self.num_data % self.batch_size if self.keeps_last else 0) or self.batch_size
 
     def to(self, device: torch.device) -> "SourceBatches":
         moved = copy.copy(self)
@@ -82,18 +79,18 @@ class SourceBatches:
         """
         assert self.shuffle
         whole = copy.copy(self)
-        whole.keeps_last = len(self.source) < self.batch_size
+        whole.keeps_last = self.num_data < self.batch_size
         return whole
 
     def epoch(self, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
         """The batches of one epoch; every rank gets its own rows of each batch."""
         if not self.shuffle:
-            for start in range(self.rank, len(self.source), self.batch_size):
-                stop = min(start - self.rank + self.batch_size, len(self.source))
+            for start in range(self.rank, self.num_data, self.batch_size):
+                stop = min(start - self.rank + self.batch_size, self.num_data)
                 yield self.source.batch(slice(start, stop, self.world_size))
             return
 
-        order = torch.randperm(len(self.source), generator=_generator("cpu", seed, epoch, 0))
+        order = torch.randperm(self.num_data, generator=_generator("cpu", seed, epoch, 0))
         rest = -len(order) % self.world_size
         if rest:
             order = torch.cat([order, order[torch.arange(rest) % len(order)]])
@@ -107,7 +104,7 @@ class SourceBatches:
         find = getattr(self.source, "suspects", None)
         if find is None:
             return None
-        others = torch.arange(min(rows, len(self.source)))
+        others = torch.arange(min(rows, self.num_data))
         index = torch.cat([find(), others])
         _, first = np.unique(index.numpy(), return_index=True)
         return self.source.batch(index[torch.from_numpy(np.sort(first))[:rows]])
