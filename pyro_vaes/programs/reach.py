@@ -2,12 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from pyro.poutine.messenger import Messenger, unwrap
 from torch import nn
 
-__all__ = ["Program", "modules_of", "num_positional", "required_arguments"]
+__all__ = ["Program", "identity", "modules_of", "num_positional", "required_arguments"]
 
 Program = Callable[..., object]
 MAX_DEPTH = 4  # functions that call functions, wrappers in wrappers
@@ -59,6 +59,17 @@ def _within(program: object, label: str) -> list[tuple[str, object]]:
 def _named(values: Mapping[str, object], label: str) -> list[tuple[str, object]]:
     """Sorted, so that names are the same in every process."""
     return [(f"{label}.{name}", values[name]) for name in sorted(values, key=str)]
+
+
+def identity(program: Program) -> Hashable:
+    """What tells a program from others while it is alive.
+
+    A bound method is another object at each access, so it goes by its owner and function.
+    """
+    owner = getattr(program, "__self__", None)
+    if owner is None:
+        return id(program)
+    return id(owner), id(getattr(program, "__func__", None))
 
 
 def num_positional(program: Program) -> int | None:

@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vaes.programs.aside import preserve_rng
-from pyro_vaes.programs.reach import Program
+from pyro_vaes.programs.reach import Program, identity
 
 __all__ = [
     "PairTraces",
@@ -117,7 +117,8 @@ def dry_run(program: Program, args: Args, kwargs: Mapping[str, object] | None = 
     values = (*args, *named, *named.values())
     shared = _shared.get()
     for entry in shared or ():
-        if _is_same(entry.program, program) and _are_same(entry.values, values):
+        same_program = identity(entry.program) == identity(program)
+        if same_program and _are_same(entry.values, values):
             return entry.trace
 
     token = _is_dry.set(True)
@@ -144,11 +145,6 @@ def dry_run_pair(model: Program, guide: Program, args: Args) -> PairTraces:
         with poutine.block(), torch.no_grad(), preserve_rng():
             against = run(model, args, against=guide_trace)
         return PairTraces(guide_trace, prune_subsample_sites(against))
-
-
-def _is_same(one: Program, two: Program) -> bool:
-    """Whether these are one program; a bound method is a new object at each access."""
-    return one is two or one == two
 
 
 def _are_same(one: tuple[object, ...], two: tuple[object, ...]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vaes.programs.buffers import untouched_buffers
 from pyro_vaes.programs.keywords import unbind_keywords
-from pyro_vaes.programs.reach import Program
+from pyro_vaes.programs.reach import Program, identity
 
 __all__ = ["Findings", "batch_structure"]
 
@@ -88,8 +88,7 @@ class Findings(Generic[Found]):
             bare.append(unbound)
             structures.append(batch_structure((), keywords))
 
-        # by identity and function: a bound method is another object at each access
-        identities = tuple(map(_identity, bare))
+        identities = tuple(map(identity, bare))
         key = (identities, batch_structure(args), tuple(structures))
 
         if key not in self._found:
@@ -100,10 +99,3 @@ class Findings(Generic[Found]):
                 self._found.popitem(last=False)
 
         return self._found[key][1]
-
-
-def _identity(program: Program) -> Hashable:
-    owner = getattr(program, "__self__", None)
-    if owner is None:
-        return id(program)
-    return id(owner), id(getattr(program, "__func__", None))

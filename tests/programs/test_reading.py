@@ -285,9 +285,11 @@ def test_dry_runs_are_shared_by_program_and_arguments():
             assert dry_run(owner.program, (x,)) is first
         dry_run(owner.program, (x.clone(),))
         dry_run(owner.program, (), {"x": x})
-    assert len(calls) == 3
+        for value in (x, x.clone()):  # keywords that are bound belong to the program
+            dry_run(bind_keywords(owner.program, {"x": value}), ())
+    assert len(calls) == 5
     dry_run(owner.program, (x,))
-    assert len(calls) == 4
+    assert len(calls) == 6
 
 
 def test_a_model_that_cannot_draw_is_run_against_the_guide():
