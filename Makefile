@@ -2,6 +2,7 @@
 #   make demo        train on real images; pictures, report and figures under runs/demo
 #   make test        the suite, with coverage; of the zoo, a set that covers all pairs and refusals
 #   make test-full   the suite with every combination of model, guide and bound
+#   make test-oldest the core of the suite on the oldest versions that pyproject.toml admits
 #   make test-all    the ArviZ part of the suite on every other CPython >= 3.11 found here
 #   make lint        ruff, mypy, import contract, and that no file reads worse than it did
 #   make papers      each paper's experiment in seconds; one at length: NAME=linear_collapse BUDGET=cpu
@@ -22,7 +23,7 @@ INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-full test-all lint papers notebooks bench clean
+.PHONY: help demo test test-full test-oldest test-all lint papers notebooks bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,9 @@ notebooks: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/step.py
+
+test-oldest:
+	@PYTHON="$(PYTHON)" INSTALL="$(INSTALL)" WORKERS="$(WORKERS)" bash .ci/test-oldest
 
 test-all:
 	@PYTHON="$(PYTHON)" INSTALL="$(INSTALL)" bash .ci/test-all

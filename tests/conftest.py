@@ -1,5 +1,6 @@
 """What every test gets: one seed, a clean Pyro, one thread, no display, and the image data if given."""
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    """Say which versions are tested: those of `make test` are the newest, those of `make test-oldest` the oldest."""
+    names = ("torch", "pyro-ppl", "numpy", "scipy", "arviz")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 @pytest.fixture(scope="session", autouse=True)
