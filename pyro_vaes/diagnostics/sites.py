@@ -75,9 +75,11 @@ def aligned(site: Message, plate: DataPlate, *, key: str = "value") -> Tensor:
     """
     value = site[key]
     event_dim = value.dim() - (site["value"].dim() - len(site["fn"].event_shape))
+
     missing = 1 + plate.depth - (value.dim() - event_dim)
     value = value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
     value = value.movedim(plate.dim - event_dim, 1)
+
     others = [d for d in range(-plate.depth, 0) if d != plate.dim]  # behind the data, in this order
     used = {around.dim for around in plates(site)}
     unused = [2 + i for i, d in enumerate(others) if d not in used]

@@ -21,6 +21,7 @@ from pyro_vaes.programs.densities import (
     per_datum_terms,
 )
 from pyro_vaes.programs.dependencies import dependencies, mean_field_violations
+from pyro_vaes.programs.evaluation_handlers import FixedRows, WithoutData
 from pyro_vaes.programs.handler_stack import ambient_scale
 from pyro_vaes.programs.keywords import bind_keywords, unbind_keywords
 from pyro_vaes.programs.marks import (
@@ -33,6 +34,7 @@ from pyro_vaes.programs.marks import (
     mark_statements,
     marks,
     may_be_point,
+    replaced_observation,
     was_observed,
 )
 from pyro_vaes.programs.pair import Pair
@@ -75,6 +77,7 @@ __all__ = [
     "VALUED",
     "DataPlate",
     "Findings",
+    "FixedRows",
     "Pair",
     "PairTraces",
     "Plate",
@@ -84,6 +87,7 @@ __all__ = [
     "Sites",
     "UnitCounter",
     "Units",
+    "WithoutData",
     "ambient_scale",
     "batch_structure",
     "bind_keywords",
@@ -117,6 +121,7 @@ __all__ = [
     "per_datum_terms",
     "plates",
     "preserve_rng",
+    "replaced_observation",
     "required_arguments",
     "role",
     "run",

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVE_VARIANCE", "CollapseReport", "SiteCollapse", "default_epsilon", "standard_error"]
+from pyro_vaes.diagnostics.summaries import ACTIVE_VARIANCE, standard_error
 
-ACTIVE_VARIANCE = ACTIVE_KL = 0.01
+__all__ = ["CollapseReport", "SiteCollapse", "default_epsilon"]
+
+ACTIVE_KL = 0.01
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,6 @@ class SiteCollapse:
 def default_epsilon() -> Tensor:
     """Thresholds of (epsilon, delta)-collapse, nats: 100 from 1e-3 to 10."""
     return torch.logspace(-3, 1, 100, dtype=torch.float64)
-
-
-def standard_error(x: Tensor) -> Tensor:
-    """Of the mean over the data, which come first."""
-    return x.std(0) / math.sqrt(len(x)) if len(x) > 1 else torch.full_like(x[0], math.nan)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ class SiteForecast:
     active: Tensor
     encoder_singular_values: Tensor
     encoder_scale: Tensor
-    prior_scale: float | None
-    critical_beta: Tensor | None
-    critical_noise: Tensor | None
+    prior_scale: float | None = None
+    critical_beta: Tensor | None = None
+    critical_noise: Tensor | None = None
 
     @property
     def total_kl(self) -> float:
@@ -64,6 +64,24 @@ class SiteForecast:
             )
         scales = self.encoder_singular_values, self.encoder_scale, self.prior_scale
         return chi_square_collapse_curve(*scales, epsilon=epsilon, delta=delta)
+
+    def table(self) -> list[str]:
+        """The lines in which a forecast prints this site."""
+        beta, noise = self.critical_beta, self.critical_noise
+        lines = [f"{self.name}: {self.num_active} of {len(self.kl)} units active, KL {self.total_kl:.3f} nats"]
+        header = f"{'unit':>6}{'KL':>10}"
+        if beta is not None and noise is not None:
+            header += f"{'dies at beta':>15}{'dies at noise':>15}"
+        lines.append(header)
+
+        for i, kl in enumerate(self.kl[:SHOWN]):
+            line = f"{i + 1:>6}{kl:>10.3f}"
+            if beta is not None and noise is not None:
+                line += f"{beta[i]:>15.4g}{noise[i]:>15.4g}"
+            lines.append(line)
+        if len(self.kl) > SHOWN:
+            lines.append(f"{'...':>6}{len(self.kl) - SHOWN:>10} more")
+        return lines
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,16 +130,7 @@ class CollapseForecast:
             f"shared encoder scale (noise {self.theory.noise:.4g})"
         ]
         for site in self.sites.values():
-            lines.append(f"{site.name}: {site.num_active} of {len(site.kl)} units active, KL {site.total_kl:.3f} nats")
-            critical = site.critical_beta is not None and site.critical_noise is not None
-            lines.append(f"{'unit':>6}{'KL':>10}" + (f"{'dies at beta':>15}{'dies at noise':>15}" if critical else ""))
-            for i in range(min(len(site.kl), SHOWN)):
-                row = f"{i + 1:>6}{site.kl[i]:>10.3f}"
-                if site.critical_beta is not None and site.critical_noise is not None:
-                    row += f"{site.critical_beta[i]:>15.4g}{site.critical_noise[i]:>15.4g}"
-                lines.append(row)
-            if len(site.kl) > SHOWN:
-                lines.append(f"{'...':>6}{len(site.kl) - SHOWN:>10} more")
+            lines += site.table()
         if isinstance(self.theory, LinearHierarchicalVAE) and self.theory.undetermined:
             lines.append("with equal weights and both encoder scales learnable the loss does not decide about z_2")
         return "\n".join(lines)

@@ -156,11 +156,14 @@ def clustering_scores(
     """
     table = contingency_table(clusters, labels)
     source = (clusters, labels) if fitted is None else fitted
-    numbers, truth = clusters.cpu().numpy(), labels.cpu().numpy()
-    share = table.sum(1) / table.sum()
-    largest = max(int(c.max()) + 1 for c in (clusters, source[0]))
-    if num_clusters is not None and num_clusters < largest:
+    largest = max(int(clusters.max()), int(source[0].max())) + 1
+    if num_clusters is None:
+        num_clusters = largest
+    if num_clusters < largest:
         raise ValueError(f"num_clusters={num_clusters}, but clusters are numbered up to {largest - 1}.")
+
+    share = table.sum(1) / table.sum()
+    numbers, truth = clusters.cpu().numpy(), labels.cpu().numpy()
     return ClusteringScores(
         hungarian_accuracy=_accuracy(hungarian_map(*source), clusters, labels),
         majority_accuracy=_accuracy(majority_map(*source), clusters, labels),
@@ -168,7 +171,7 @@ def clustering_scores(
         ari=float(adjusted_rand_score(truth, numbers)),
         used_clusters=int((share > 0).sum()),
         effective_clusters=torch.special.entr(share.double()).sum().exp().item(),
-        num_clusters=largest if num_clusters is None else num_clusters,
+        num_clusters=num_clusters,
         num_labels=len(labels.unique()),
     )
 
@@ -184,9 +187,8 @@ class ClusteringReport:
 
     def __str__(self) -> str:
         width = max(7, *(len(name) + 2 for name in self.levels))
-        lines = [
-            f"{'level':<{width}}{'Hungarian':>10}{'majority':>10}{'NMI':>7}{'ARI':>7}{'used':>11}{'effective':>11}"
-        ]
+        names = f"{'Hungarian':>10}{'majority':>10}{'NMI':>7}{'ARI':>7}{'used':>11}{'effective':>11}"
+        lines = [f"{'level':<{width}}{names}"]
         for name, s in self.levels.items():
             used = f"{s.used_clusters} of {s.num_clusters}"
             lines.append(
@@ -225,13 +227,9 @@ def clustering_report(
     """
     if not clusters:
         raise ValueError("There is nothing to score: clusters is empty. Give {'y_1': clusters}?")
-    levels = {
-        name: clustering_scores(
-            numbers,
-            labels,
-            fitted=None if fitted is None else (fitted[0][name], fitted[1]),
-            num_clusters=None if num_clusters is None else num_clusters[name],
-        )
-        for name, numbers in clusters.items()
-    }
+    levels = {}
+    for name, numbers in clusters.items():
+        known = None if fitted is None else (fitted[0][name], fitted[1])
+        number = None if num_clusters is None else num_clusters[name]
+        levels[name] = clustering_scores(numbers, labels, fitted=known, num_clusters=number)
     return ClusteringReport(levels)
