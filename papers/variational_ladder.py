@@ -147,7 +147,7 @@ def digit_accuracies(model: Levels, data: ImageData, setting: LadderSetting) -> 
     draws = 1 if isinstance(model, LadderVAE) else 4  # in a hierarchy E[z_2 | x] is an average over z_1
     sites = [f"z_{level}" for level in range(1, len(model.latent_dims) + 1)]
     train, test = (
-        posterior_means(model.model, model.guide, part, sites=sites, num_particles=draws).split(model.latent_dims, dim=1)
+        posterior_means(model.model, model.guide, part, draws, sites=sites).split(model.latent_dims, dim=1)
         for part in (known, asked)
     )
     return [knn_accuracy(a, known.labels, b, asked.labels) for a, b in zip(train, test, strict=True)]

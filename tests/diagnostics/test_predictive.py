@@ -48,7 +48,7 @@ def test_seeds_and_state(function):
     assert torch.equal(rng, torch.get_rng_state()) and torch.is_grad_enabled()
     assert torch.equal(first, function(model, exact, X, 3, seed=1)["x"])
     assert not torch.equal(first, function(model, exact, X, 3, seed=2)["x"])
-    with pytest.raises(ValueError, match="num_(samples|particles) must be at least 1"):
+    with pytest.raises(ValueError, match=r"num_(samples|particles) must be at least 1"):
         function(model, exact, X, 0)
 
 

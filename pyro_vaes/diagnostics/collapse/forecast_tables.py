@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.collapse.chi_square import chi_square_collapse_curve
 from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse
+from pyro_vaes.tables import text_table
 from pyro_vaes.theory import LinearHierarchicalVAE, LinearVAE
 
 __all__ = ["CollapseForecast", "ForecastComparison", "SiteComparison", "SiteForecast"]
@@ -67,18 +68,14 @@ class SiteForecast:
 
     def table(self) -> list[str]:
         """The lines in which a forecast prints this site."""
-        beta, noise = self.critical_beta, self.critical_noise
         lines = [f"{self.name}: {self.num_active} of {len(self.kl)} units active, KL {self.total_kl:.3f} nats"]
-        header = f"{'unit':>6}{'KL':>10}"
-        if beta is not None and noise is not None:
-            header += f"{'dies at beta':>15}{'dies at noise':>15}"
-        lines.append(header)
+        columns, values = "unit:>6 | KL:>10.3f", [torch.arange(len(self.kl)) + 1, self.kl]
+        if self.critical_beta is not None and self.critical_noise is not None:
+            columns += " | dies at beta:>15.4g | dies at noise:>15.4g"
+            values += [self.critical_beta, self.critical_noise]
 
-        for i, kl in enumerate(self.kl[:SHOWN]):
-            line = f"{i + 1:>6}{kl:>10.3f}"
-            if beta is not None and noise is not None:
-                line += f"{beta[i]:>15.4g}{noise[i]:>15.4g}"
-            lines.append(line)
+        shown = [tensor[:SHOWN].tolist() for tensor in values]
+        lines += text_table(columns, zip(*shown, strict=True))
         if len(self.kl) > SHOWN:
             lines.append(f"{'...':>6}{len(self.kl) - SHOWN:>10} more")
         return lines
@@ -167,13 +164,14 @@ class ForecastComparison:
         lines = []
         for name, site in self.sites.items():
             forecast, measured = site.forecast, site.measured
-            lines += [
-                f"{name:<10}{'linear forecast':>17}{'measured':>12}{'±':>8}",
-                f"{'KL':<10}{forecast.total_kl:>17.3f}{measured.total_kl:>12.3f}{measured.total_kl_error:>8.3f}",
-                f"{'active':<10}{forecast.num_active:>17}{measured.active_units:>12}",
-            ]
             units = site.kl.T.tolist()
-            lines += [f"{f'unit {i + 1}':<10}{f:>17.3f}{m:>12.3f}" for i, (f, m) in enumerate(units[:SHOWN])]
+            rows = [
+                ("KL", forecast.total_kl, measured.total_kl, measured.total_kl_error),
+                ("active", str(forecast.num_active), str(measured.active_units), None),
+            ]
+            for i, (expected, found) in enumerate(units[:SHOWN]):
+                rows.append((f"unit {i + 1}", expected, found, None))
+            lines += text_table(f"{name}:<10 | linear forecast:>17.3f | measured:>12.3f | ±:>8.3f", rows)
             if len(units) > SHOWN:
                 lines.append(f"... {len(units) - SHOWN} more units")
         lines.append("nats per datum, units sorted by KL; measured active units are those with Var_x E[z_i|x] > 0.01")

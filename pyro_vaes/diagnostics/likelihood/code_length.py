@@ -27,6 +27,7 @@ from pyro_vaes.diagnostics.particles import Draws, Particles
 from pyro_vaes.diagnostics.sites import Args, aligned
 from pyro_vaes.diagnostics.summaries import require_positive, standard_error
 from pyro_vaes.programs import DataPlate, Program
+from pyro_vaes.tables import text_table
 
 __all__ = ["CodeLength", "code_length"]
 
@@ -71,12 +72,14 @@ class CodeLength:
             "bits-back code (-ELBO)": self.bits_back,
             "of which z (KL)": self.code,
         }
-        lines = [f"{'':<24}{'nats':>10}{'±':>8}{'bits':>10}{'bits/dim':>10}"]
+        rows = []
         for name, part in parts.items():
-            mean, error = part.mean().item(), standard_error(part).item()
+            mean = part.mean().item()
             bits = mean / math.log(2)
-            lines.append(f"{name:<24}{mean:>10.3f}{error:>8.3f}{bits:>10.3f}{bits / self.num_elements:>10.4f}")
+            rows.append((name, mean, standard_error(part).item(), bits, bits / self.num_elements))
 
+        columns = " :<24 | nats:>10.3f | ±:>8.3f | bits:>10.3f | bits/dim:>10.4f"
+        lines = text_table(columns, rows)
         lines.append(f"per datum, N = {len(self.latents)}; ± is the standard error over the data")
         return "\n".join(lines)
 

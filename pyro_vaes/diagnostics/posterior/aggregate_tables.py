@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.summaries import ACTIVE_VARIANCE
 from pyro_vaes.distributions import AggregateGaussian
+from pyro_vaes.tables import text_table
 
 __all__ = ["AggregateReport", "KLDecomposition", "kl_decomposition"]
 
@@ -100,9 +101,8 @@ class AggregateReport:
             "aggregate variance": self.variance,
             "decoder sensitivity": self.sensitivity,
         }
-        lines = [f"{'per unit':<26}{'least':>9}{'median':>9}{'most':>9}"]
-        for name, values in per_unit.items():
-            lines.append(f"{name:<26}{values.min():>9.4f}{values.median():>9.4f}{values.max():>9.4f}")
+        rows = [(name, t.min(), t.median(), t.max()) for name, t in per_unit.items()]
+        lines = text_table("per unit:<26 | least:>9.4f | median:>9.4f | most:>9.4f", rows)
 
         parts, bound = self.decomposition, math.log(self.mixture_size)
         lines += [

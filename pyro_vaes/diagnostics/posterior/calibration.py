@@ -29,6 +29,7 @@ from pyro_vaes.diagnostics.sites import Args, aligned, holds
 from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.guides import find_latents
 from pyro_vaes.programs import Program, Sites, is_auxiliary, replaced_observation, was_observed
+from pyro_vaes.tables import text_table
 
 __all__ = ["Calibration", "calibration"]
 
@@ -95,11 +96,12 @@ class Calibration:
         central = self.central_coverage(levels).tolist()
         width = max(14, *(len(name) + 2 for name in self.names))
 
-        lines = [f"{'':<{width}}{'p (uniform)':>12}{'mean rank / L':>15}{'50 % interval':>15}{'90 % interval':>15}"]
-        for name, p, rank, (half, most) in zip(self.names, p_values, mean_ranks, central, strict=True):
-            lines.append(f"{name:<{width}}{p:>12.3g}{rank:>15.3f}{half:>15.1%}{most:>15.1%}")
-        half, most = self.coverage(levels).tolist()
-        lines.append(f"{'highest density':<{width}}{'':>12}{'':>15}{half:>15.1%}{most:>15.1%}")
+        rows: list[tuple[object, ...]] = []
+        for name, p, rank, shares in zip(self.names, p_values, mean_ranks, central, strict=True):
+            rows.append((name, p, rank, *shares))
+        rows.append(("highest density", None, None, *self.coverage(levels).tolist()))
+        columns = "p (uniform):>12.3g | mean rank / L:>15.3f | 50 % interval:>15.1% | 90 % interval:>15.1%"
+        lines = text_table(f" :<{width} | {columns}", rows)
 
         smallest, tests = p_values.min().item(), len(self.names)
         lines.append(

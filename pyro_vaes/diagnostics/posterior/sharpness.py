@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vaes.diagnostics.handlers import take_means
 from pyro_vaes.diagnostics.posterior.predictive import reconstruct
 from pyro_vaes.programs import Program
+from pyro_vaes.tables import text_table
 
 __all__ = ["ReconstructionReport", "high_frequency_ratio", "laplacian", "reconstruction_report"]
 
@@ -84,12 +85,12 @@ class ReconstructionReport:
     num_data: int
 
     def __str__(self) -> str:
-        return (
-            f"{'reconstruction':<16}{'L1':>8}{'high-frequency ratio':>23}\n"
-            f"{'from the mean':<16}{self.l1_mean:>8.4f}{self.high_frequency_ratio:>23.3f}\n"
-            f"{'from a draw':<16}{self.l1_sample:>8.4f}{self.high_frequency_ratio_sample:>23.3f}\n"
-            f"on {self.num_data} data"
-        )
+        rows = [
+            ("from the mean", self.l1_mean, self.high_frequency_ratio),
+            ("from a draw", self.l1_sample, self.high_frequency_ratio_sample),
+        ]
+        lines = text_table("reconstruction:<16 | L1:>8.4f | high-frequency ratio:>23.3f", rows)
+        return "\n".join([*lines, f"on {self.num_data} data"])
 
     __repr__ = __str__
 

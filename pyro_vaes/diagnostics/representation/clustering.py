@@ -22,6 +22,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
+from pyro_vaes.tables import text_table
+
 __all__ = [
     "ClusteringReport",
     "ClusteringScores",
@@ -187,15 +189,15 @@ class ClusteringReport:
 
     def __str__(self) -> str:
         width = max(7, *(len(name) + 2 for name in self.levels))
-        names = f"{'Hungarian':>10}{'majority':>10}{'NMI':>7}{'ARI':>7}{'used':>11}{'effective':>11}"
-        lines = [f"{'level':<{width}}{names}"]
+        columns = (
+            f"level:<{width} | Hungarian:>10.1% | majority:>10.1% | NMI:>7.3f | ARI:>7.3f | used:>11 | effective:>11.1f"
+        )
+        rows = []
         for name, s in self.levels.items():
             used = f"{s.used_clusters} of {s.num_clusters}"
-            lines.append(
-                f"{name:<{width}}{s.hungarian_accuracy:>10.1%}{s.majority_accuracy:>10.1%}{s.nmi:>7.3f}{s.ari:>7.3f}"
-                f"{used:>11}{s.effective_clusters:>11.1f}"
-            )
-        return "\n".join(lines)
+            agreement = (s.hungarian_accuracy, s.majority_accuracy, s.nmi, s.ari)
+            rows.append((name, *agreement, used, s.effective_clusters))
+        return "\n".join(text_table(columns, rows))
 
     __repr__ = __str__
 

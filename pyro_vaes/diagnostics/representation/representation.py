@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.representation.clustering import hungarian_map
 from pyro_vaes.diagnostics.summaries import require_positive
+from pyro_vaes.tables import text_table
 
 __all__ = [
     "ProbeAccuracy",
@@ -190,9 +191,8 @@ class RepresentationReport:
     num_test: int
 
     def __str__(self) -> str:
-        lines = [f"{'labels':>8}{'kNN':>17}{'linear':>17}"]
-        for knn, linear in zip(self.knn, self.linear, strict=True):
-            lines.append(f"{knn.num_labels:>8}{knn!s:>17}{linear!s:>17}")
+        rows = [(k.num_labels, str(k), str(line)) for k, line in zip(self.knn, self.linear, strict=True)]
+        lines = text_table("labels:>8 | kNN:>17 | linear:>17", rows)
         lines.append(f"K-means accuracy {self.kmeans_accuracy:.1%}, F1 {self.kmeans_f1:.3f}")
         lines.append(f"on {self.num_test} test data, {self.num_units} units; ± is the spread over subsets of labels")
         return "\n".join(lines)
