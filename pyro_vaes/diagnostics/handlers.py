@@ -1,7 +1,9 @@
 """An effect handler for evaluation: latents at the means of their distributions."""
 
+from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from torch import Tensor
 
 from pyro_vaes.programs import is_latent
 
@@ -29,15 +31,20 @@ class take_means(Messenger):
         if not is_latent(msg) or msg["value"] is not None:
             return
 
-        fn = msg["fn"]
-        try:  # a category has no mean to compute with
-            mean = None if fn.has_enumerate_support else fn.mean
-        except NotImplementedError:
-            mean = None
-
+        mean = _mean_in_support(msg["fn"])
         if mean is None:
             raise ValueError(
-                f"The distribution of {msg['name']!r} ({type(fn).__name__}) has no mean in its support; take draws?"
+                f"The distribution of {msg['name']!r} ({type(msg['fn']).__name__}) has no "
+                "mean in its support; take draws?"
             )
         msg["value"] = mean
         msg["done"] = True
+
+
+def _mean_in_support(fn: TorchDistribution) -> Tensor | None:
+    if fn.has_enumerate_support:  # a category has no mean to compute with
+        return None
+    try:
+        return fn.mean
+    except NotImplementedError:
+        return None

@@ -116,7 +116,7 @@ class Particles:
             raise ValueError(f"chunk_size must be at least 1 particle per pass, but got {chunk_size}.")
         self.pair = Pair(model, guide)
         self.fixed = FixedRows()
-        self.pair.model, self.pair.guide = self.fixed(model), self.fixed(guide)
+        self.model, self.guide = self.fixed(model), self.fixed(guide)
 
         batches = as_batches(data, batch_size, shuffle=False)
         place = self.pair.device()
@@ -128,8 +128,6 @@ class Particles:
         self.chunk_size, self.seed = chunk_size, seed
         self.scored, self.pointwise = scored or pointwise, pointwise
         self._way: _WayToDraw | None = None
-
-    # what the first batch told
 
     @property
     def _known(self) -> _WayToDraw:
@@ -149,7 +147,9 @@ class Particles:
     @property
     def limit(self) -> int | None:
         """Number of data where the last block is filled up with rows that do not count; else None."""
-        return None if self._known.all_data is None else self.plate.full_size
+        if self._known.all_data is None:
+            return None
+        return self.plate.full_size
 
     # rows
 
@@ -171,7 +171,9 @@ class Particles:
     def joined(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
         """The results of all passes, one after the other, without rows that do not count."""
         whole = torch.cat(list(parts), dim)
-        return whole if self.limit is None else whole.narrow(dim, 0, self.limit)
+        if self.limit is None:
+            return whole
+        return whole.narrow(dim, 0, self.limit)
 
     def num_counted(self, size: int, before: int) -> int:
         """How many of a pass's rows count, of which so many went before."""
@@ -210,7 +212,7 @@ class Particles:
     def _try_plate(self, args: Args) -> DataPlate | Exception:
         """The data plate on these rows, or why there is none."""
         try:
-            return find_data_plate(self.pair.model, self.pair.guide, args)
+            return find_data_plate(self.model, self.guide, args)
         except FAILURES as error:
             return error
 
@@ -245,10 +247,10 @@ class Particles:
 
         Another guide than the pair's own may be given for this draw; it sees the same rows.
         """
-        model = self.pair.model
-        guide = self.pair.guide if guide is None else self.fixed(guide)
+        guide = self.guide if guide is None else self.fixed(guide)
+        wide_model, wide_guide = self._wide(self.model, num), self._wide(guide, num)
         with poutine.block():
-            pairs = [run_pair(self._wide(model, num), self._wide(guide, num), args) for _ in self._passes_for(num)]
+            pairs = [run_pair(wide_model, wide_guide, args) for _ in self._passes_for(num)]
 
         log_weights = self._together([self._log_prob(p.model) - self._log_prob(p.guide) for p in pairs])
         guide_sites = self._gathered([p.guide for p in pairs])
@@ -258,17 +260,15 @@ class Particles:
         """Log importance weights ``(num, B)`` on the CPU, drawn chunk by chunk."""
         return torch.cat([self.draw(args, k, guide).log_weights.cpu() for k in self.chunks(num)])
 
-    def log_density(
-        self, program: Program, args: Args, given: Values, keep: Callable[[str], bool] = lambda name: True
-    ) -> Tensor:
+    def log_density(self, program: Program, args: Args, given: Values) -> Tensor:
         """Unscaled log-density ``(K, B)`` of a program at given values ``(K, *batch, *event)`` of its random sites."""
-        traces = self.traces(program, args, len(next(iter(given.values()))), given)
-        return self.log_prob(traces, keep)
+        num = len(next(iter(given.values())))
+        return self.log_prob(self.traces(program, args, num, given))
 
     def replicate(self, args: Args, draws: Draws) -> Values:
         """Replicated observations ``(K, B, *plates, *event)`` given drawn latents: the model without its data."""
         latents = values_of(draws.latents())
-        sites = self.run_many(WithoutData()(self.pair.model), args, len(draws.log_weights), latents)
+        sites = self.run_many(WithoutData()(self.model), args, len(draws.log_weights), latents)
         return {n: aligned(s, self.plate) for n, s in sites.items() if was_observed(s)}
 
     def observed_means(self, args: Args, draws: Draws, through: Sequence[str] | None = None) -> Values:
@@ -283,12 +283,12 @@ class Particles:
         if through is not None:
             given = {n: given[n] for n in through}
 
-        sites = self.run_many(self.pair.model, args, len(draws.log_weights), given, means=True)
+        sites = self.run_many(self.model, args, len(draws.log_weights), given, means=True)
         return {n: aligned(s, self.plate, key="mean") for n, s in sites.items() if n in draws.observations()}
 
     def prior(self, args: Args, num: int) -> Sites:
         """All sites of the model run forward, without its data: latents from the prior and new observations."""
-        return self.run_many(WithoutData()(self.pair.model), args, num, {})
+        return self.run_many(WithoutData()(self.model), args, num, {})
 
     def run_many(self, program: Program, args: Args, num: int, given: Values, *, means: bool = False) -> Sites:
         """The sites of ``num`` runs of a program given values of some, with shape ``(K, *batch, *event)``."""
@@ -320,10 +320,14 @@ class Particles:
         return range(1 if self.vectorized else num)
 
     def _wide(self, program: Program, num: int) -> Program:
-        return over_particles(program, num, self.plate) if self.vectorized else program
+        if self.vectorized:
+            return over_particles(program, num, self.plate)
+        return program
 
     def _together(self, values: list[Tensor]) -> Tensor:
-        return values[0] if self.vectorized else torch.stack(values)
+        if self.vectorized:
+            return values[0]
+        return torch.stack(values)
 
     def _log_prob(self, trace: Trace, keep: Callable[[str], bool] = lambda name: True) -> Tensor:
         return per_datum_log_prob(trace, self.plate.dim, particles=self.vectorized, keep=keep)
@@ -331,7 +335,9 @@ class Particles:
     def _gathered(self, traces: list[Trace], amend: Callable[[Sites], Sites] = lambda found: found) -> Sites:
         """The sites of all traces, with what is added to those of each, as those of one."""
         each = [amend(expanded(sites(trace, VALUED))) for trace in traces]
-        return each[0] if self.vectorized else stacked(each)
+        if self.vectorized:
+            return each[0]
+        return stacked(each)
 
     def _add_scores(self, found: Sites) -> Sites:
         """Log-densities of observed sites, if these were asked for."""
@@ -343,7 +349,7 @@ class Particles:
         """One validated pass: data outside a support and parameters that are not finite end here."""
         try:
             with pyro.validation_enabled(True), poutine.block():
-                for trace in run_pair(self.pair.model, self.pair.guide, args):
+                for trace in run_pair(self.model, self.guide, args):
                     per_datum_log_prob(trace, plate.dim, particles=False)
         except ValueError:
             self._raise_known_problems(args)
@@ -352,7 +358,7 @@ class Particles:
     def _raise_known_problems(self, args: Args) -> None:
         """Raise what is wrong with the programs on these rows in words, where it is known."""
         with torch.enable_grad():
-            check(self.pair.model, self.pair.guide, args).raise_if_fatal()
+            check(self.model, self.guide, args).raise_if_fatal()
 
     def _broadcasts(self, plate: DataPlate, args: Args) -> bool:
         """Whether one pass for several particles gives the densities of one pass per particle."""
@@ -365,7 +371,7 @@ class Particles:
         return True
 
     def _compare_with_single_passes(self, plate: DataPlate, args: Args) -> None:
-        model, guide = self.pair.model, self.pair.guide
+        model, guide = self.model, self.guide
         traces = run_pair(over_particles(model, 2, plate), over_particles(guide, 2, plate), args)
 
         drawn = expanded(sites(traces.guide, VALUED))

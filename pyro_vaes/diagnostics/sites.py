@@ -14,6 +14,7 @@ __all__ = [
     "aligned",
     "expanded",
     "holds",
+    "mean_or_draw",
     "observed_mean",
     "scored",
     "stacked",
@@ -97,6 +98,14 @@ def stacked(each: list[Sites]) -> Sites:
             elif key in first:
                 result[name][key] = torch.stack([sites[name][key] for sites in each])
     return result
+
+
+def mean_or_draw(site: Message) -> Tensor:
+    """The mean of a site's distribution, or its draw where that has none."""
+    try:
+        return site["fn"].mean.expand(site["value"].shape)
+    except NotImplementedError:
+        return site["value"]
 
 
 def observed_mean(name: str, site: Message) -> Tensor:

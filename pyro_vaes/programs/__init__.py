@@ -41,6 +41,7 @@ from pyro_vaes.programs.pair import Pair
 from pyro_vaes.programs.plates import Plate, find_plate, plates
 from pyro_vaes.programs.reach import (
     Program,
+    argument_names,
     modules_of,
     num_positional,
     required_arguments,
@@ -89,6 +90,7 @@ __all__ = [
     "Units",
     "WithoutData",
     "ambient_scale",
+    "argument_names",
     "batch_structure",
     "bind_keywords",
     "data_plate",

@@ -28,6 +28,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse
 from pyro_vaes.diagnostics.particles import Draws, Particles
+from pyro_vaes.diagnostics.sites import mean_or_draw
 from pyro_vaes.diagnostics.summaries import require_positive, standard_error
 from pyro_vaes.programs import DataPlate, Program, Sites, mean_field_violations
 
@@ -70,7 +71,7 @@ def collapse_report(
     with particles.rows() as rows:
         for args in rows:
             if violating is None:
-                violating, dependent = mean_field_violations(particles.pair.model, particles.pair.guide, args)
+                violating, dependent = mean_field_violations(particles.model, particles.guide, args)
             draws = [particles.draw(args, 1) for _ in range(num_particles)]
             size = particles.num_counted(draws[0].log_weights.shape[1], num_data)
             num_data += size
@@ -202,11 +203,7 @@ def _log_density(sites: Sites, names: tuple[str, ...], plate: DataPlate) -> Tens
 
 def _mean(site: Message, plate: DataPlate) -> Tensor:
     """The posterior mean ``(B, units)``, or the draw where the distribution has none."""
-    try:
-        mean = site["fn"].mean.expand(site["value"].shape)[0]
-    except NotImplementedError:
-        mean = site["value"][0]
-    return _rows_first(mean, len(site["fn"].event_shape), plate)
+    return _rows_first(mean_or_draw(site)[0], len(site["fn"].event_shape), plate)
 
 
 def _same_for_all(site: Message, plate: DataPlate) -> bool:

@@ -194,7 +194,6 @@ def _sites(theory: LinearVAE | LinearHierarchicalVAE, facts: ModelFacts) -> dict
     first = SiteForecast(
         name=bottom.name,
         kl=theory.kl,
-        active=theory.encoder_singular_values > 0,
         encoder_singular_values=theory.encoder_singular_values / unit,
         encoder_scale=theory.encoder_scale / unit,
     )
@@ -206,7 +205,6 @@ def _site(name: str, vae: LinearVAE, critical_beta: Tensor, critical_noise: Tens
     return SiteForecast(
         name=name,
         kl=vae.kl,
-        active=vae.encoder_singular_values > 0,
         encoder_singular_values=vae.encoder_singular_values,
         encoder_scale=vae.encoder_scale,
         prior_scale=vae.prior_scale,

@@ -22,7 +22,6 @@ class SiteForecast:
     Attributes:
         name: The site.
         kl: Nats per datum of each unit, without KL weight, ``(d,)``.
-        active: Whether each unit's posterior depends on the data, ``(d,)``.
         encoder_singular_values: Standard deviations of the posterior means, ``(d,)``.
         encoder_scale: Standard deviations of the posteriors, ``(d,)``.
         prior_scale: Standard deviation of the prior; None for z_1 of a hierarchy, whose prior depends on z_2 and whose
@@ -34,7 +33,6 @@ class SiteForecast:
 
     name: str
     kl: Tensor
-    active: Tensor
     encoder_singular_values: Tensor
     encoder_scale: Tensor
     prior_scale: float | None = None
@@ -45,6 +43,11 @@ class SiteForecast:
     def total_kl(self) -> float:
         """Sum over the units, nats per datum."""
         return self.kl.sum().item()
+
+    @property
+    def active(self) -> Tensor:
+        """Whether each unit's posterior depends on the data, ``(d,)``."""
+        return self.encoder_singular_values > 0
 
     @property
     def num_active(self) -> int:

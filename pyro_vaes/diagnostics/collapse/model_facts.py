@@ -31,22 +31,19 @@ class Moments:
 
     def __init__(self, width: int) -> None:
         self.width, self.count = width, 0
-        self._sum: Tensor | None = None
-        self._square: Tensor | None = None
+        self._sum = self._square = torch.zeros((), dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
         """Take in rows with shape ``(B, width)``."""
         rows = rows.to(torch.float64)
         if rows.shape[1] != self.width:
             raise ValueError(f"A batch has {rows.shape[1]} features and covariates, but the first one {self.width}.")
-        total, square = rows.sum(0), rows.mT @ rows
-        self._sum = total if self._sum is None else self._sum + total
-        self._square = square if self._square is None else self._square + square
+        self._sum = self._sum + rows.sum(0)
+        self._square = self._square + rows.mT @ rows
         self.count += len(rows)
 
     def second_moment(self, *, centred: bool) -> Tensor:
         """E[r rᵀ], or the covariance, with shape ``(width, width)``."""
-        assert self._sum is not None and self._square is not None
         moment = self._square / self.count
         if centred:
             mean = self._sum / self.count
@@ -133,11 +130,11 @@ def _rows(site: Message, tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1).to(torch.float64)
 
 
-def _normal(fn: Distribution) -> Normal | None:
-    """The normal distribution inside, if it is one with independent elements."""
+def _innermost(fn: Distribution) -> Distribution:
+    """The distribution of the independent elements."""
     while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
         fn = fn.base_dist
-    return fn if isinstance(fn, Normal) else None
+    return fn
 
 
 def _weight(site: Message) -> float:
@@ -210,8 +207,9 @@ def _source(args: Args, value: Tensor) -> int | None:
 
 
 def _latent(site: Message, weight: float) -> LatentFacts:
-    normal = _normal(site["fn"])
-    scale = 1.0 if normal is None else normal.scale.to(torch.float64).square().mean().sqrt().item()
+    fn, scale = _innermost(site["fn"]), 1.0
+    if isinstance(fn, Normal):
+        scale = fn.scale.to(torch.float64).square().mean().sqrt().item()
     return LatentFacts(site["name"], _rows(site, site["value"]).shape[1], scale, _weight(site) / weight)
 
 
@@ -235,13 +233,10 @@ def _chain(pair: Pair, args: Args, latent: dict[str, Message], observed: str) ->
 
 def _feature_noise(site: Message) -> Tensor:
     """Standard deviation of each feature of a normal likelihood, root mean square over the rows, ``(T,)``."""
-    normal = _normal(site["fn"])
-    if normal is None:
-        fn = site["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
+    fn = _innermost(site["fn"])
+    if not isinstance(fn, Normal):
         raise ValueError(
             f"The closed forms are those of a normal likelihood, but {site['name']!r} is {type(fn).__name__}. Pass "
             "noise=, the standard deviation that the data are expected to keep around their reconstruction."
         )
-    return _rows(site, normal.scale).square().mean(0).sqrt()
+    return _rows(site, fn.scale).square().mean(0).sqrt()

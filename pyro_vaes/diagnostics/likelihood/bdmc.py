@@ -163,7 +163,7 @@ class _Simulated:
 
 def _simulate(particles: Particles, args: Args, *, from_prior: bool) -> _Simulated:
     with poutine.block():
-        trace = run(particles.pair.model, args)
+        trace = run(particles.model, args)
     factors = list(sites(trace, Role.FACTOR))
     if factors:
         raise ValueError(

@@ -163,7 +163,7 @@ def inference_gap(
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
 
     def optimise_and_evaluate(args: Args) -> _Estimates:
-        latents = find_latents(particles.pair.model, *args)
+        latents = find_latents(particles.model, *args)
         loc, scale = moments_at_start(particles, args, latents, from_guide=start == "guide")
         family = LocalNormal(latents, loc, scale, full_covariance=full_covariance)
         history = climb(family, particles, args, steps, lr, step_particles)

@@ -53,12 +53,12 @@ class UnconstrainedPair:
         self.particles, self.args = particles, args
         self.plate, self.from_prior = particles.plate, from_prior
         self.observed = dict(observed or {})
-        self.latents = find_latents(particles.pair.model, *args)
+        self.latents = find_latents(particles.model, *args)
         self.names = [site.name for site in self.latents.sites]
 
         with poutine.block():
-            model_sites = sites(run(particles.pair.model, args), VALUED)
-            guide_sites = sites(run(particles.pair.guide, args), VALUED)
+            model_sites = sites(run(particles.model, args), VALUED)
+            guide_sites = sites(run(particles.guide, args), VALUED)
         _refuse_masks({n: model_sites[n] for n in self.names}, "model")
         _refuse_masks(guide_sites, "guide")
 
@@ -123,7 +123,7 @@ class UnconstrainedPair:
 
     def _model_log_probs(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """log p(z) and log p(x | z)."""
-        model = poutine.condition(self.particles.pair.model, data=self.observed)
+        model = poutine.condition(self.particles.model, data=self.observed)
         return self._log_probs(model, values, self.names)
 
     def _guide_log_prob(self, z: Tensor, values: dict[str, Tensor], log_det: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class UnconstrainedPair:
             values, log_det = {self.flat: self._shaped(z)}, torch.zeros_like(log_det)
         if self.fixed is not None:
             return self.fixed.log_prob(values[self.drawn[0]]).reshape(z.shape[:2]) + log_det
-        return self._log_probs(self.particles.pair.guide, values, self.drawn)[0] + log_det
+        return self._log_probs(self.particles.guide, values, self.drawn)[0] + log_det
 
     def _shaped(self, part: Tensor) -> Tensor:
         """``(C, B, n)`` with all batch dimensions of the pair's plates: ``(C, *batch, n)``."""

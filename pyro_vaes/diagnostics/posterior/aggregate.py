@@ -81,7 +81,7 @@ def aggregate_report(
     with particles.rows() as rows:
         for args in rows:
             if not found:
-                found = find_normal_sites(particles.pair.model, particles.pair.guide, args, sites, "aggregate_report")
+                found = find_normal_sites(particles.model, particles.guide, args, sites, "aggregate_report")
             q, model_sites = _posteriors(particles, args, found)
             parts.append(q)
 
@@ -96,7 +96,7 @@ def aggregate_report(
 def _posteriors(particles: Particles, args: Args, found: tuple[NormalSite, ...]) -> tuple[Standardised, Sites]:
     """The posteriors of one batch at all sites side by side, and the model's sites."""
     with poutine.block():
-        traces = run_pair(particles.pair.model, particles.pair.guide, args)
+        traces = run_pair(particles.model, particles.guide, args)
     guide_sites, model_sites = (sites(trace, VALUED) for trace in traces)
     return _joined([site.standardised(guide_sites, model_sites) for site in found], 1), model_sites
 
@@ -182,7 +182,7 @@ def _changes(particles: Particles, args: Args, found: tuple[NormalSite, ...]) ->
             shape = site["value"].movedim(dim, 0).shape
             given[name] = values.reshape(len(z), *shape).movedim(1, dim)
 
-        sites = particles.run_many(particles.pair.model, args, len(z), given, means=True)
+        sites = particles.run_many(particles.model, args, len(z), given, means=True)
         found = [aligned(s, particles.plate, key="mean") for s in sites.values() if "mean" in s]
         return torch.cat([mean.flatten(2) for mean in found], 2)
 

@@ -223,7 +223,7 @@ def _infer(particles: Particles, prior: Sites, args: Args, num_samples: int) -> 
         for place in np.ndindex(*true.shape[1:]):
             names.append(name + (f"[{','.join(map(str, place))}]" if place else ""))
 
-    model, true_values = particles.pair.model, values_of(truth)
+    model, true_values = particles.model, values_of(truth)
     log_p = particles.log_density(model, args, true_values)  # (1, B)
     drawn_log_p = torch.cat([particles.log_density(model, args, values) for values in drawn])  # (L, B)
     drawn_log_q = drawn_log_p - torch.cat([chunk.log_weights for chunk in chunks])
@@ -241,7 +241,7 @@ def _rank(true: Tensor, drawn: Tensor) -> Tensor:
 
 def _log_q(particles: Particles, args: Args, draws: Draws, given: dict[str, Tensor]) -> Tensor:
     """log q(z* | x), ``(1, B)``, through the auxiliary vector, if the guide computes its sites from one."""
-    guide = particles.pair.guide
+    guide = particles.guide
     auxiliary = {n: s for n, s in draws.guide_sites.items() if is_auxiliary(s)}
     if auxiliary:
         vector = _vector(particles, args, auxiliary, given)
@@ -264,13 +264,13 @@ def _log_q(particles: Particles, args: Args, draws: Draws, given: dict[str, Tens
 
 def _vector(particles: Particles, args: Args, auxiliary: Sites, given: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The value of the one auxiliary site from which the guide computes these latents, if that is how it works."""
-    latents = find_latents(particles.pair.model, *args)
+    latents = find_latents(particles.model, *args)
     (name, site), *others = auxiliary.items()
     if others or site["fn"].event_shape != (latents.numel,):
         return None
 
     vector = {name: latents.join(given)}
-    computed = particles.run_many(particles.pair.guide, args, 1, vector)
+    computed = particles.run_many(particles.guide, args, 1, vector)
     for latent, value in given.items():
         if not torch.allclose(computed[latent]["value"], value, rtol=1e-3, atol=1e-4):
             return None

@@ -6,7 +6,6 @@ log importance weight of each draw and the Pareto k-hat of each datum. There is 
 k-hat and the effective sample size of the weights say how good the guide is.
 """
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 import arviz as az
 import numpy as np
 import torch
-from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from xarray import Dataset, DataTree
@@ -23,7 +21,7 @@ from pyro_vaes.diagnostics.importance_weights import pareto_khat
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.sites import Args, aligned
 from pyro_vaes.diagnostics.summaries import require_positive
-from pyro_vaes.programs import Program, plates, was_observed
+from pyro_vaes.programs import Program, argument_names, plates, was_observed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,7 +251,7 @@ class _Collector:
         """The arguments with a row for each datum that are not observed."""
         plate, index = self.particles.plate.name, self.particles.fixed.index
         found: Variables = {}
-        for name, value in zip(argument_names(self.particles.pair.model, len(args)), args, strict=True):
+        for name, value in zip(argument_names(self.particles.model, len(args)), args, strict=True):
             if not isinstance(value, Tensor) or not value.dim():
                 continue
             if index is not None:
@@ -286,14 +284,3 @@ class _Collector:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
-
-
-def argument_names(program: Program, number: int) -> list[str]:
-    """What a program calls its first positional arguments."""
-    program = unwrap(program)
-    function = program.forward if isinstance(program, torch.nn.Module) else program
-    try:
-        names = list(inspect.signature(function).parameters)[:number]
-    except (TypeError, ValueError):
-        names = []
-    return names + [f"argument_{i}" for i in range(len(names), number)]

@@ -8,7 +8,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.diagnostics.sites import Args, aligned, mean_or_draw
 from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.programs import DRAWN, DataPlate, Program, is_auxiliary, num_positional, run, sites
 
@@ -65,7 +65,7 @@ def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, 
     draws = []
     for _ in range(num_particles):
         with poutine.block():
-            drawn = sites(run(particles.pair.guide, args), DRAWN)
+            drawn = sites(run(particles.guide, args), DRAWN)
 
         latents = {}
         for name, site in drawn.items():
@@ -85,10 +85,6 @@ def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, 
 
 def _mean(site: Message, plate: DataPlate) -> Tensor:
     """The mean of a site's distribution, or its draw where that has none, ``(B, units)``."""
-    try:
-        mean = site["fn"].mean.expand(site["value"].shape)
-    except NotImplementedError:
-        mean = site["value"]
-    one = {**site, "value": site["value"].unsqueeze(0), "mean": mean.unsqueeze(0)}
+    one = {**site, "value": site["value"].unsqueeze(0), "mean": mean_or_draw(site).unsqueeze(0)}
     rows = aligned(one, plate, key="mean")[0]
     return rows.reshape(len(rows), -1)
