@@ -131,7 +131,7 @@ def ais(
             missing, or has no density; or data lie outside a support.
 
     Example:
-        >>> import pyro
+        >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
