@@ -123,8 +123,9 @@ class UnconstrainedPair:
 
     def _model_log_probs(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """log p(z) and log p(x | z)."""
-        model = poutine.condition(self.particles.model, data=self.observed)
-        return self._log_probs(model, values, self.names)
+        num = len(next(iter(values.values())))
+        observed = {n: value.expand(num, *value.shape) for n, value in self.observed.items()}
+        return self._log_probs(self.particles.model, {**values, **observed}, self.names)
 
     def _guide_log_prob(self, z: Tensor, values: dict[str, Tensor], log_det: Tensor) -> Tensor:
         if self.flat is not None:
