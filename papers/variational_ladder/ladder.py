@@ -168,7 +168,7 @@ def digit_accuracies(model: Levels, data: ImageData, setting: LadderSetting) -> 
         model.guide,
         sites=[f"z_{level}" for level in range(1, len(model.latent_dims) + 1)],
         # in a hierarchy E[z_2 | x] is an average over z_1
-        num_samples=1 if isinstance(model, LadderVAE) else 4,
+        num_particles=1 if isinstance(model, LadderVAE) else 4,
     )
     train, test = (means(part).split(model.latent_dims, dim=1) for part in (known, asked))
     return [

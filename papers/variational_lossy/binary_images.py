@@ -183,7 +183,7 @@ def _train(model: LossyVAE | UnconditionalDecoder, images: Images, s: LossySetti
 def _figures(model: LossyVAE | UnconditionalDecoder, x: Tensor, s: LossySetting) -> dict[str, float]:
     """Nats per image unless said; the decoder alone is exact, and has no code."""
     pair = (model.model, model.guide)
-    lengths = code_length(*pair, x, num_samples=4)
+    lengths = code_length(*pair, x, num_particles=4)
     num_particles = s.num_particles if isinstance(model, LossyVAE) else 1
     estimate = log_likelihood(*pair, x, num_particles, chunk_size=16)
     figures = {

@@ -158,7 +158,7 @@ def _case(window: int, s: CoinSetting, job: Job) -> Result:
             seed=job.seed,
             progress=job.progress,
         )
-        lengths = code_length(vae.model, vae.guide, test.to(job.device), num_samples=2, batch_size=4000)
+        lengths = code_length(vae.model, vae.guide, test.to(job.device), num_particles=2, batch_size=4000)
 
     bound = lengths.bits_back.mean().item()
     figures = {

@@ -136,7 +136,7 @@ def latent_pictures(run: Run, tree: DataTree, collapse: CollapseReport, part: Sp
         shown = strongest[:8] if len(strongest) > 1 else None
         yield f"posterior{suffix}", plots.posterior_against_prior(*draws, units=shown)
 
-        means = posterior_means(run.model, run.guide, part, sites=[site], num_samples=20)
+        means = posterior_means(run.model, run.guide, part, sites=[site], num_particles=20)
         if means.shape[1] > 1:
             yield f"latents{suffix}", _scatter(run, part, site, means, strongest if len(strongest) > 1 else [0, 1])
         if sites == ["z"] and len(strongest) == means.shape[1] > 1:

@@ -6,11 +6,12 @@ from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteC
 from pyro_vaes.diagnostics.collapse.forecast import forecast_collapse
 from pyro_vaes.diagnostics.collapse.forecast_tables import CollapseForecast, ForecastComparison
 from pyro_vaes.diagnostics.handlers import take_means
+from pyro_vaes.diagnostics.importance_weights import pareto_khat
 from pyro_vaes.diagnostics.likelihood.ais import AnnealedLikelihood, ais
 from pyro_vaes.diagnostics.likelihood.bdmc import Sandwich, bdmc
 from pyro_vaes.diagnostics.likelihood.code_length import CodeLength, code_length
 from pyro_vaes.diagnostics.likelihood.gap import InferenceGap, inference_gap
-from pyro_vaes.diagnostics.likelihood.likelihood import LogLikelihood, log_likelihood, log_weights, pareto_khat
+from pyro_vaes.diagnostics.likelihood.likelihood import LogLikelihood, log_likelihood, log_weights
 from pyro_vaes.diagnostics.posterior.aggregate import aggregate_report
 from pyro_vaes.diagnostics.posterior.aggregate_draws import draw_from_aggregate
 from pyro_vaes.diagnostics.posterior.aggregate_tables import AggregateReport, KLDecomposition, kl_decomposition
@@ -18,6 +19,11 @@ from pyro_vaes.diagnostics.posterior.calibration import Calibration, calibration
 from pyro_vaes.diagnostics.posterior.datatree import summary, to_datatree, to_inference_data
 from pyro_vaes.diagnostics.posterior.posterior_means import posterior_means
 from pyro_vaes.diagnostics.posterior.predictive import posterior_predictive, prior_predictive, reconstruct
+from pyro_vaes.diagnostics.posterior.sharpness import (
+    ReconstructionReport,
+    high_frequency_ratio,
+    reconstruction_report,
+)
 from pyro_vaes.diagnostics.representation.clustering import (
     ClusteringReport,
     ClusteringScores,
@@ -34,11 +40,6 @@ from pyro_vaes.diagnostics.representation.representation import (
     RepresentationReport,
     knn_accuracy,
     representation_report,
-)
-from pyro_vaes.diagnostics.representation.sharpness import (
-    ReconstructionReport,
-    high_frequency_ratio,
-    reconstruction_report,
 )
 
 __all__ = [

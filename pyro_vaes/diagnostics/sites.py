@@ -14,6 +14,7 @@ __all__ = [
     "aligned",
     "expanded",
     "holds",
+    "mean_or_draw",
     "observed_mean",
     "scored",
     "stacked",
@@ -75,9 +76,11 @@ def aligned(site: Message, plate: DataPlate, *, key: str = "value") -> Tensor:
     """
     value = site[key]
     event_dim = value.dim() - (site["value"].dim() - len(site["fn"].event_shape))
+
     missing = 1 + plate.depth - (value.dim() - event_dim)
     value = value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
     value = value.movedim(plate.dim - event_dim, 1)
+
     others = [d for d in range(-plate.depth, 0) if d != plate.dim]  # behind the data, in this order
     used = {around.dim for around in plates(site)}
     unused = [2 + i for i, d in enumerate(others) if d not in used]
@@ -95,6 +98,14 @@ def stacked(each: list[Sites]) -> Sites:
             elif key in first:
                 result[name][key] = torch.stack([sites[name][key] for sites in each])
     return result
+
+
+def mean_or_draw(site: Message) -> Tensor:
+    """The mean of a site's distribution, or its draw where that has none."""
+    try:
+        return site["fn"].mean.expand(site["value"].shape)
+    except NotImplementedError:
+        return site["value"]
 
 
 def observed_mean(name: str, site: Message) -> Tensor:

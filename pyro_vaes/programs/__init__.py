@@ -20,6 +20,7 @@ from pyro_vaes.programs.densities import (
     per_datum_terms,
 )
 from pyro_vaes.programs.dependencies import dependencies, mean_field_violations
+from pyro_vaes.programs.evaluation_handlers import FixedRows, WithoutData
 from pyro_vaes.programs.handler_stack import ambient_scale
 from pyro_vaes.programs.keywords import bind_keywords, unbind_keywords
 from pyro_vaes.programs.marks import (
@@ -30,12 +31,14 @@ from pyro_vaes.programs.marks import (
     mark_statements,
     marks,
     may_be_point,
+    replaced_observation,
     was_observed,
 )
 from pyro_vaes.programs.pair import Pair
 from pyro_vaes.programs.plates import Plate, find_plate, plates
 from pyro_vaes.programs.reach import (
     Program,
+    argument_names,
     modules_of,
     num_positional,
     required_arguments,
@@ -80,6 +83,7 @@ __all__ = [
     "VALUED",
     "DataPlate",
     "Findings",
+    "FixedRows",
     "Pair",
     "PairTraces",
     "Plate",
@@ -89,7 +93,9 @@ __all__ = [
     "Sites",
     "UnitCounter",
     "Units",
+    "WithoutData",
     "ambient_scale",
+    "argument_names",
     "bind_keywords",
     "data_plate",
     "dependencies",
@@ -121,6 +127,7 @@ __all__ = [
     "per_datum_terms",
     "plates",
     "preserve_rng",
+    "replaced_observation",
     "required_arguments",
     "role",
     "run",

@@ -8,6 +8,8 @@ unless they are asked for; masks are kept. Factors of the objective alone are no
 either, and are left out likewise.
 """
 
+from collections.abc import Callable
+
 import pyro
 import torch
 from pyro.poutine import Trace
@@ -30,7 +32,14 @@ __all__ = [
 Args = tuple[object, ...]
 
 
-def per_datum_terms(trace: Trace, dim: int, *, particles: bool, scaled: bool = False) -> list[Tensor]:
+def per_datum_terms(
+    trace: Trace,
+    dim: int,
+    *,
+    particles: bool,
+    scaled: bool = False,
+    keep: Callable[[str], bool] = lambda name: True,
+) -> list[Tensor]:
     """The masked log-densities of a trace's sites, each with shape ``(K, B)``.
 
     Arguments:
@@ -40,9 +49,11 @@ def per_datum_terms(trace: Trace, dim: int, *, particles: bool, scaled: bool = F
             shape is ``(B,)``.
         scaled: Whether the sites' scales enter, and the factors of the objective alone,
             as in an objective.
+        keep: Whether the site of a name counts.
     """
-    found = sites(trace, OBJECTIVE if scaled else DENSITIES).values()
-    return [_per_datum(s, dim, particles=particles, scaled=scaled) for s in found]
+    found = sites(trace, OBJECTIVE if scaled else DENSITIES)
+    kept = [site for name, site in found.items() if keep(name)]
+    return [_per_datum(s, dim, particles=particles, scaled=scaled) for s in kept]
 
 
 def _per_datum(site: Message, dim: int, *, particles: bool, scaled: bool) -> Tensor:
@@ -56,9 +67,15 @@ def _per_datum(site: Message, dim: int, *, particles: bool, scaled: bool) -> Ten
     return log_prob.sum(others) if others else log_prob
 
 
-def per_datum_log_prob(trace: Trace, dim: int, *, particles: bool) -> Tensor:
+def per_datum_log_prob(
+    trace: Trace,
+    dim: int,
+    *,
+    particles: bool,
+    keep: Callable[[str], bool] = lambda name: True,
+) -> Tensor:
     """The unscaled sum of :func:`per_datum_terms`."""
-    terms = per_datum_terms(trace, dim, particles=particles)
+    terms = per_datum_terms(trace, dim, particles=particles, keep=keep)
     if not terms:  # a guide may have no site
         return torch.zeros(())
     return sum(terms[1:], start=terms[0])

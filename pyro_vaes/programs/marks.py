@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from torch import Tensor
 
 __all__ = [
     "evidence_for",
@@ -23,6 +24,7 @@ __all__ = [
     "mark_statements",
     "marks",
     "may_be_point",
+    "replaced_observation",
     "was_observed",
 ]
 
@@ -113,3 +115,10 @@ def may_be_point(site: Message) -> bool:
 def was_observed(site: Message) -> bool:
     """Whether a site of a program that is run without its data had some."""
     return bool(site["infer"].get("was_observed"))
+
+
+def replaced_observation(site: Message) -> Tensor:
+    """The data of a site of a program that is run without them."""
+    value = site["infer"]["obs"]
+    assert isinstance(value, Tensor)
+    return value

@@ -7,7 +7,14 @@ from collections.abc import Callable, Hashable, Mapping
 from pyro.poutine.messenger import Messenger, unwrap
 from torch import nn
 
-__all__ = ["Program", "identity", "modules_of", "num_positional", "required_arguments"]
+__all__ = [
+    "Program",
+    "argument_names",
+    "identity",
+    "modules_of",
+    "num_positional",
+    "required_arguments",
+]
 
 Program = Callable[..., object]
 MAX_DEPTH = 4  # functions that call functions, wrappers in wrappers
@@ -85,6 +92,12 @@ def required_arguments(program: Program) -> list[str]:
     parameters = _parameters(program) or ()
     positional = (p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
     return [p.name for p in positional if p.default is p.empty]
+
+
+def argument_names(program: Program, num: int) -> list[str]:
+    """What a program calls its first positional arguments, as far as its signature says."""
+    names = [p.name for p in _parameters(program) or ()][:num]
+    return names + [f"argument_{i}" for i in range(len(names), num)]
 
 
 def _parameters(program: Program) -> list[inspect.Parameter] | None:

@@ -80,7 +80,7 @@ def linear_vae(latent_dim=3, features=5):
 def test_units_of_a_linear_pair():
     vae, weight = linear_vae()
     x = torch.randn(70, 5)
-    report = aggregate_report(vae.model, vae.guide, x, num_sensitivity=30, batch_size=32, num_samples=50)
+    report = aggregate_report(vae.model, vae.guide, x, num_sensitivity=30, batch_size=32, num_particles=50)
     q = vae.posterior(x).base_dist
     loc, scale = q.loc.detach(), q.scale.detach()
     torch.testing.assert_close(report.loc, loc.mean(0))
@@ -171,7 +171,7 @@ def test_joint_draws_and_bad_input():
     guide = AmortizedMultivariateNormal(vae.model, MultivariateNormalHead(5, 3))
     report = aggregate_report(vae.model, guide, torch.randn(20, 5))
     assert math.isnan(report.mutual_information) and report.decomposition.spread > 0
-    for options in ({"num_samples": 1}, {"max_mixture": 1}, {"num_sensitivity": -1}):
+    for options in ({"num_particles": 1}, {"max_mixture": 1}, {"num_sensitivity": -1}):
         with pytest.raises(ValueError, match="must be at least"):
             aggregate_report(vae.model, vae.guide, torch.randn(9, 5), **options)
     with pytest.raises(ValueError, match="at least two"):

@@ -38,7 +38,7 @@ def assert_calibrated(result):
 def test_exact_posterior_is_calibrated():
     result = calibration(model, exact, MANY)
     assert result.names == ("z[0]", "z[1]", "log p(x, z)")
-    assert result.ranks.shape == (1000, 3) and result.num_draws == 99
+    assert result.ranks.shape == (1000, 3) and result.num_samples == 99
     assert result.ranks.min() >= 0 and result.ranks.max() <= 99
     assert_calibrated(result)
     assert "N = 1000 simulations, L = 99 draws" in str(result)
@@ -139,7 +139,7 @@ def test_programs_that_do_not_broadcast():
             z = pyro.sample("z", prior())
             pyro.sample("x", noise(decode(z.view(len(x), -1))), obs=x)
 
-    assert_calibrated(calibration(rigid, exact, MANY[:400], num_draws=19))
+    assert_calibrated(calibration(rigid, exact, MANY[:400], num_samples=19))
 
 
 def test_observations_that_are_no_argument():
@@ -187,12 +187,12 @@ def test_nothing_changes():
             pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
 
     before, rng = {n: t.clone() for n, t in Pair(model, amortised).state().items()}, torch.get_rng_state()
-    run = lambda seed: calibration(model, amortised, X, num_draws=9, seed=seed).ranks
+    run = lambda seed: calibration(model, amortised, X, num_samples=9, seed=seed).ranks
     first = run(1)
     assert torch.equal(rng, torch.get_rng_state()) and torch.is_grad_enabled() and encoder.training
     assert torch.equal(first, run(1)) and not torch.equal(first, run(2))
     assert all(torch.equal(t, before[n]) for n, t in Pair(model, amortised).state().items())
-    for options in ({"num_draws": 0}, {"repeats": 0}):
+    for options in ({"num_samples": 0}, {"repeats": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
             calibration(model, amortised, X, **options)
 

@@ -30,7 +30,7 @@ def linear_vae():
 def test_T32_the_two_part_code_less_the_entropy_is_the_negative_bound():
     """Closed forms of a linear Gaussian model against 4,000 draws at seed 0: 5.5 standard errors."""
     vae, x = linear_vae(), torch.randn(40, D, dtype=torch.float64)
-    report = code_length(vae.model, vae.guide, x, num_samples=4000)
+    report = code_length(vae.model, vae.guide, x, num_particles=4000)
     q = vae.posterior(x).base_dist
     entropy = 0.5 * torch.log(2 * math.pi * math.e * q.scale.square()).sum(-1)
     torch.testing.assert_close(report.entropy, entropy.detach())
@@ -71,7 +71,7 @@ def test_any_pair(make):
     """Entropies that depend on other draws, of a joint density behind Deltas, and without a closed form."""
     hvae, x = hierarchical(), torch.bernoulli(torch.full((6, D), 0.4, dtype=torch.float64))
     guide = make(hvae)
-    report = code_length(hvae.model, guide, x, num_samples=500, batch_size=4)
+    report = code_length(hvae.model, guide, x, num_particles=500, batch_size=4)
     assert report.bits_back.shape == (6,) and report.num_elements == D
     weights = log_weights(hvae.model, guide, x, 500, batch_size=4, seed=1)  # 500 draws each: 5.5 standard errors
     # a closed entropy changes the scatter of a draw: that of log q comes on top
@@ -94,7 +94,7 @@ def test_programs_that_do_not_broadcast_are_measured_draw_by_draw():
                 raise RuntimeError("one particle at a time")
             pyro.sample("x", hvae.likelihood(hvae.decoder(z_1)), obs=x)
 
-    one = code_length(stubborn, hvae.guide, x, num_samples=200)
+    one = code_length(stubborn, hvae.guide, x, num_particles=200)
     weights = log_weights(hvae.model, hvae.guide, x, 200, seed=1)
     error = 5.5 * 2 * weights.std(0) * math.sqrt(2 / 200)  # 200 draws each
     assert ((one.bits_back + weights.mean(0)).abs() < error).all()
@@ -107,10 +107,10 @@ def test_programs_that_do_not_broadcast_are_measured_draw_by_draw():
 
 def test_the_table_is_in_nats_and_bits():
     vae, x = linear_vae(), torch.randn(8, D, dtype=torch.float64)
-    report = code_length(vae.model, vae.guide, x, num_samples=2)
+    report = code_length(vae.model, vae.guide, x, num_particles=2)
     line = next(text for text in str(report).splitlines() if text.startswith("bits-back"))
     nats, _, bits, per_dim = map(float, line.split()[-4:])
     assert nats == pytest.approx(report.bits_back.mean().item(), abs=1e-3)
     assert bits == pytest.approx(nats / math.log(2), abs=2e-3) and per_dim == pytest.approx(bits / D, abs=1e-3)
-    with pytest.raises(ValueError, match="num_samples"):
-        code_length(vae.model, vae.guide, x, num_samples=0)
+    with pytest.raises(ValueError, match="num_particles"):
+        code_length(vae.model, vae.guide, x, num_particles=0)

@@ -52,7 +52,7 @@ def test_linear_vae_at_its_optimum():
 
 def test_share_of_pairs_and_curve():
     """(epsilon, delta)-collapse read off the sorted KLs, against counting."""
-    site = collapse_report(linear_model, linear_guide, LINEAR_X, num_samples=1)["z"]
+    site = collapse_report(linear_model, linear_guide, LINEAR_X, num_particles=1)["z"]
     assert site.active_pairs == pytest.approx((site.kl_per_datum >= 0.01).double().mean().item())
     epsilon = torch.tensor([0.0, 0.05, 0.2, 0.5, 2.0, 50.0], dtype=torch.float64)
     last = torch.zeros(len(epsilon), dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_units_without_a_closed_mean():
             base = dist.Normal(torch.zeros(len(x), K), 0.3).to_event(1)
             pyro.sample("z", dist.TransformedDistribution(base, [dist.transforms.ExpTransform()]))
 
-    site = collapse_report(positive, guide, torch.zeros(2000, K), num_samples=8)["z"]
+    site = collapse_report(positive, guide, torch.zeros(2000, K), num_particles=8)["z"]
     # Var z = 0.1: the uncorrected variance of averages over 8 draws would be 0.0125 > 0.01
     assert site.active_units == 0 and (site.mean_variance.abs() < 0.002).all()
     assert not site.analytic and abs(site.total_kl) < 1e-5
@@ -125,7 +125,7 @@ def chain(x, *, guide=False):
 def test_bottom_up_hierarchy():
     """E log q(z_1|x)/p(z_1|z_2) is estimated, and negative here; KL(q(z_2|z_1) || p(z_2)) has a closed form."""
     x = torch.zeros(2000, 1, dtype=torch.float64)
-    report = collapse_report(chain, lambda x: chain(x, guide=True), x, num_samples=16)
+    report = collapse_report(chain, lambda x: chain(x, guide=True), x, num_particles=16)
     # z_1 ~ N(0, 1), z_2 = 0.8 z_1 + 0.6 e: z_1 - z_2 ~ N(0, 0.2² + 0.6²)
     first = -0.5 + math.log(1.5) + 0.4 / (2 * 1.5**2)
     second = 0.5 * (0.64 + 0.36 - 1) - math.log(0.6)
@@ -160,7 +160,7 @@ def test_joint_guides_have_one_entry(name):
     """log q(aux) - log det - log p over all sites: its mean is the negative ELBO's KL."""
     built = MODELS[name]()
     guide = GUIDES["multivariate_normal"](built)
-    report = collapse_report(built.model, guide, built.args, num_samples=100)
+    report = collapse_report(built.model, guide, built.args, num_particles=100)
     (site,) = report.sites.values()
     assert site.name.count(",") == {"user_constrained": 1, "user_poisson": 1}.get(name, 2)
     assert not site.analytic and math.isfinite(site.mutual_information)
@@ -238,7 +238,7 @@ def test_mixture_of_sorted_data():
     assert site.mixture_size == 100 and site.mutual_information == pytest.approx(math.log(100 / 40), abs=0.25)
 
 
-@pytest.mark.parametrize("name", ["num_samples", "max_mixture"])
+@pytest.mark.parametrize("name", ["num_particles", "max_mixture"])
 def test_bad_numbers(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         collapse_report(model, lambda x: None, X, **{name: 0})

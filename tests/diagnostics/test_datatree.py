@@ -68,7 +68,7 @@ def test_weights_are_those_of_log_weights():
 
 
 def test_pointwise_log_likelihood_sums_to_that_of_the_datum():
-    options = {"draws": 12, "batch_size": 16, "groups": ["log_likelihood"]}
+    options = {"num_samples": 12, "batch_size": 16, "groups": ["log_likelihood"]}
     pointwise = to_datatree(model, wide, X, pointwise=True, **options)
     assert pointwise.log_likelihood.x.dims == ("chain", "draw", "data", "x_dim_0")
     whole = to_datatree(model, wide, X, **options)
@@ -228,12 +228,12 @@ def test_summary():
         ({"dims": {"x": ["x"]}}, "must have different names"),
         ({"coords": {"data": [1, 2]}}, r"coords have lengths \{'data': 2\}"),
         ({"groups": ["posteriors"]}, r"\['posteriors'\]"),
-        ({"draws": 0}, "draws must be at least 1"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        to_datatree(model, wide, X, **{"draws": 2, **options})
+        to_datatree(model, wide, X, **{"num_samples": 2, **options})
 
 
 @old_line

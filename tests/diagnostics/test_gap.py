@@ -111,9 +111,9 @@ def test_subsampling_and_kl_weights_do_not_enter():
 
     def weighted_guide(x):
         with pyro.plate("data", 500, subsample_size=len(x)):
-            return guide.sample(guide.encode(x))
+            return guide.sample(guide.encode(x), latents)
 
-    guide.latents(DATA)
+    latents = guide.latents(DATA)
     settings = {"full_covariance": True, "steps": 400, "lr": 0.2, "num_particles": 20}
     gap = inference_gap(weighted, weighted_guide, DATA, log_evidence=CORRELATED.log_prob(DATA), **settings)
     assert gap.approximation.abs().max() < 0.02

@@ -34,7 +34,7 @@ def test_prior_predictive_moments():
 
 
 def test_reconstruction_is_the_mean_of_the_decoder():
-    x = reconstruct(model, exact, X, num_samples=S, batch_size=16)["x"]
+    x = reconstruct(model, exact, X, num_particles=S, batch_size=16)["x"]
     q = PPCA.posterior(X)
     variance = (PPCA.loadings @ q.covariance_matrix @ PPCA.loadings.T).diagonal(dim1=-2, dim2=-1)
     assert x.shape == (N, D)
@@ -44,12 +44,12 @@ def test_reconstruction_is_the_mean_of_the_decoder():
 @pytest.mark.parametrize("function", [posterior_predictive, prior_predictive, reconstruct])
 def test_seeds_and_state(function):
     rng = torch.get_rng_state()
-    first = function(model, exact, X, num_samples=3, seed=1)["x"]
+    first = function(model, exact, X, 3, seed=1)["x"]
     assert torch.equal(rng, torch.get_rng_state()) and torch.is_grad_enabled()
-    assert torch.equal(first, function(model, exact, X, num_samples=3, seed=1)["x"])
-    assert not torch.equal(first, function(model, exact, X, num_samples=3, seed=2)["x"])
-    with pytest.raises(ValueError, match="num_samples must be at least 1"):
-        function(model, exact, X, num_samples=0)
+    assert torch.equal(first, function(model, exact, X, 3, seed=1)["x"])
+    assert not torch.equal(first, function(model, exact, X, 3, seed=2)["x"])
+    with pytest.raises(ValueError, match=r"num_(samples|particles) must be at least 1"):
+        function(model, exact, X, 0)
 
 
 def conditional(x, c):
@@ -103,7 +103,7 @@ def test_nested_plates_put_the_data_first():
 
     assert posterior_predictive(planted, exact, X, 4, batch_size=7)["x"].shape == (4, N, D)
     torch.testing.assert_close(
-        reconstruct(planted, exact, X, num_samples=100)["x"], decode(PPCA.posterior(X).mean), rtol=0, atol=1.0
+        reconstruct(planted, exact, X, num_particles=100)["x"], decode(PPCA.posterior(X).mean), rtol=0, atol=1.0
     )
 
 
@@ -137,7 +137,7 @@ def test_reconstruction_through_one_level_is_the_mean_of_the_models_own_program(
     ):
         torch.testing.assert_close(reconstruct(*programs, x, through=through)["x"], wanted)
     # with draws the same on average: S draws of U1 z_1, whose variance given x is that of both levels
-    drawn = reconstruct(vae.model, vae.guide, x, through=["z_2"], num_samples=S)["x"]
+    drawn = reconstruct(vae.model, vae.guide, x, through=["z_2"], num_particles=S)["x"]
     scale2 = vae.encoders[1].log_scale.detach().exp()
     z1 = 0.25 * w2 @ w2.T + scale2.square().diag()  # of z_2
     variance = (u1 @ (u2 @ z1 @ u2.T + torch.eye(4)) @ u1.T).diagonal()

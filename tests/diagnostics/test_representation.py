@@ -23,7 +23,7 @@ from tests.infer.pairs import binary, binary_vae, hierarchical_vae, same, weight
 def test_means_are_the_posteriors():
     means = posterior_means(model, exact, X, batch_size=7)
     torch.testing.assert_close(means, PPCA.posterior(X).mean, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(posterior_means(model, exact, X, batch_size=7, num_samples=3), means)
+    torch.testing.assert_close(posterior_means(model, exact, X, batch_size=7, num_particles=3), means)
 
 
 def test_the_pair_is_left_alone_and_evaluated():
@@ -47,7 +47,7 @@ def test_sites_drawn_given_others_are_averaged():
     x = torch.randn(5, 2)
     first = posterior_means(chain, chain, x, sites=["z_1"])
     assert torch.equal(first, x)
-    means = posterior_means(chain, chain, x, num_samples=1000)
+    means = posterior_means(chain, chain, x, num_particles=1000)
     assert means.shape == (5, 3)
     assert ((means[:, 2:] - 2 * x[:, :1] - 1).abs() < 5 * 2 / 1000**0.5).all()
     vae = hierarchical_vae(top_down=True)
@@ -63,7 +63,7 @@ def test_joint_draws_inner_plates_and_enumerated_models():
 
     guide, x = AmortizedMultivariateNormal(two, MultivariateNormalHead(3, 2)), torch.randn(6, 3)
     q = guide.posterior(x)
-    means = posterior_means(two, guide, x, num_samples=1000)
+    means = posterior_means(two, guide, x, num_particles=1000)
     assert ((means - q.mean).abs() < 5 * q.variance.sqrt() / 1000**0.5).all()
 
     def nested(x):
@@ -157,8 +157,8 @@ def test_refusals():
     x, y = torch.randn(6, K), torch.arange(6) % 2
     with pytest.raises(ValueError, match=r"site \['w'\]: those of the guide are \['z'\]"):
         posterior_means(model, exact, X, sites=["w"])
-    with pytest.raises(ValueError, match="num_samples must be at least 1"):
-        posterior_means(model, exact, X, num_samples=0)
+    with pytest.raises(ValueError, match="num_particles must be at least 1"):
+        posterior_means(model, exact, X, num_particles=0)
     with pytest.raises(ValueError, match=r"labels \(N,\), but got \(6, 2\) and \(5,\)"):
         knn_accuracy(x, y[:5], x, y)
     with pytest.raises(ValueError, match="asks for 1000 labels, but there are 6"):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pyro_vaes.diagnostics import high_frequency_ratio, reconstruct, reconstruction_report
-from pyro_vaes.diagnostics.representation.sharpness import laplacian
+from pyro_vaes.diagnostics.posterior.sharpness import laplacian
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import Chain, ConvDecoder, ConvEncoder, LaplaceLikelihood, NormalHead
 

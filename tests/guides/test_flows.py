@@ -182,7 +182,7 @@ def test_diagnostics_that_want_densities_of_other_data():
     """A collapse report compares every draw with every datum's posterior: by inversion for the flow."""
     vae, _, x = linear_gaussian()
     guide = AmortizedIAF(vae.model, IAFHead(D, K, flows=2, hidden=[8]))
-    site = collapse_report(vae.model, guide, x, num_samples=2)["z"]
+    site = collapse_report(vae.model, guide, x, num_particles=2)["z"]
     assert site.kl_per_datum.shape[0] == N and math.isfinite(site.mutual_information)
 
 

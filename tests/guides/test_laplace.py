@@ -869,7 +869,7 @@ def test_svi_fit_evaluation_and_the_datatree(dtype):
     assert sum(losses[-5:]) < sum(losses[:5])
     history = fit(vae.model, guide, x, valid=x, epochs=3, batch_size=5, seed=0, progress=False)
     assert history.skipped == 0 and math.isfinite(evaluate(vae.model, guide, x, seed=0))
-    tree = to_datatree(vae.model, guide, x, draws=5)
+    tree = to_datatree(vae.model, guide, x, num_samples=5)
     assert tree["posterior"]["z"].shape == (1, 5, 12, K)
     for bound in (Trace_ELBO(4, vectorize_particles=True), ImportanceWeighted_ELBO(4), FreeBits_ELBO(0.1)):
         assert math.isfinite(bound.loss(vae.model, guide, x))

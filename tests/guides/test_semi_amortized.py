@@ -438,7 +438,7 @@ def test_svi_fit_evaluation_and_the_datatree(dtype, second_order, tmp_path):
     copy(x)
     load_pair(tmp_path / "pair", other.model, copy)
     assert evaluate(other.model, copy, x, seed=0) == value
-    assert to_datatree(vae.model, guide, x, draws=5)["posterior"]["z"].shape == (1, 5, 12, K)
+    assert to_datatree(vae.model, guide, x, num_samples=5)["posterior"]["z"].shape == (1, 5, 12, K)
     assert Predictive(vae.model, guide=guide, num_samples=2)(x)["z"].shape[0] == 2
     for bound in (TraceMeanField_ELBO(), ImportanceWeighted_ELBO(4), FreeBits_ELBO(0.1)):
         assert math.isfinite(bound.loss(vae.model, guide, x))

@@ -183,7 +183,7 @@ def test_T35_the_window_decides_what_the_code_holds(size, low, high):
             loss.backward()
             optim.step()
     test = coins.draw(20_000, generator)
-    report = code_length(vae.model, vae.guide, test, num_samples=2, batch_size=4000)
+    report = code_length(vae.model, vae.guide, test, num_particles=2, batch_size=4000)
     assert low < report.code.mean() < high
     assert report.bits_back.mean() >= -coins.log_prob(test).mean() - 0.02
 
@@ -230,7 +230,7 @@ def test_the_unconditional_decoder_trains_and_is_measured_like_any_pair():
     exact = alone.likelihood(alone.context).log_prob(x).detach()
     result = log_likelihood(alone.model, alone.guide, x, 3)
     torch.testing.assert_close(result.log_likelihood, exact)
-    report = code_length(alone.model, alone.guide, x, num_samples=1)
+    report = code_length(alone.model, alone.guide, x, num_particles=1)
     torch.testing.assert_close(report.bits_back, -exact)
     assert (report.code == 0).all()
     with pytest.raises(ValueError, match="takes an AutoregressiveLikelihood"):

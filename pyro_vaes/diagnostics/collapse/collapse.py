@@ -16,6 +16,7 @@ References:
     | ELBO surgery (Hoffman & Johnson, 2016)
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -25,9 +26,11 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse, standard_error
+from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse
 from pyro_vaes.diagnostics.particles import Draws, Particles
-from pyro_vaes.programs import DataPlate, Program, mean_field_violations
+from pyro_vaes.diagnostics.sites import mean_or_draw
+from pyro_vaes.diagnostics.summaries import require_positive, standard_error
+from pyro_vaes.programs import DataPlate, Program, Sites, mean_field_violations
 
 __all__ = ["collapse_report"]
 
@@ -36,48 +39,51 @@ def collapse_report(
     model: Program,
     guide: Program,
     data: object,
+    num_particles: int = 8,
     *,
-    num_samples: int = 8,
-    batch_size: int = 256,
     max_mixture: int = 2000,
+    batch_size: int = 256,
     seed: int = 0,
 ) -> CollapseReport:
     """Measure the collapse of every latent site of a pair on data.
 
     KLs are closed forms where the guide's and the model's distributions of a site have one and the guide draws the site
-    after, or independently of, what its prior depends on; else they are estimates from ``num_samples`` draws, which can
-    be negative for a site in the middle of a hierarchy.
+    after, or independently of, what its prior depends on; else they are estimates from ``num_particles`` draws, which
+    can be negative for a site in the middle of a hierarchy.
 
     Arguments:
         model: The model.
         guide: The guide.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader.
-        num_samples: Draws S per datum for what has no closed form.
-        batch_size: Rows per pass.
+        num_particles: Draws S per datum for what has no closed form.
         max_mixture: Data in the mixture that estimates the mutual information (its cost is quadratic); of more data,
             batches are taken at even distances.
+        batch_size: Rows per pass.
         seed: Seed of the draws.
     """
-    for name, number in (("num_samples", num_samples), ("max_mixture", max_mixture)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, but got {number}.")
+    require_positive(num_particles=num_particles, max_mixture=max_mixture)
     particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
-    parts: dict[_Entry, list[_Part]] = {}
     violating: set[str] | None = None
     dependent: set[str] = set()
+    parts: dict[_Entry, list[_Part]] = {}
     num_data = 0
+
     with particles.rows() as rows:
         for args in rows:
             if violating is None:
-                violating, dependent = mean_field_violations(particles.pair.model, particles.pair.guide, args)
-            draws = [particles.draw(args, 1) for _ in range(num_samples)]
-            size = draws[0].log_weights.shape[1]
-            size = size if particles.limit is None else min(size, particles.limit - num_data)
+                violating, dependent = mean_field_violations(particles.model, particles.guide, args)
+            draws = [particles.draw(args, 1) for _ in range(num_particles)]
+            size = particles.num_counted(draws[0].log_weights.shape[1], num_data)
             num_data += size
+
             for entry in _entries(draws[0]):
                 closed = not violating & set(entry.latents)
-                parts.setdefault(entry, []).append(_measure(entry, draws, particles.plate, size, closed=closed))
-    sites = {e.name: _summarise(e, p, max_mixture, dependent=e.posterior[0] in dependent) for e, p in parts.items()}
+                part = _measure(entry, draws, particles.plate, size, closed=closed)
+                parts.setdefault(entry, []).append(part)
+
+    sites = {}
+    for entry, found in parts.items():
+        sites[entry.name] = _summarise(entry, found, max_mixture, dependent=entry.posterior[0] in dependent)
     return CollapseReport(sites, num_data)
 
 
@@ -142,18 +148,21 @@ def _measure(entry: _Entry, draws: list[Draws], plate: DataPlate, size: int, *, 
         kl, analytic = _kl(entry, draw, plate, closed)
         kls.append(kl)
         means.append(torch.cat([_mean(draw.guide_sites[n], plate) for n in entry.latents], dim=1))
+
     kl = torch.stack(kls).double().cpu()[:, :size]
     if not analytic or (kl == kl[0]).all():
         kl = kl.mean(0, keepdim=True)
-    sites = draws[0].guide_sites
+
+    first = draws[0]
+    posterior = [first.guide_sites[n] for n in entry.posterior]
     return _Part(
         kl=kl,
         means=torch.stack(means).double().cpu()[:, :size],
-        draw=[(sites[n]["fn"], sites[n]["value"][0]) for n in entry.posterior],
+        draw=[(site["fn"], site["value"][0]) for site in posterior],
         size=size,
         plate=plate,
         analytic=analytic,
-        one_prior=all(_same_for_all(draws[0].model_sites[n], plate) for n in entry.latents),
+        one_prior=all(_same_for_all(first.model_sites[n], plate) for n in entry.latents),
     )
 
 
@@ -165,41 +174,36 @@ def _rows_first(tensor: Tensor, event_dim: int, plate: DataPlate) -> Tensor:
 
 def _kl(entry: _Entry, draw: Draws, plate: DataPlate, closed: bool) -> tuple[Tensor, bool]:
     """KL per datum and unit ``(B, d)`` of one draw, and whether it is a closed form; ``(B, 1)`` without units."""
-    q_site, p_site = draw.guide_sites[entry.latents[0]], draw.model_sites[entry.latents[0]]
-    q, p, value = q_site["fn"], p_site["fn"], q_site["value"][0]
-    joint = entry.posterior != entry.latents
-    factorises = not joint and isinstance(q, Independent) and isinstance(p, Independent)
-    if factorises and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
-        event_dim = q.reinterpreted_batch_ndims
-        q, p = q.base_dist, p.base_dist
-    else:
-        event_dim = 0
-    if closed and not joint and not isinstance(q, Delta):
-        try:
+    if entry.posterior != entry.latents:  # a joint posterior
+        log_q = _log_density(draw.guide_sites, (*entry.posterior, *entry.latents), plate)
+        return log_q - _log_density(draw.model_sites, entry.latents, plate), False
+
+    (name,) = entry.latents
+    site = draw.guide_sites[name]
+    q, p, value, event_dim = site["fn"], draw.model_sites[name]["fn"], site["value"][0], 0
+    if isinstance(q, Independent) and isinstance(p, Independent):  # one KL for each unit
+        if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
+            event_dim = q.reinterpreted_batch_ndims
+            q, p = q.base_dist, p.base_dist
+
+    if closed and not isinstance(q, Delta):
+        with contextlib.suppress(NotImplementedError):
             return _rows_first(kl_divergence(q, p), event_dim, plate), True
-        except NotImplementedError:
-            pass
-    if not joint:
-        log_ratio = _rows_first(q.log_prob(value) - p.log_prob(value), event_dim, plate)
-    else:
-        log_q = [_log_density(draw.guide_sites[n], plate) for n in (*entry.posterior, *entry.latents)]
-        log_p = [_log_density(draw.model_sites[n], plate) for n in entry.latents]
-        log_ratio = torch.cat(log_q, dim=1).sum(1, keepdim=True) - torch.cat(log_p, dim=1).sum(1, keepdim=True)
-    return log_ratio, False
+    return _rows_first(q.log_prob(value) - p.log_prob(value), event_dim, plate), False
 
 
-def _log_density(site: Message, plate: DataPlate) -> Tensor:
-    """log-density of a site's first draw, ``(B, 1)``."""
-    return _rows_first(site["fn"].log_prob(site["value"][0]), 0, plate).sum(1, keepdim=True)
+def _log_density(sites: Sites, names: tuple[str, ...], plate: DataPlate) -> Tensor:
+    """log-density of the first draws of some sites together, ``(B, 1)``."""
+    each = []
+    for site in (sites[name] for name in names):
+        log_prob = _rows_first(site["fn"].log_prob(site["value"][0]), 0, plate)
+        each.append(log_prob.sum(1, keepdim=True))
+    return torch.cat(each, dim=1).sum(1, keepdim=True)
 
 
 def _mean(site: Message, plate: DataPlate) -> Tensor:
     """The posterior mean ``(B, units)``, or the draw where the distribution has none."""
-    try:
-        mean = site["fn"].mean.expand(site["value"].shape)[0]
-    except NotImplementedError:
-        mean = site["value"][0]
-    return _rows_first(mean, len(site["fn"].event_shape), plate)
+    return _rows_first(mean_or_draw(site)[0], len(site["fn"].event_shape), plate)
 
 
 def _same_for_all(site: Message, plate: DataPlate) -> bool:
@@ -218,11 +222,19 @@ def _summarise(entry: _Entry, parts: list[_Part], max_mixture: int, *, dependent
     variance = means.mean(0).var(0, correction=0)
     if len(means) > 1:  # what the draws add to the variance of their average
         variance = variance - means.var(0).mean(0) / len(means)
+
     used = _spread(parts, max_mixture)
     size = sum(p.size for p in used)
-    information = torch.full((size,), math.nan, dtype=kl.dtype) if dependent else _mutual_information(used)
-    divergence = torch.cat([p.kl.mean(0).sum(1) for p in used])
-    one_prior = all(p.one_prior for p in parts)
+    if dependent:
+        information = torch.full((size,), math.nan, dtype=kl.dtype)
+    else:
+        information = _mutual_information(used)
+
+    aggregate_kl = math.nan
+    if all(p.one_prior for p in parts):
+        divergence = torch.cat([p.kl.mean(0).sum(1) for p in used])
+        aggregate_kl = (divergence - information).mean().item()
+
     return SiteCollapse(
         name=entry.name,
         kl_draws=kl,
@@ -230,7 +242,7 @@ def _summarise(entry: _Entry, parts: list[_Part], max_mixture: int, *, dependent
         mutual_information=information.mean().item(),
         mutual_information_error=standard_error(information).item(),
         mixture_size=size,
-        aggregate_kl=(divergence - information).mean().item() if one_prior else math.nan,
+        aggregate_kl=aggregate_kl,
         analytic=parts[0].analytic,
     )
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVE_VARIANCE", "CollapseReport", "SiteCollapse", "default_epsilon", "standard_error"]
+from pyro_vaes.diagnostics.summaries import ACTIVE_VARIANCE, standard_error
+from pyro_vaes.tables import text_table
 
-ACTIVE_VARIANCE = ACTIVE_KL = 0.01
+__all__ = ["CollapseReport", "SiteCollapse", "default_epsilon"]
+
+ACTIVE_KL = 0.01
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,6 @@ def default_epsilon() -> Tensor:
     return torch.logspace(-3, 1, 100, dtype=torch.float64)
 
 
-def standard_error(x: Tensor) -> Tensor:
-    """Of the mean over the data, which come first."""
-    return x.std(0) / math.sqrt(len(x)) if len(x) > 1 else torch.full_like(x[0], math.nan)
-
-
 @dataclass(frozen=True)
 class CollapseReport:
     """All latent sites of a pair, see :class:`SiteCollapse`; prints itself as a table."""
@@ -129,17 +127,19 @@ class CollapseReport:
 
     def __str__(self) -> str:
         width = max(8, *(len(name) + 2 for name in self.sites))
-        lines = [
-            f"{'site':<{width}}{'units':>6}{'KL':>9}{'±':>7}{'active (Burda)':>16}{'pairs KL>=.01':>15}"
-            f"{'collapsed (.1, .05)':>21}{'I(x;z)':>9}{'±':>7}{'agg. KL':>9}"
-        ]
+        columns = (
+            f"site:<{width} | units:>6 | KL:>9.3f | ±:>7.3f | active (Burda):>16 | pairs KL>=.01:>15.1% | "
+            "collapsed (.1, .05):>21.1% | I(x;z):>9.3f | ±:>7.3f | agg. KL:>9.3f"
+        )
+        rows = []
         for site in self.sites.values():
             _, collapsed = site.collapse_curve(torch.tensor([0.1], dtype=site.kl.dtype))
-            lines.append(
-                f"{site.name:<{width}}{len(site.mean_variance):>6}{site.total_kl:>9.3f}{site.total_kl_error:>7.3f}"
-                f"{site.active_units:>16}{site.active_pairs:>15.1%}{collapsed.item():>21.1%}"
-                f"{site.mutual_information:>9.3f}{site.mutual_information_error:>7.3f}{site.aggregate_kl:>9.3f}"
-            )
+            kl = (site.total_kl, site.total_kl_error)
+            information = (site.mutual_information, site.mutual_information_error)
+            counts = (site.active_units, site.active_pairs, collapsed.item())
+            rows.append((site.name, len(site.mean_variance), *kl, *counts, *information, site.aggregate_kl))
+
+        lines = text_table(columns, rows)
         bound = math.log(next(iter(self.sites.values())).mixture_size)
         lines.append(f"nats per datum, N = {self.num_data}; the estimate of I(x;z) cannot exceed {bound:.2f}")
         return "\n".join(lines)

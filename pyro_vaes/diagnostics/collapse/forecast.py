@@ -12,7 +12,6 @@ References:
 
 from collections.abc import Sequence
 
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -86,29 +85,16 @@ def forecast_collapse(
     if beta is not None and betas is not None:
         raise ValueError("beta is the weight of the one latent site and betas are those of z_1 and z_2; give one.")
     pair = Pair(model, _no_guide)
-    train, _ = train_and_valid(data, None)
-    place = pair.device() or torch.device("cpu")
-    facts: ModelFacts | None = None
-    moments: Moments | None = None
-    with pair.evaluating(), pyro.validation_enabled(False):
-        for batch in as_batches(train, batch_size, shuffle=False).to(place).epoch(0, 0, place):
-            args = pair.arguments(batch)
-            if facts is None:
-                facts = model_facts(pair, args, embedding=embedding, noise=noise)
-                moments = Moments(facts.width)
-            target, covariates = facts.features(args)
-            assert moments is not None
-            moments.add(torch.cat([target, covariates], 1))
-    if facts is None or moments is None:
-        raise ValueError("The data has no batches. Is the loader's data set empty?")
+    facts, moments = _read(pair, data, embedding=embedding, noise=noise, batch_size=batch_size)
     if centred is None:
         centred = any(n.endswith("bias") for m in pair.modules.values() for n, _ in m.named_parameters())
-    moment, size = moments.second_moment(centred=centred), facts.num_features
-    conditional = moment.shape[0] > size
-    variances = _spectrum(moment, size)
-    hierarchy = len(facts.sites) == 2
+
+    moment = moments.second_moment(centred=centred)
+    conditional = len(moment) > facts.num_features
+    variances = _spectrum(moment, facts.num_features)
+
     theory: LinearVAE | LinearHierarchicalVAE
-    if hierarchy:
+    if len(facts.sites) == 2:
         if beta is not None or encoder_scale is not None:
             raise ValueError(
                 f"The model has the latent sites {[s.name for s in facts.sites]}: give betas and encoder_scales, one "
@@ -118,21 +104,32 @@ def forecast_collapse(
     else:
         if betas is not None or tuple(encoder_scales) != (None, None):
             raise ValueError("The model has one latent site: give beta and encoder_scale instead of those of two.")
-        site = facts.sites[0]
-        weight = site.weight if beta is None else beta
-        if conditional and encoder_scale is None:
-            theory = linear_cvae(variances, site.size, noise=facts.noise, prior_scale=site.scale, beta=weight)
-        else:
-            theory = linear_vae(
-                variances.sqrt(),
-                site.size,
-                noise=facts.noise,
-                prior_scale=site.scale,
-                beta=weight,
-                encoder_scale=encoder_scale,
-            )
-    sites = _sites(theory, facts)
-    return CollapseForecast(sites, theory, moments.count, centred, conditional)
+        theory = _one_site(facts, variances, beta, encoder_scale, conditional=conditional)
+
+    return CollapseForecast(_sites(theory, facts), theory, moments.count, centred, conditional)
+
+
+def _read(
+    pair: Pair, data: object, *, embedding: nn.Module | None, noise: float | None, batch_size: int
+) -> tuple[ModelFacts, Moments]:
+    """The facts of the model, read off the first batch, and the moments of all data."""
+    train, _ = train_and_valid(data, None)
+    place = pair.device() or torch.device("cpu")
+    batches = as_batches(train, batch_size, shuffle=False).to(place)
+
+    found: tuple[ModelFacts, Moments] | None = None
+    with pair.evaluating():
+        for batch in batches.epoch(0, 0, place):
+            args = pair.arguments(batch)
+            if found is None:
+                facts = model_facts(pair, args, embedding=embedding, noise=noise)
+                found = facts, Moments(facts.width)
+            facts, moments = found
+            moments.add(torch.cat(facts.features(args), 1))
+
+    if found is None:
+        raise ValueError("The data has no batches. Is the loader's data set empty?")
+    return found
 
 
 def _no_guide(*_: object) -> None:
@@ -145,6 +142,28 @@ def _spectrum(moment: Tensor, size: int) -> Tensor:
         return moment_spectrum(moment)
     residual = schur_complement(moment[:size, :size], moment[:size, size:], moment[size:, size:])
     return torch.linalg.eigvalsh(residual).flip(0).clamp(min=0)
+
+
+def _one_site(
+    facts: ModelFacts,
+    variances: Tensor,
+    beta: float | None,
+    encoder_scale: float | Sequence[float] | None,
+    *,
+    conditional: bool,
+) -> LinearVAE:
+    site = facts.sites[0]
+    weight = site.weight if beta is None else beta
+    if conditional and encoder_scale is None:
+        return linear_cvae(variances, site.size, noise=facts.noise, prior_scale=site.scale, beta=weight)
+    return linear_vae(
+        variances.sqrt(),
+        site.size,
+        noise=facts.noise,
+        prior_scale=site.scale,
+        beta=weight,
+        encoder_scale=encoder_scale,
+    )
 
 
 def _hierarchical(
@@ -165,29 +184,27 @@ def _hierarchical(
 
 
 def _sites(theory: LinearVAE | LinearHierarchicalVAE, facts: ModelFacts) -> dict[str, SiteForecast]:
-    names = [s.name for s in facts.sites]
+    """The forecasts by site, the one nearest the data first."""
+    *_, top = facts.sites
     if isinstance(theory, LinearVAE):
-        return {names[0]: _site(names[0], theory, theory.critical_beta, theory.critical_noise)}
-    unit = facts.noise / facts.sites[0].scale  # of z_1, see _hierarchical
+        return {top.name: _site(top.name, theory, theory.critical_beta, theory.critical_noise)}
+
+    bottom = facts.sites[0]
+    unit = facts.noise / bottom.scale  # of z_1, see _hierarchical
     first = SiteForecast(
-        name=names[0],
+        name=bottom.name,
         kl=theory.kl,
-        active=theory.encoder_singular_values > 0,
         encoder_singular_values=theory.encoder_singular_values / unit,
         encoder_scale=theory.encoder_scale / unit,
-        prior_scale=None,
-        critical_beta=None,
-        critical_noise=None,
     )
-    second = _site(names[1], theory.top, theory.top_critical_beta, theory.top_critical_noise)
-    return {names[0]: first, names[1]: second}
+    second = _site(top.name, theory.top, theory.top_critical_beta, theory.top_critical_noise)
+    return {bottom.name: first, top.name: second}
 
 
 def _site(name: str, vae: LinearVAE, critical_beta: Tensor, critical_noise: Tensor) -> SiteForecast:
     return SiteForecast(
         name=name,
         kl=vae.kl,
-        active=vae.encoder_singular_values > 0,
         encoder_singular_values=vae.encoder_singular_values,
         encoder_scale=vae.encoder_scale,
         prior_scale=vae.prior_scale,

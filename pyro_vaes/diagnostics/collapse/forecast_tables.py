@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_vaes.diagnostics.collapse.chi_square import chi_square_collapse_curve
 from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse
+from pyro_vaes.tables import text_table
 from pyro_vaes.theory import LinearHierarchicalVAE, LinearVAE
 
 __all__ = ["CollapseForecast", "ForecastComparison", "SiteComparison", "SiteForecast"]
@@ -21,7 +22,6 @@ class SiteForecast:
     Attributes:
         name: The site.
         kl: Nats per datum of each unit, without KL weight, ``(d,)``.
-        active: Whether each unit's posterior depends on the data, ``(d,)``.
         encoder_singular_values: Standard deviations of the posterior means, ``(d,)``.
         encoder_scale: Standard deviations of the posteriors, ``(d,)``.
         prior_scale: Standard deviation of the prior; None for z_1 of a hierarchy, whose prior depends on z_2 and whose
@@ -33,17 +33,21 @@ class SiteForecast:
 
     name: str
     kl: Tensor
-    active: Tensor
     encoder_singular_values: Tensor
     encoder_scale: Tensor
-    prior_scale: float | None
-    critical_beta: Tensor | None
-    critical_noise: Tensor | None
+    prior_scale: float | None = None
+    critical_beta: Tensor | None = None
+    critical_noise: Tensor | None = None
 
     @property
     def total_kl(self) -> float:
         """Sum over the units, nats per datum."""
         return self.kl.sum().item()
+
+    @property
+    def active(self) -> Tensor:
+        """Whether each unit's posterior depends on the data, ``(d,)``."""
+        return self.encoder_singular_values > 0
 
     @property
     def num_active(self) -> int:
@@ -64,6 +68,20 @@ class SiteForecast:
             )
         scales = self.encoder_singular_values, self.encoder_scale, self.prior_scale
         return chi_square_collapse_curve(*scales, epsilon=epsilon, delta=delta)
+
+    def table(self) -> list[str]:
+        """The lines in which a forecast prints this site."""
+        lines = [f"{self.name}: {self.num_active} of {len(self.kl)} units active, KL {self.total_kl:.3f} nats"]
+        columns, values = "unit:>6 | KL:>10.3f", [torch.arange(len(self.kl)) + 1, self.kl]
+        if self.critical_beta is not None and self.critical_noise is not None:
+            columns += " | dies at beta:>15.4g | dies at noise:>15.4g"
+            values += [self.critical_beta, self.critical_noise]
+
+        shown = [tensor[:SHOWN].tolist() for tensor in values]
+        lines += text_table(columns, zip(*shown, strict=True))
+        if len(self.kl) > SHOWN:
+            lines.append(f"{'...':>6}{len(self.kl) - SHOWN:>10} more")
+        return lines
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,16 +130,7 @@ class CollapseForecast:
             f"shared encoder scale (noise {self.theory.noise:.4g})"
         ]
         for site in self.sites.values():
-            lines.append(f"{site.name}: {site.num_active} of {len(site.kl)} units active, KL {site.total_kl:.3f} nats")
-            critical = site.critical_beta is not None and site.critical_noise is not None
-            lines.append(f"{'unit':>6}{'KL':>10}" + (f"{'dies at beta':>15}{'dies at noise':>15}" if critical else ""))
-            for i in range(min(len(site.kl), SHOWN)):
-                row = f"{i + 1:>6}{site.kl[i]:>10.3f}"
-                if site.critical_beta is not None and site.critical_noise is not None:
-                    row += f"{site.critical_beta[i]:>15.4g}{site.critical_noise[i]:>15.4g}"
-                lines.append(row)
-            if len(site.kl) > SHOWN:
-                lines.append(f"{'...':>6}{len(site.kl) - SHOWN:>10} more")
+            lines += site.table()
         if isinstance(self.theory, LinearHierarchicalVAE) and self.theory.undetermined:
             lines.append("with equal weights and both encoder scales learnable the loss does not decide about z_2")
         return "\n".join(lines)
@@ -158,13 +167,14 @@ class ForecastComparison:
         lines = []
         for name, site in self.sites.items():
             forecast, measured = site.forecast, site.measured
-            lines += [
-                f"{name:<10}{'linear forecast':>17}{'measured':>12}{'±':>8}",
-                f"{'KL':<10}{forecast.total_kl:>17.3f}{measured.total_kl:>12.3f}{measured.total_kl_error:>8.3f}",
-                f"{'active':<10}{forecast.num_active:>17}{measured.active_units:>12}",
-            ]
             units = site.kl.T.tolist()
-            lines += [f"{f'unit {i + 1}':<10}{f:>17.3f}{m:>12.3f}" for i, (f, m) in enumerate(units[:SHOWN])]
+            rows = [
+                ("KL", forecast.total_kl, measured.total_kl, measured.total_kl_error),
+                ("active", str(forecast.num_active), str(measured.active_units), None),
+            ]
+            for i, (expected, found) in enumerate(units[:SHOWN]):
+                rows.append((f"unit {i + 1}", expected, found, None))
+            lines += text_table(f"{name}:<10 | linear forecast:>17.3f | measured:>12.3f | ±:>8.3f", rows)
             if len(units) > SHOWN:
                 lines.append(f"... {len(units) - SHOWN} more units")
         lines.append("nats per datum, units sorted by KL; measured active units are those with Var_x E[z_i|x] > 0.01")

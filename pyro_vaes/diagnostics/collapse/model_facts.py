@@ -1,7 +1,6 @@
 """What the linear theory needs to know of a model, read off one trace of it on one batch."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from pyro import poutine
@@ -11,12 +10,10 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vaes.diagnostics.sites import holds
+from pyro_vaes.diagnostics.sites import Args, holds
 from pyro_vaes.programs import DRAWN, VALUED, Pair, Role, dependencies, plates, run, sites
 
 __all__ = ["LatentFacts", "ModelFacts", "Moments", "model_facts"]
-
-Args = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -34,25 +31,24 @@ class Moments:
 
     def __init__(self, width: int) -> None:
         self.width, self.count = width, 0
-        self._sum: Tensor | None = None
-        self._square: Tensor | None = None
+        self._sum = self._square = torch.zeros((), dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
         """Take in rows with shape ``(B, width)``."""
         rows = rows.to(torch.float64)
         if rows.shape[1] != self.width:
             raise ValueError(f"A batch has {rows.shape[1]} features and covariates, but the first one {self.width}.")
-        total, square = rows.sum(0), rows.mT @ rows
-        self._sum = total if self._sum is None else self._sum + total
-        self._square = square if self._square is None else self._square + square
+        self._sum = self._sum + rows.sum(0)
+        self._square = self._square + rows.mT @ rows
         self.count += len(rows)
 
     def second_moment(self, *, centred: bool) -> Tensor:
         """E[r rᵀ], or the covariance, with shape ``(width, width)``."""
-        assert self._sum is not None and self._square is not None
         moment = self._square / self.count
-        mean = self._sum / self.count
-        return (moment - torch.outer(mean, mean) if centred else moment).cpu()
+        if centred:
+            mean = self._sum / self.count
+            moment = moment - torch.outer(mean, mean)
+        return moment.cpu()
 
 
 @dataclass(frozen=True)
@@ -85,22 +81,22 @@ class _Features:
     source: int | None  # of the argument that it is made from
 
     def __call__(self, args: Args) -> tuple[Tensor, Tensor]:
+        tensors = _tensors(args)
         if self.position is None:  # made inside the program: read it off a run
             site = sites(_trace(self.pair, args), Role.OBSERVED)[self.observed]
             target = _rows(site, site["value"])
         else:
-            value = args[self.position]
-            assert isinstance(value, Tensor)
-            target = value.flatten(1).to(torch.float64)
-        others = [a for i, a in enumerate(args) if i != self.source and isinstance(a, Tensor) and a.dim()]
-        covariates = [self._embedded(c) for c in others]
+            target = tensors[self.position].flatten(1).to(torch.float64)
+
+        covariates = [self._embedded(tensor) for i, tensor in tensors.items() if i != self.source]
         if any(len(c) != len(target) for c in covariates):
             raise ValueError(
                 f"The target has {len(target)} rows but a covariate {[len(c) for c in covariates]}; they must belong "
                 "together, so a model that draws its own rows needs its batch from outside."
             )
-        target = target if self.scale is None else target / self.scale
-        return target, torch.cat(covariates, 1) if covariates else target[:, :0]
+        if self.scale is not None:
+            target = target / self.scale
+        return target, torch.cat([target[:, :0], *covariates], 1)
 
     def _embedded(self, covariate: Tensor) -> Tensor:
         embedded = covariate if self.embedding is None else self.embedding(covariate)
@@ -112,6 +108,11 @@ class _Features:
         return embedded.flatten(1).to(torch.float64)
 
 
+def _tensors(args: Args) -> dict[int, Tensor]:
+    """The arguments that have rows, by position."""
+    return {i: a for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim()}
+
+
 def _trace(pair: Pair, args: Args) -> poutine.Trace:
     with poutine.block():
         return run(pair.model, args)
@@ -119,20 +120,21 @@ def _trace(pair: Pair, args: Args) -> poutine.Trace:
 
 def _rows(site: Message, tensor: Tensor) -> Tensor:
     """Values of a site with the outermost plate's rows first, ``(B, everything else)``, float64."""
-    fn = site["fn"]
-    frames = [plate.dim for plate in plates(site)]
-    if not frames:
+    around = plates(site)
+    if not around:
         raise ValueError(f"The site {site['name']!r} lies in no plate, so there are no rows. Put it into a plate.")
+
+    fn = site["fn"]
     shape = torch.broadcast_shapes(fn.batch_shape, site["value"].shape[: site["value"].dim() - len(fn.event_shape)])
-    tensor = tensor.expand(shape + fn.event_shape).movedim(frames[0] - len(fn.event_shape), 0)
+    tensor = tensor.expand(shape + fn.event_shape).movedim(around[0].dim - len(fn.event_shape), 0)
     return tensor.reshape(len(tensor), -1).to(torch.float64)
 
 
-def _normal(fn: Distribution) -> Normal | None:
-    """The normal distribution inside, if it is one with independent elements."""
+def _innermost(fn: Distribution) -> Distribution:
+    """The distribution of the independent elements."""
     while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
         fn = fn.base_dist
-    return fn if isinstance(fn, Normal) else None
+    return fn
 
 
 def _weight(site: Message) -> float:
@@ -158,26 +160,34 @@ def model_facts(pair: Pair, args: Args, *, embedding: nn.Module | None, noise: f
             f"The closed forms know one observed site, but the model has {sorted(observed)}. Is obs= missing, or "
             "should the others be left out (poutine.block)?"
         )
-    (name, site), *_ = observed.items()
+    ((name, site),) = observed.items()
     order = _chain(pair, args, latent, name)
-    feature_noise = _feature_noise(site) if noise is None else None
-    if noise is not None and not noise > 0:
+
+    relative = None
+    if noise is None:
+        noise, relative = _read_noise(site)
+    elif not noise > 0:
         raise ValueError(f"noise is the standard deviation of the likelihood and must be positive, but got {noise}.")
-    overall = noise if feature_noise is None else feature_noise.square().mean().sqrt().item()
-    assert overall is not None
-    relative = None if feature_noise is None else feature_noise / overall
-    if relative is not None and torch.allclose(relative, torch.ones_like(relative), rtol=1e-9, atol=0):
-        relative = None
-    owner = getattr(unwrap(pair.model), "__self__", None)
-    own = getattr(owner, "embedding", None)
-    chosen = own if embedding is None and isinstance(own, nn.Module) else embedding
+
+    if embedding is None:
+        own = getattr(getattr(unwrap(pair.model), "__self__", None), "embedding", None)
+        embedding = own if isinstance(own, nn.Module) else None
     position = next((i for i, a in enumerate(args) if a is site["value"]), None)
     source = _source(args, site["value"]) if position is None else position
-    features = _Features(pair, name, relative, chosen, position, source)
+    features = _Features(pair, name, relative, embedding, position, source)
+
     target, covariates = features(args)
-    weight = _weight(site)
-    latents = tuple(_latent(latent[n], weight) for n in order)
-    return ModelFacts(latents, overall, target.shape[1], target.shape[1] + covariates.shape[1], features)
+    latents = tuple(_latent(latent[n], _weight(site)) for n in order)
+    return ModelFacts(latents, noise, target.shape[1], target.shape[1] + covariates.shape[1], features)
+
+
+def _read_noise(site: Message) -> tuple[float, Tensor | None]:
+    """The noise of all features together, and of each in units of that where they differ."""
+    noise = _feature_noise(site)
+    overall = noise.square().mean().sqrt().item()
+    relative = noise / overall
+    alike = torch.allclose(relative, torch.ones_like(relative), rtol=1e-9, atol=0)
+    return overall, None if alike else relative
 
 
 def _source(args: Args, value: Tensor) -> int | None:
@@ -186,9 +196,8 @@ def _source(args: Args, value: Tensor) -> int | None:
     Raises:
         ValueError: Several may be.
     """
-    tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim()]
-    same = [i for i in tensors if holds(cast(Tensor, args[i]), value)]
-    found = same or tensors
+    tensors = _tensors(args)
+    found = [i for i, tensor in tensors.items() if holds(tensor, value)] or list(tensors)
     if len(found) > 1:
         raise ValueError(
             f"The observation is made inside the model, and each of its arguments {found} may be what it is made from, "
@@ -198,8 +207,9 @@ def _source(args: Args, value: Tensor) -> int | None:
 
 
 def _latent(site: Message, weight: float) -> LatentFacts:
-    normal = _normal(site["fn"])
-    scale = 1.0 if normal is None else normal.scale.to(torch.float64).square().mean().sqrt().item()
+    fn, scale = _innermost(site["fn"]), 1.0
+    if isinstance(fn, Normal):
+        scale = fn.scale.to(torch.float64).square().mean().sqrt().item()
     return LatentFacts(site["name"], _rows(site, site["value"]).shape[1], scale, _weight(site) / weight)
 
 
@@ -208,27 +218,25 @@ def _chain(pair: Pair, args: Args, latent: dict[str, Message], observed: str) ->
     names = list(latent)
     if len(names) == 1:
         return names
-    said = f"The closed forms know one latent site, or two in a chain z_2 -> z_1 -> x, but the model has {names}"
+    problem = f"The closed forms know one latent site, or two in a chain z_2 -> z_1 -> x, but the model has {names}"
     if len(names) != 2:
-        raise ValueError(f"{said}. Forecast a model with those that matter most.")
+        raise ValueError(f"{problem}. Forecast a model with those that matter most.")
+
     trace = _trace(pair, args)
     values = {n: s["value"] for n, s in sites(trace, VALUED).items()}
     on = dependencies(pair.model, values, args)
     top, first = names
     if on[top] or on[first] != {top} or on[observed] != {first}:
-        raise ValueError(f"{said} and they are no such chain (skip connections, or independent sites).")
+        raise ValueError(f"{problem} and they are no such chain (skip connections, or independent sites).")
     return [first, top]
 
 
 def _feature_noise(site: Message) -> Tensor:
     """Standard deviation of each feature of a normal likelihood, root mean square over the rows, ``(T,)``."""
-    normal = _normal(site["fn"])
-    if normal is None:
-        fn = site["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
+    fn = _innermost(site["fn"])
+    if not isinstance(fn, Normal):
         raise ValueError(
             f"The closed forms are those of a normal likelihood, but {site['name']!r} is {type(fn).__name__}. Pass "
             "noise=, the standard deviation that the data are expected to keep around their reconstruction."
         )
-    return _rows(site, normal.scale).square().mean(0).sqrt()
+    return _rows(site, fn.scale).square().mean(0).sqrt()

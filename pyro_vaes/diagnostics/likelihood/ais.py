@@ -12,29 +12,30 @@ References:
     | https://arxiv.org/abs/1611.04273
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule
-from pyro_vaes.diagnostics.likelihood.likelihood import average_weights
+from pyro_vaes.diagnostics.importance_weights import average_weights
+from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule, Walk
 from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair, prior_of
 from pyro_vaes.diagnostics.particles import Particles
+from pyro_vaes.diagnostics.sites import Args
+from pyro_vaes.diagnostics.summaries import mean_and_error
 from pyro_vaes.programs import Program
 
-__all__ = ["AnnealedLikelihood", "ais", "annealed_particles", "progress_bar", "said", "share"]
-
-
-def said(values: Tensor) -> str:
-    """Mean and standard error over the data."""
-    n = len(values)
-    error = values.std().item() / math.sqrt(n) if n > 1 else math.nan
-    return f"{values.mean().item():.3f} ± {error:.3f}"
+__all__ = [
+    "AnnealedLikelihood",
+    "ais",
+    "annealed_likelihood",
+    "annealed_particles",
+    "joined_walks",
+    "progress_bar",
+    "share",
+]
 
 
 def share(rates: Tensor) -> str:
@@ -75,7 +76,7 @@ class AnnealedLikelihood:
     def __str__(self) -> str:
         return (
             f"AIS with {self.num_chains} chains of {self.num_steps} steps from the {self.start}: "
-            f"{said(self.log_likelihood)} nats per datum (N = {len(self.ess)}), "
+            f"{mean_and_error(self.log_likelihood)} nats per datum (N = {len(self.ess)}), "
             f"Monte-Carlo error per datum {self.standard_error.median().item():.3f}, "
             f"median ESS {self.ess.median().item():.1f}, acceptance {share(self.acceptance)}"
         )
@@ -87,8 +88,8 @@ def ais(
     model: Program,
     guide: Program | None,
     data: object,
-    *,
     num_chains: int = 16,
+    *,
     num_steps: int = 500,
     leapfrog_steps: int = 10,
     schedule: str | Schedule = "sigmoidal",
@@ -130,7 +131,7 @@ def ais(
             missing, or has no density; or data lie outside a support.
 
     Example:
-        >>> import pyro
+        >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
@@ -144,18 +145,28 @@ def ais(
     """
     annealing = Annealing(num_chains, num_steps, leapfrog_steps, num_pilot_chains, schedule)
     particles = annealed_particles(model, guide, data, start, batch_size, seed)
-    weights, rates, seen = [], [], 0
-    with particles.rows() as rows, progress_bar(particles, annealing, runs=1, shown=progress) as tick:
-        for args in rows:
+
+    with progress_bar(particles, annealing, runs=1, shown=progress) as tick:
+
+        def walk(args: Args) -> Walk:
             pair = UnconstrainedPair(particles, args, from_prior=start == "prior")
             steps = annealing.find_steps(pair, pair.draw(num_pilot_chains), tick)
-            log_w, acceptance = annealing.log_weights(pair, pair.draw(num_chains), steps, tick=tick)
-            keep = log_w.shape[1] if particles.limit is None else min(log_w.shape[1], particles.limit - seen)
-            weights.append(log_w[:, :keep].cpu())
-            rates.append(acceptance[:, :keep].cpu())
-            seen += keep
-    log_w = torch.cat(weights, 1)
-    return AnnealedLikelihood(*average_weights(log_w), torch.cat(rates, 1), log_w, start)
+            return annealing.walk(pair, pair.draw(num_chains), steps, tick=tick)
+
+        walks = particles.for_each_pass(walk)
+    return annealed_likelihood(particles, walks, start)
+
+
+def annealed_likelihood(particles: Particles, walks: Sequence[Walk], start: str) -> AnnealedLikelihood:
+    """The estimates from the chains of all passes."""
+    walk = joined_walks(particles, walks)
+    return AnnealedLikelihood(*average_weights(walk.log_weights), walk.acceptance, walk.log_weights, start)
+
+
+def joined_walks(particles: Particles, walks: Sequence[Walk]) -> Walk:
+    """The chains of all passes side by side, on the CPU."""
+    log_weights = particles.joined([walk.log_weights.cpu() for walk in walks], dim=1)
+    return Walk(log_weights, particles.joined([walk.acceptance.cpu() for walk in walks], dim=1))
 
 
 def annealed_particles(

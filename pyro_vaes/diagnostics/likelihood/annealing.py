@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Annealing", "Density", "Schedule", "leapfrog", "sigmoidal", "tempered", "transition"]
+__all__ = ["Annealing", "Density", "Schedule", "Walk", "leapfrog", "sigmoidal", "tempered", "transition"]
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From ``z`` with shape ``(C, B, d)`` to log q(z) and log p(x, z) - log q(z), each ``(C, B)``."""
@@ -59,6 +59,18 @@ class Point(NamedTuple):
     log_density: Tensor  # (C, B)
     gradient: Tensor  # (C, B, d)
     log_ratio: Tensor  # (C, B)
+
+
+class Walk(NamedTuple):
+    """What chains between two densities leave: weights, and how often they moved.
+
+    Attributes:
+        log_weights: log w in float64, shape ``(C, B)``.
+        acceptance: Acceptance rates for b_1 .. b_{T-1}, shape ``(T - 1, B)``.
+    """
+
+    log_weights: Tensor
+    acceptance: Tensor
 
 
 def tempered(density: Density, beta: float) -> Callable[[Tensor], Point]:
@@ -115,6 +127,13 @@ def transition(at: Callable[[Tensor], Point], start: Point, step: Tensor, num: i
     return z, gain.exp().clamp(max=1).nan_to_num(0.0)
 
 
+def _rises_from_zero_to_one(betas: object, number: int) -> bool:
+    if not isinstance(betas, Tensor) or betas.shape != (number,):
+        return False
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return torch.allclose(betas[[0, -1]].double(), ends) and bool((betas.diff() >= 0).all())
+
+
 @dataclass(frozen=True)
 class Annealing:
     """How to anneal; the arguments of :func:`~pyro_vaes.diagnostics.ais` by these names.
@@ -135,6 +154,7 @@ class Annealing:
             number = getattr(self, name)
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a whole number and at least 1, but got {number!r}.")
+
         named = {"sigmoidal": sigmoidal, "linear": lambda t: t}
         schedule = named.get(self.schedule) if isinstance(self.schedule, str) else self.schedule
         if not callable(schedule):
@@ -142,14 +162,9 @@ class Annealing:
                 f"schedule must be one of {sorted(named)} or map numbers in [0, 1] to inverse temperatures, but got "
                 f"{self.schedule!r}; lambda t: t**2?"
             )
+
         betas = schedule(torch.linspace(0, 1, self.num_steps + 1, dtype=torch.float64))
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        if (
-            not isinstance(betas, Tensor)
-            or betas.shape != (self.num_steps + 1,)
-            or not torch.allclose(betas[[0, -1]].double(), ends)
-            or not bool((betas.diff() >= 0).all())
-        ):
+        if not _rises_from_zero_to_one(betas, self.num_steps + 1):
             raise ValueError(
                 f"schedule must map {self.num_steps + 1} equally spaced numbers from 0 to 1, in a tensor, to as many "
                 f"inverse temperatures that rise from 0 to 1, but they went to {betas}."
@@ -169,10 +184,14 @@ class Annealing:
         step = z.new_full(z.shape[1:2], 0.5 * z.shape[-1] ** -0.25)
         if self.num_steps == 1:
             return step.new_zeros((0, *step.shape))
-        found, repeats = [], self._repeats()
+
+        repeats = self._repeats()
         rate = max(math.log(FACTOR), REACH / (repeats * (self.num_steps - 1)))
         search = [(self.betas[1], (i + 1) ** -0.5) for i in range(SEARCH)]
-        for beta, log_factor in [*search, *((b, rate) for b in self.betas[1:-1] for _ in range(repeats))]:
+        follow = [(beta, rate) for beta in self.betas[1:-1] for _ in range(repeats)]
+
+        found = []
+        for beta, log_factor in [*search, *follow]:
             at = tempered(density, beta)
             z, probability = transition(at, at(z), step, self.leapfrog_steps)
             step = step * (log_factor * (probability.mean(0) - TARGET).sign()).exp()
@@ -180,7 +199,7 @@ class Annealing:
             tick()
         return torch.stack(found[SEARCH + repeats - 1 :: repeats])
 
-    def log_weights(
+    def walk(
         self,
         density: Density,
         z: Tensor,
@@ -188,8 +207,8 @@ class Annealing:
         *,
         reverse: bool = False,
         tick: Callable[[], object] = lambda: None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log weights of chains from q to the posterior, or in reverse from the posterior to q.
+    ) -> Walk:
+        """Chains from q to the posterior, or in reverse from the posterior to q.
 
         Arguments:
             density: log q and log p - log q.
@@ -198,11 +217,12 @@ class Annealing:
             reverse: The direction.
             tick: Called after each transition.
 
-        Returns:
-            log w in float64, shape ``(C, B)``, and the acceptance rates for b_1 .. b_{T-1}, shape ``(T - 1, B)``.
         """
-        betas, fixed = (self.betas[::-1], steps.flip(0)) if reverse else (self.betas, steps)
+        betas, fixed = self.betas, steps
+        if reverse:
+            betas, fixed = betas[::-1], fixed.flip(0)
         increments = [abs(after - before) for before, after in pairwise(betas)]
+
         log_w = z.new_zeros(z.shape[:2], dtype=torch.float64)
         rates = []
         for increment, beta, step in zip(increments[:-1], betas[1:-1], fixed, strict=True):
@@ -213,5 +233,6 @@ class Annealing:
             rates.append(probability.mean(0))
             tick()
         log_w = log_w + increments[-1] * density(z)[1]
+
         acceptance = torch.stack(rates) if rates else steps
-        return log_w, acceptance.flip(0) if reverse else acceptance
+        return Walk(log_w, acceptance.flip(0) if reverse else acceptance)

@@ -20,13 +20,21 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vaes.diagnostics.likelihood.ais import AnnealedLikelihood, annealed_particles, progress_bar, said, share
-from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule
-from pyro_vaes.diagnostics.likelihood.likelihood import average_weights
+from pyro_vaes.diagnostics.importance_weights import average_weights
+from pyro_vaes.diagnostics.likelihood.ais import (
+    AnnealedLikelihood,
+    annealed_likelihood,
+    annealed_particles,
+    joined_walks,
+    progress_bar,
+    share,
+)
+from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule, Walk
 from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.sites import Args, aligned
-from pyro_vaes.programs import Program, Role, run, sites, was_observed
+from pyro_vaes.diagnostics.summaries import mean_and_error
+from pyro_vaes.programs import Program, Role, Sites, run, sites, was_observed
 
 __all__ = ["Sandwich", "bdmc"]
 
@@ -66,8 +74,9 @@ class Sandwich:
         f = self.forward
         return (
             f"BDMC with {f.num_chains} chains of {f.num_steps} steps from the {f.start}: log p(x) of simulated data "
-            f"between {said(self.lower)} and {said(self.upper)} nats per datum (N = {len(self.upper)}), "
-            f"gap {said(self.gap)}, at most {self.gap.max().item():.3f}, "
+            f"between {mean_and_error(self.lower)} and {mean_and_error(self.upper)} nats per datum "
+            f"(N = {len(self.upper)}), "
+            f"gap {mean_and_error(self.gap)}, at most {self.gap.max().item():.3f}, "
             f"acceptance {share(f.acceptance)} and {share(self.reverse_acceptance)}"
         )
 
@@ -78,8 +87,8 @@ def bdmc(
     model: Program,
     guide: Program | None,
     data: object,
-    *,
     num_chains: int = 16,
+    *,
     num_steps: int = 500,
     leapfrog_steps: int = 10,
     schedule: str | Schedule = "sigmoidal",
@@ -117,63 +126,84 @@ def bdmc(
     """
     annealing = Annealing(num_chains, num_steps, leapfrog_steps, num_pilot_chains, schedule)
     particles = annealed_particles(model, guide, data, start, batch_size, seed)
-    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    simulated: list[dict[str, Tensor]] = []
-    seen = 0
-    with particles.rows() as rows, progress_bar(particles, annealing, runs=2, shown=progress) as tick:
-        for args in rows:
-            pair, exact, observed = _simulate(particles, args, from_prior=start == "prior")
+
+    with progress_bar(particles, annealing, runs=2, shown=progress) as tick:
+
+        def walk_both_ways(args: Args) -> tuple[Walk, Walk, dict[str, Tensor]]:
+            simulated = _simulate(particles, args, from_prior=start == "prior")
+            pair, posterior = simulated.pair, simulated.latents.expand(num_chains, -1, -1)
             steps = annealing.find_steps(pair, pair.draw(num_pilot_chains), tick)
-            forward = annealing.log_weights(pair, pair.draw(num_chains), steps, tick=tick)
-            posterior = exact.expand(num_chains, -1, -1)
-            reverse = annealing.log_weights(pair, posterior, steps, reverse=True, tick=tick)
-            keep = exact.shape[1] if particles.limit is None else min(exact.shape[1], particles.limit - seen)
-            columns.append(tuple(t[:, :keep].cpu() for t in (*forward, *reverse)))  # type: ignore[arg-type]
-            simulated.append({n: v[:keep].cpu() for n, v in observed.items()})
-            seen += keep
-    log_w, acceptance, reverse_log_w, reverse_acceptance = (torch.cat(c, 1) for c in zip(*columns, strict=True))
-    lower = AnnealedLikelihood(*average_weights(log_w), acceptance, log_w, start)
-    inverse, error, _ = average_weights(-reverse_log_w)
-    observations = {n: torch.cat([s[n] for s in simulated]) for n in simulated[0]}
-    return Sandwich(lower, -inverse, error, reverse_acceptance, reverse_log_w, observations)
+            forward = annealing.walk(pair, pair.draw(num_chains), steps, tick=tick)
+            reverse = annealing.walk(pair, posterior, steps, reverse=True, tick=tick)
+            return forward, reverse, simulated.observations
+
+        forward, reverse, observed = zip(*particles.for_each_pass(walk_both_ways), strict=True)
+
+    lower = annealed_likelihood(particles, forward, start)
+    back = joined_walks(particles, reverse)
+    inverse = average_weights(-back.log_weights)
+    observations = {n: particles.joined([each[n] for each in observed]) for n in observed[0]}
+    return Sandwich(lower, -inverse.estimate, inverse.error, back.acceptance, back.log_weights, observations)
 
 
-def _simulate(
-    particles: Particles, args: Args, *, from_prior: bool
-) -> tuple[UnconstrainedPair, Tensor, dict[str, Tensor]]:
-    """The pair on data drawn from the model, the latents ``(1, B, numel)`` they were drawn with, and these data."""
+@dataclass(frozen=True)
+class _Simulated:
+    """Data drawn from the model in place of a batch.
+
+    Attributes:
+        pair: The densities given these data.
+        latents: The latents that they were drawn with, ``(1, B, numel)``.
+        observations: The data by site, each ``(B, *plates, *event)``, on the CPU.
+    """
+
+    pair: UnconstrainedPair
+    latents: Tensor
+    observations: dict[str, Tensor]
+
+
+def _simulate(particles: Particles, args: Args, *, from_prior: bool) -> _Simulated:
     with poutine.block():
-        trace = run(particles.pair.model, args)
+        trace = run(particles.model, args)
     factors = list(sites(trace, Role.FACTOR))
     if factors:
         raise ValueError(
             f"The model has the factors {factors}, which weigh its draws instead of drawing, so that no exact draw of "
             "its posterior can be simulated. Use ais for a lower bound."
         )
+
     drawn = particles.prior(args, 1)
-    observed = {n: s["value"][0] for n, s in drawn.items() if was_observed(s)}
+    simulated = {n: s for n, s in drawn.items() if was_observed(s)}
+    observed = {n: s["value"][0] for n, s in simulated.items()}
     before = UnconstrainedPair(particles, args, from_prior=from_prior, observed=observed)
     z = before.unconstrain(drawn)
-    data, found = list(args), set()
-    for name, site in sites(trace, Role.OBSERVED).items():
-        index = _holder(args, site["value"])
-        if index is not None:
-            data[index] = observed[name].reshape(site["value"].shape)
-            found.add(name)
-    missing = sorted(observed.keys() - found)
-    if missing and not from_prior:
-        raise ValueError(
-            f"The observed sites {missing} are not arguments of the model as they are (but parts or functions of "
-            "them), so that the guide cannot be shown simulated values. Use start='prior'?"
-        )
-    pair = UnconstrainedPair(particles, tuple(data), from_prior=from_prior, observed=observed)
+
+    new_args = _show(args, sites(trace, Role.OBSERVED), observed, to_guide=not from_prior)
+    pair = UnconstrainedPair(particles, new_args, from_prior=from_prior, observed=observed)
     if not torch.allclose(before.log_joint(z), pair.log_joint(z), rtol=1e-4, atol=1e-3, equal_nan=True):
         raise ValueError(
             "The model's density given its latents changes with the observations that its arguments hold: it looks at "
             "them otherwise than as data, so that running it forward does not draw from it. Pass what it conditions on "
             "as an argument of its own?"
         )
-    return pair, z, {n: aligned(s, particles.plate)[0] for n, s in drawn.items() if was_observed(s)}
+    return _Simulated(pair, z, {n: aligned(s, particles.plate)[0].cpu() for n, s in simulated.items()})
+
+
+def _show(args: Args, sites: Sites, observed: dict[str, Tensor], *, to_guide: bool) -> Args:
+    """The arguments with simulated values in the places of those that were observed."""
+    new, found = list(args), set()
+    for name, site in sites.items():
+        index = _holder(args, site["value"])
+        if index is not None:
+            new[index] = observed[name].reshape(site["value"].shape)
+            found.add(name)
+
+    missing = sorted(observed.keys() - found)
+    if missing and to_guide:
+        raise ValueError(
+            f"The observed sites {missing} are not arguments of the model as they are (but parts or functions of "
+            "them), so that the guide cannot be shown simulated values. Use start='prior'?"
+        )
+    return tuple(new)
 
 
 def _holder(args: Args, value: Tensor) -> int | None:

@@ -15,6 +15,7 @@ References:
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,10 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Draws, Particles
-from pyro_vaes.diagnostics.sites import aligned
+from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.diagnostics.summaries import require_positive, standard_error
 from pyro_vaes.programs import DataPlate, Program
+from pyro_vaes.tables import text_table
 
 __all__ = ["CodeLength", "code_length"]
 
@@ -61,20 +64,24 @@ class CodeLength:
         return self.latents - self.entropy
 
     def __str__(self) -> str:
-        num = len(self.two_part)
-        lines = [f"{'':<24}{'nats':>10}{'±':>8}{'bits':>10}{'bits/dim':>10}"]
-        for name, part in (
-            ("x given z", self.reconstruction),
-            ("z", self.latents),
-            ("two-part code", self.two_part),
-            ("back: H(q)", -self.entropy),
-            ("bits-back code (-ELBO)", self.bits_back),
-            ("of which z (KL)", self.code),
-        ):
-            mean, error = part.mean().item(), part.std().item() / math.sqrt(num) if num > 1 else math.nan
+        parts = {
+            "x given z": self.reconstruction,
+            "z": self.latents,
+            "two-part code": self.two_part,
+            "back: H(q)": -self.entropy,
+            "bits-back code (-ELBO)": self.bits_back,
+            "of which z (KL)": self.code,
+        }
+        rows = []
+        for name, part in parts.items():
+            mean = part.mean().item()
             bits = mean / math.log(2)
-            lines.append(f"{name:<24}{mean:>10.3f}{error:>8.3f}{bits:>10.3f}{bits / self.num_elements:>10.4f}")
-        return "\n".join([*lines, f"per datum, N = {num}; ± is the standard error over the data"])
+            rows.append((name, mean, standard_error(part).item(), bits, bits / self.num_elements))
+
+        columns = " :<24 | nats:>10.3f | ±:>8.3f | bits:>10.3f | bits/dim:>10.4f"
+        lines = text_table(columns, rows)
+        lines.append(f"per datum, N = {len(self.latents)}; ± is the standard error over the data")
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -83,8 +90,8 @@ def code_length(
     model: Program,
     guide: Program,
     data: object,
+    num_particles: int = 8,
     *,
-    num_samples: int = 8,
     batch_size: int = 128,
     chunk_size: int = 50,
     seed: int = 0,
@@ -97,13 +104,13 @@ def code_length(
         model: The model; latents and data in one data plate.
         guide: The guide.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader.
-        num_samples: Draws of the latents per datum.
+        num_particles: Draws of the latents per datum.
         batch_size: Rows per pass.
         chunk_size: Draws per pass.
         seed: Seed of the draws.
 
     Raises:
-        ValueError: ``num_samples`` is below 1, or the pair does not fit the data.
+        ValueError: ``num_particles`` is below 1, or the pair does not fit the data.
 
     Example:
         >>> from pyro_vaes.models import VAE
@@ -113,38 +120,42 @@ def code_length(
         >>> torch.allclose(report.bits_back, report.reconstruction + report.code)
         True
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, but got {num_samples}.")
+    require_positive(num_particles=num_particles)
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    columns, seen, num_elements = [], 0, 0
-    with particles.rows() as rows:
-        for args in rows:
-            # distributions of single passes are not stacked: each pass is measured by itself
-            sizes = list(particles.chunks(num_samples)) if particles.vectorized else [1] * num_samples
-            parts = []
-            for size in sizes:
-                draws = particles.draw(args, size)
-                parts.append(_terms(draws, particles.plate))
-            terms = torch.cat(parts, dim=1).mean(1)  # (3, B)
-            columns.append(terms if particles.limit is None else terms[:, : particles.limit - seen])
-            seen += terms.shape[1]
-            shapes = [aligned(s, particles.plate).shape[2:] for s in draws.observations().values()]
-            num_elements = sum(math.prod(shape) for shape in shapes)
-    reconstruction, latents, entropy = torch.cat(columns, dim=1)
+    num_elements = 0
+
+    def parts(args: Args) -> Tensor:
+        """The three parts of each datum, ``(3, B)``."""
+        nonlocal num_elements
+        # distributions of single passes are not stacked: each pass is measured by itself
+        sizes = particles.chunks(num_particles) if particles.vectorized else [1] * num_particles
+        draws = [particles.draw(args, size) for size in sizes]
+
+        observed = draws[0].observations().values()
+        num_elements = sum(math.prod(aligned(s, particles.plate).shape[2:]) for s in observed)
+        return torch.cat([_terms(drawn, particles.plate) for drawn in draws], dim=1).mean(1)
+
+    reconstruction, latents, entropy = particles.joined(particles.for_each_pass(parts), dim=1)
     return CodeLength(reconstruction, latents, entropy, num_elements)
 
 
 def _terms(draws: Draws, plate: DataPlate) -> Tensor:
     """-log p(x | z), -log p(z) and the entropy of q, stacked, each ``(K, B)``."""
     drawn = [s for s in draws.guide_sites.values() if not s["is_observed"]]
-    log_likelihood = _sum([_per_datum(s, plate, s["fn"].log_prob(s["value"])) for s in draws.observations().values()])
-    log_q = _sum([_per_datum(s, plate, s["fn"].log_prob(s["value"])) for s in drawn])
+    log_likelihood = _log_density(draws.observations().values(), plate)
+    log_q = _log_density(drawn, plate)
     log_prior = draws.log_weights + log_q - log_likelihood
+
     try:
         entropy = _sum([_per_datum(s, plate, s["fn"].entropy()) for s in drawn])
     except NotImplementedError:
         entropy = -log_q
-    return torch.stack(torch.broadcast_tensors(-log_likelihood, -log_prior, entropy)).double().cpu()
+    parts = torch.broadcast_tensors(-log_likelihood, -log_prior, entropy)
+    return torch.stack(parts).double().cpu()
+
+
+def _log_density(sites: Iterable[Message], plate: DataPlate) -> Tensor:
+    return _sum([_per_datum(s, plate, s["fn"].log_prob(s["value"])) for s in sites])
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

@@ -14,15 +14,16 @@ References:
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.likelihood.likelihood import summarise
+from pyro_vaes.diagnostics.likelihood.likelihood import WeightSummary, summarise
 from pyro_vaes.diagnostics.likelihood.local_normal import LocalNormal, climb, moments_at_start
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.sites import Args
+from pyro_vaes.diagnostics.summaries import mean_and_error, require_positive, standard_error
 from pyro_vaes.guides import find_latents
 from pyro_vaes.programs import Program
 
@@ -84,18 +85,15 @@ class InferenceGap:
         return self.log_evidence - self.amortised_elbo
 
     def __str__(self) -> str:
-        def mean(values: Tensor) -> str:
-            spread = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            return f"{values.mean().item():.3f} ± {spread:.3f}"
-
         family = "full-covariance" if self.full_covariance else "diagonal"
         given = (self.log_evidence_error == 0).all() and self.khat.isnan().all()
         evidence = "as given" if given else f"by IW-{self.num_particles}"
-        high = "" if self.khat.isnan().all() else f", k-hat > 0.7 for {(self.khat > 0.7).double().mean().item():.1%}"
+        if not self.khat.isnan().all():
+            evidence += f", k-hat > 0.7 for {(self.khat > 0.7).double().mean().item():.1%}"
         return (
-            f"inference gap {mean(self.inference)} nats per datum (N = {len(self.inference)})\n"
-            f"  approximation {mean(self.approximation)} (best {family} normal, log p(x) {evidence}{high})\n"
-            f"  amortisation  {mean(self.amortisation)}"
+            f"inference gap {mean_and_error(self.inference)} nats per datum (N = {len(self.inference)})\n"
+            f"  approximation {mean_and_error(self.approximation)} (best {family} normal, log p(x) {evidence})\n"
+            f"  amortisation  {mean_and_error(self.amortisation)}"
         )
 
     __repr__ = __str__
@@ -105,6 +103,7 @@ def inference_gap(
     model: Program,
     guide: Program,
     data: object,
+    num_particles: int = 1000,
     *,
     log_evidence: Tensor | None = None,
     full_covariance: bool = False,
@@ -112,7 +111,6 @@ def inference_gap(
     steps: int = 500,
     lr: float = 0.1,
     step_particles: int = 8,
-    num_particles: int = 1000,
     batch_size: int = 128,
     chunk_size: int = 50,
     seed: int = 0,
@@ -129,6 +127,7 @@ def inference_gap(
         model: Any program whose latents are continuous and lie in one data plate.
         guide: The amortised guide.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader.
+        num_particles: Draws K behind each bound and each estimate of log p(x).
         log_evidence: log p(x) of each datum in nats, ``(N,)``, where it is known better: exactly, or from annealed
             importance sampling.
         full_covariance: Whether the family is the full-covariance normal rather than the diagonal one.
@@ -136,7 +135,6 @@ def inference_gap(
         steps: Steps of Adam for each datum.
         lr: Its first step size, decaying to 0 as a cosine.
         step_particles: Draws per step and datum.
-        num_particles: Draws K behind each bound and each estimate of log p(x).
         batch_size: Rows per pass.
         chunk_size: Particles per pass.
         seed: Seed of all draws.
@@ -157,62 +155,75 @@ def inference_gap(
         >>> gap.amortisation.shape
         torch.Size([5])
     """
-    for name, number in (("steps", steps), ("step_particles", step_particles), ("num_particles", num_particles)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, but got {number}.")
+    require_positive(steps=steps, step_particles=step_particles, num_particles=num_particles)
     if not lr > 0:
         raise ValueError(f"lr is Adam's first step size and must be positive, but got {lr}.")
     if start not in ("guide", "prior"):
         raise ValueError(f"start must be 'guide' or 'prior', but got {start!r}.")
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    columns: list[list[Tensor]] = []
-    histories: list[tuple[int, Tensor]] = []
-    seen = 0
-    with particles.rows() as rows:
-        for args in rows:
-            latents = find_latents(particles.pair.model, *args)
-            loc, scale = moments_at_start(particles, args, latents, from_guide=start == "guide")
-            family = LocalNormal(latents, loc, scale, full_covariance=full_covariance)
-            history = climb(family, particles, args, steps, lr, step_particles)
-            size = len(loc) if particles.limit is None else min(len(loc), particles.limit - seen)
-            seen += size
-            columns.append([c[:size] for c in _evaluate(family, particles, args, num_particles)])
-            histories.append((size, history[:, :size].sum(1).cpu()))
-    evidence, evidence_error, khat, optimised, optimised_error, amortised, amortised_error = (
-        torch.cat(c) for c in zip(*columns, strict=True)
-    )
+
+    def optimise_and_evaluate(args: Args) -> _Estimates:
+        latents = find_latents(particles.model, *args)
+        loc, scale = moments_at_start(particles, args, latents, from_guide=start == "guide")
+        family = LocalNormal(latents, loc, scale, full_covariance=full_covariance)
+        history = climb(family, particles, args, steps, lr, step_particles)
+        return _evaluate(family, history, particles, args, num_particles)
+
+    columns = zip(*particles.for_each_pass(optimise_and_evaluate), strict=True)
+    found = _Estimates(*(particles.joined(column) for column in columns))
     if log_evidence is not None:
-        if log_evidence.shape != evidence.shape:
-            raise ValueError(
-                f"log_evidence has shape {tuple(log_evidence.shape)}, but there are {len(evidence)} data; pass "
-                "log p(x) of each of them, in nats."
-            )
-        evidence = log_evidence.detach().cpu().to(evidence.dtype)
-        evidence_error, khat = torch.zeros_like(evidence), torch.full_like(evidence, math.nan)
+        found = found._replace(**_given(log_evidence, found.log_evidence))
     return InferenceGap(
-        log_evidence=evidence,
-        log_evidence_error=evidence_error,
-        khat=khat,
-        optimised_elbo=optimised,
-        optimised_elbo_error=optimised_error,
-        amortised_elbo=amortised,
-        amortised_elbo_error=amortised_error,
-        history=sum((h for _, h in histories), start=torch.zeros(steps)) / sum(n for n, _ in histories),
+        **{**found._asdict(), "history": found.history.mean(0)},
         num_particles=num_particles,
         full_covariance=full_covariance,
     )
 
 
-def _evaluate(family: LocalNormal, particles: Particles, args: Args, num_particles: int) -> list[Tensor]:
-    """Evidence, its error and k-hat, then bound and error of q* and of the guide, each ``(B,)``."""
-    estimates = []
-    for guide in (family, None):
-        chunks = [particles.draw(args, k, guide).log_weights.cpu().double() for k in particles.chunks(num_particles)]
-        weights = torch.cat(chunks)
-        estimate, error, elbo, _, khat = summarise(weights)
-        spread = weights.std(0) if num_particles > 1 else torch.full_like(elbo, math.nan)
-        estimates.append((estimate, error, khat, elbo, spread / math.sqrt(num_particles)))
-    ours, theirs = estimates
-    surer = ours[1] <= theirs[1]
-    chosen = [torch.where(surer, a, b) for a, b in zip(ours[:3], theirs[:3], strict=True)]
-    return [*chosen, *ours[3:], *theirs[3:]]
+class _Estimates(NamedTuple):
+    """The tensors of :class:`InferenceGap` for B data; each ``(B,)``, the history ``(B, steps)``."""
+
+    log_evidence: Tensor
+    log_evidence_error: Tensor
+    khat: Tensor
+    optimised_elbo: Tensor
+    optimised_elbo_error: Tensor
+    amortised_elbo: Tensor
+    amortised_elbo_error: Tensor
+    history: Tensor
+
+
+def _given(log_evidence: Tensor, estimate: Tensor) -> dict[str, Tensor]:
+    """The fields of an evidence that was given instead of estimated."""
+    if log_evidence.shape != estimate.shape:
+        raise ValueError(
+            f"log_evidence has shape {tuple(log_evidence.shape)}, but there are {len(estimate)} data; pass "
+            "log p(x) of each of them, in nats."
+        )
+    return {
+        "log_evidence": log_evidence.detach().cpu().to(estimate.dtype),
+        "log_evidence_error": torch.zeros_like(estimate),
+        "khat": torch.full_like(estimate, math.nan),
+    }
+
+
+def _evaluate(family: LocalNormal, history: Tensor, particles: Particles, args: Args, num_particles: int) -> _Estimates:
+    """The bounds of q* and of the guide with fresh noise, and the surer of their two estimates of log p(x)."""
+
+    def evaluate(guide: Program | None) -> tuple[WeightSummary, Tensor]:
+        weights = particles.log_weights(args, num_particles, guide).double()
+        return summarise(weights), standard_error(weights)
+
+    best, best_error = evaluate(family)
+    amortised, amortised_error = evaluate(None)
+    surer = best.standard_error <= amortised.standard_error
+    return _Estimates(
+        log_evidence=torch.where(surer, best.log_likelihood, amortised.log_likelihood),
+        log_evidence_error=torch.where(surer, best.standard_error, amortised.standard_error),
+        khat=torch.where(surer, best.khat, amortised.khat),
+        optimised_elbo=best.elbo,
+        optimised_elbo_error=best_error,
+        amortised_elbo=amortised.elbo,
+        amortised_elbo_error=amortised_error,
+        history=history.mT.cpu(),
+    )

@@ -42,6 +42,7 @@ class LocalNormal:
         loc, raw = (p.detach() if fixed else p for p in (self.loc, self.raw))
         inner, scale = self.latents.inner, softplus(raw) + NARROWEST
         loc, scale = (t.reshape(t.shape[:1] + inner + t.shape[1:]) for t in (loc, scale))
+
         if self.lower is None:
             return Normal(loc, scale).to_event(1)
         lower = (self.lower.detach() if fixed else self.lower).tril(-1)
@@ -64,6 +65,7 @@ def moments_at_start(particles: Particles, args: Args, latents: Latents, *, from
         sites = particles.draw(args, START_DRAWS).latents()
     else:
         sites = particles.prior(args, START_DRAWS)
+
     values = latents.join({site.name: sites[site.name]["value"] for site in latents.sites})
     values = values.reshape(START_DRAWS, -1, latents.numel)  # (S, B, d): the data plate is their only one
     values = values.nan_to_num(nan=0.0, posinf=30.0, neginf=-30.0)  # draws that were rounded onto a support's edge
@@ -75,6 +77,7 @@ def climb(family: LocalNormal, particles: Particles, args: Args, steps: int, lr:
     optimizer = torch.optim.Adam(family.parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history = []
+
     for _ in range(steps):
         with torch.enable_grad():
             draws = particles.draw(args, num_particles, family)
@@ -83,6 +86,7 @@ def climb(family: LocalNormal, particles: Particles, args: Args, steps: int, lr:
             score = family.distribution().log_prob(z) - family.distribution(fixed=True).log_prob(z)
             bound = (draws.log_weights + score.reshape(draws.log_weights.shape)).mean(0)  # (B,)
             gradients = torch.autograd.grad(-bound.sum(), family.parameters)
+
         for parameter, gradient in zip(family.parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()

@@ -8,18 +8,17 @@ by conditioning the programs on the values that belong to z and tracing them, al
 
 from collections.abc import Mapping
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution
-from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions.distribution import Distribution
 
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.sites import Args, aligned
 from pyro_vaes.guides import find_latents
-from pyro_vaes.programs import VALUED, Program, Sites, per_datum_terms, run, sites
+from pyro_vaes.programs import VALUED, Program, Sites, run, sites
 
 __all__ = ["UnconstrainedPair", "prior_of"]
 
@@ -51,15 +50,18 @@ class UnconstrainedPair:
     def __init__(
         self, particles: Particles, args: Args, *, from_prior: bool, observed: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.particles, self.args, self.plate, self.from_prior = particles, args, particles.plate, from_prior
+        self.particles, self.args = particles, args
+        self.plate, self.from_prior = particles.plate, from_prior
         self.observed = dict(observed or {})
-        self.latents = find_latents(particles.pair.model, *args)
+        self.latents = find_latents(particles.model, *args)
         self.names = [site.name for site in self.latents.sites]
+
         with poutine.block():
-            model_sites = sites(run(particles.pair.model, args), VALUED)
-            guide_sites = sites(run(particles.pair.guide, args), VALUED)
+            model_sites = sites(run(particles.model, args), VALUED)
+            guide_sites = sites(run(particles.guide, args), VALUED)
         _refuse_masks({n: model_sites[n] for n in self.names}, "model")
         _refuse_masks(guide_sites, "guide")
+
         self.drawn = [n for n, s in guide_sites.items() if not isinstance(_base(s["fn"]), Delta)]
         self.flat = self._whole_vector(guide_sites)
         if self.flat is None and set(self.drawn) != set(self.names):
@@ -75,15 +77,20 @@ class UnconstrainedPair:
         """The auxiliary site that holds the unconstrained vector of all latents, as amortised guides have it."""
         if len(self.drawn) != 1 or self.drawn[0] in self.names:
             return None
-        vector = aligned(_leading(guide_sites[self.drawn[0]]), self.plate)[0]  # (B, numel)
+
+        vector = self._by_datum(guide_sites[self.drawn[0]])  # (B, numel)
         if vector.shape[1:] != (self.latents.numel,) or any(n not in guide_sites for n in self.names):
             return None
+
         for site, part in zip(self.latents.sites, self.latents.split(vector), strict=True):
-            if not torch.allclose(
-                site.constrain(part)[0], aligned(_leading(guide_sites[site.name]), self.plate)[0], equal_nan=True
-            ):
+            value, _ = site.constrain(part)
+            if not torch.allclose(value, self._by_datum(guide_sites[site.name]), equal_nan=True):
                 return None
         return self.drawn[0]
+
+    def _by_datum(self, site: Message) -> Tensor:
+        """The value of a site of a single run, data first."""
+        return aligned({**site, "value": site["value"].unsqueeze(0)}, self.plate)[0]
 
     def draw(self, num: int) -> Tensor:
         """``num`` draws of q for each datum, shape ``(num, B, numel)``."""
@@ -116,15 +123,16 @@ class UnconstrainedPair:
 
     def _model_log_probs(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """log p(z) and log p(x | z)."""
-        model = poutine.condition(self.particles.pair.model, data=self.observed)
-        return self._log_probs(model, values, self.names)
+        num = len(next(iter(values.values())))
+        observed = {n: value.expand(num, *value.shape) for n, value in self.observed.items()}
+        return self._log_probs(self.particles.model, {**values, **observed}, self.names)
 
     def _guide_log_prob(self, z: Tensor, values: dict[str, Tensor], log_det: Tensor) -> Tensor:
         if self.flat is not None:
             values, log_det = {self.flat: self._shaped(z)}, torch.zeros_like(log_det)
         if self.fixed is not None:
             return self.fixed.log_prob(values[self.drawn[0]]).reshape(z.shape[:2]) + log_det
-        return self._log_probs(self.particles.pair.guide, values, self.drawn)[0] + log_det
+        return self._log_probs(self.particles.guide, values, self.drawn)[0] + log_det
 
     def _shaped(self, part: Tensor) -> Tensor:
         """``(C, B, n)`` with all batch dimensions of the pair's plates: ``(C, *batch, n)``."""
@@ -142,25 +150,12 @@ class UnconstrainedPair:
 
     def _log_probs(self, program: Program, values: dict[str, Tensor], names: list[str]) -> tuple[Tensor, Tensor]:
         """log-densities ``(C, B)`` of the sites named, and of all others, of a program conditioned on ``values``."""
-
-        def densities(values: dict[str, Tensor], *, particles: bool) -> tuple[Tensor, Tensor]:
-            trace = run(program, self.args, given=values)
-            named, others = Trace(), Trace()
-            for name, site in trace.nodes.items():
-                if site["type"] == "sample":
-                    (named if name in names else others).add_node(name, **site)
-            terms = (per_datum_terms(part, self.plate.dim, particles=particles) for part in (named, others))
-            one, two = terms
-            total = sum(one[1:], start=one[0])
-            return total, sum(two, start=torch.zeros_like(total))
-
         num = len(next(iter(values.values())))
-        with poutine.block():
-            if self.particles.vectorized:
-                with pyro.plate("_particles", num, dim=-self.plate.depth - 1):
-                    return densities(values, particles=True)
-            each = [densities({n: v[k] for n, v in values.items()}, particles=False) for k in range(num)]
-        named, others = (torch.stack(column) for column in zip(*each, strict=True))
+        traces = self.particles.traces(program, self.args, num, values)
+        named = self.particles.log_prob(traces, lambda name: name in names)
+        others = self.particles.log_prob(traces, lambda name: name not in names)
+        if others.shape != named.shape:  # nothing else has a density
+            others = torch.zeros_like(named)
         return named, others
 
     def _refuse_dependence(self, z: Tensor) -> None:
@@ -182,16 +177,11 @@ def _base(fn: Distribution) -> Distribution:
     return fn
 
 
-def _leading(site: Mapping[str, object]) -> dict[str, object]:
-    """A site of a single run as that of one particle."""
-    value = site["value"]
-    assert isinstance(value, Tensor)
-    return {**site, "value": value.unsqueeze(0)}
-
-
 def _refuse_masks(sites: Sites, program: str) -> None:
     for name, site in sites.items():
-        masks = [site["mask"], *([site["fn"]._mask] if isinstance(site["fn"], MaskedDistribution) else [])]
+        masks = [site["mask"]]
+        if isinstance(site["fn"], MaskedDistribution):
+            masks.append(site["fn"]._mask)
         if any(m is not None and not bool(torch.as_tensor(m).all()) for m in masks):
             raise ValueError(
                 f"The {program}'s latent site {name!r} is masked, so that some data have no density over it and a "

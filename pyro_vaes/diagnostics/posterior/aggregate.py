@@ -36,10 +36,10 @@ def aggregate_report(
     model: Program,
     guide: Program,
     data: object,
+    num_particles: int = 4,
     *,
     sites: Sequence[str] | None = None,
     num_sensitivity: int = 64,
-    num_samples: int = 4,
     max_mixture: int = 500,
     batch_size: int = 256,
     seed: int = 0,
@@ -51,10 +51,10 @@ def aggregate_report(
         guide: The guide.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader. At least two data;
             fit on training data what :func:`~pyro_vaes.diagnostics.draw_from_aggregate` is to draw from.
+        num_particles: Draws of each posterior for the mutual information, at least 2.
         sites: The guide's sites; all by default.
         num_sensitivity: Data over which the decoder's sensitivity is averaged, each in as many runs of the model as
             there are units; 0 leaves it out.
-        num_samples: Draws of each posterior for the mutual information, at least 2.
         max_mixture: Posteriors in its mixture (the cost is quadratic); of more data, some at even distances.
         batch_size: Rows per pass.
         seed: Seed of the draws.
@@ -70,10 +70,10 @@ def aggregate_report(
         >>> report.mean_variance.shape, report.num_data
         (torch.Size([2]), 50)
     """
-    if num_sensitivity < 0 or num_samples < 2 or max_mixture < 2:
+    if num_sensitivity < 0 or num_particles < 2 or max_mixture < 2:
         raise ValueError(
-            f"num_sensitivity must be at least 0, num_samples and max_mixture at least 2, but got {num_sensitivity}, "
-            f"{num_samples} and {max_mixture}."
+            f"num_sensitivity must be at least 0, num_particles and max_mixture at least 2, but got {num_sensitivity}, "
+            f"{num_particles} and {max_mixture}."
         )
     particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
     found: tuple[NormalSite, ...] = ()
@@ -81,32 +81,40 @@ def aggregate_report(
     with particles.rows() as rows:
         for args in rows:
             if not found:
-                found = find_normal_sites(particles.pair.model, particles.pair.guide, args, sites, "aggregate_report")
+                found = find_normal_sites(particles.model, particles.guide, args, sites, "aggregate_report")
             q, model_sites = _posteriors(particles, args, found)
             parts.append(q)
+
+    sensitivity = torch.full((q.loc.shape[1],), math.nan)
+    if num_sensitivity:
+        few = Particles(model, guide, data, batch_size=ROWS, chunk_size=UNITS, seed=seed)
+        sensitivity = _sensitivity(few, found, num_sensitivity)
     sizes = _sizes(found, model_sites, len(q.loc))
-    few = Particles(model, guide, data, batch_size=ROWS, chunk_size=UNITS, seed=seed)
-    sensitivity = (
-        _sensitivity(few, found, num_sensitivity) if num_sensitivity else torch.full((q.loc.shape[1],), math.nan)
-    )
-    return _summarise(_joined(parts, 0, particles.limit), sizes, sensitivity, num_samples, max_mixture)
+    return _summarise(_joined(parts, 0, particles.limit), sizes, sensitivity, num_particles, max_mixture)
 
 
 def _posteriors(particles: Particles, args: Args, found: tuple[NormalSite, ...]) -> tuple[Standardised, Sites]:
     """The posteriors of one batch at all sites side by side, and the model's sites."""
     with poutine.block():
-        traces = run_pair(particles.pair.model, particles.pair.guide, args)
+        traces = run_pair(particles.model, particles.guide, args)
     guide_sites, model_sites = (sites(trace, VALUED) for trace in traces)
     return _joined([site.standardised(guide_sites, model_sites) for site in found], 1), model_sites
 
 
 def _joined(parts: list[Standardised], dim: int, limit: int | None = None) -> Standardised:
     """Posteriors of several sites of the same data (1), or of several batches (0), as one."""
-    by_name = {n: [getattr(q, n) for q in parts] for n in ("loc", "scale", "prior_loc", "prior_scale")}
-    entropy = [q.entropy for q in parts]
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(q, name) for q in parts], dim)[:limit]
+
+    entropies = [q.entropy for q in parts]
+    entropy = torch.stack(entropies).sum(0) if dim else torch.cat(entropies)
     return Standardised(
-        **{n: torch.cat(t, dim)[:limit] for n, t in by_name.items()},
-        entropy=(torch.stack(entropy).sum(0) if dim else torch.cat(entropy))[:limit],
+        loc=joined("loc"),
+        scale=joined("scale"),
+        prior_loc=joined("prior_loc"),
+        prior_scale=joined("prior_scale"),
+        entropy=entropy[:limit],
         diagonal=all(q.diagonal for q in parts),
     )
 
@@ -117,17 +125,19 @@ def _sizes(found: tuple[NormalSite, ...], model_sites: Sites, rows: int) -> dict
 
 
 def _summarise(
-    q: Standardised, sizes: dict[str, int], sensitivity: Tensor, num_samples: int, max_mixture: int
+    q: Standardised, sizes: dict[str, int], sensitivity: Tensor, num_particles: int, max_mixture: int
 ) -> AggregateReport:
     loc, scale, entropy = (t.double().cpu() for t in (q.loc, q.scale, q.entropy))
     if len(loc) < 2:
         raise ValueError("One datum has no aggregate posterior: give at least two.")
+
     index = torch.linspace(0, len(loc) - 1, min(max_mixture, len(loc))).round().long()
     information = error = mixture_kl = math.nan
     if q.diagonal:
         mixture = MixturePosterior(loc[index], scale[index], validate_args=False)
-        information, error = (t.item() for t in mixture.information(num_samples))
+        information, error = (t.item() for t in mixture.information(num_particles))
         mixture_kl = kl_decomposition(mixture.loc, mixture.scale).mean_kl - information
+
     means = AggregateGaussian(loc, scale, "means", validate_args=False)
     return AggregateReport(
         sites=sizes,
@@ -166,15 +176,20 @@ def _changes(particles: Particles, args: Args, found: tuple[NormalSite, ...]) ->
         """Means of the observations ``(K, B, values)`` at latents ``(K, B, U)`` in the prior's coordinates."""
         given = {}
         z = q.prior_loc + q.prior_scale * flat
-        for (name, _), values in zip(sizes.items(), z.split(list(sizes.values()), -1), strict=True):
+        for name, values in zip(sizes, z.split(list(sizes.values()), -1), strict=True):
             site = model_sites[name]
             dim = particles.plate.dim - len(site["fn"].event_shape)
             shape = site["value"].movedim(dim, 0).shape
-            given[name] = {**site, "value": values.reshape(len(z), *shape).movedim(1, dim)}
-        sites = particles.run(particles.pair.model, args, len(z), given, means=True)
-        return torch.cat([aligned(s, particles.plate, key="mean").flatten(2) for s in sites.values() if "mean" in s], 2)
+            given[name] = values.reshape(len(z), *shape).movedim(1, dim)
+
+        sites = particles.run_many(particles.model, args, len(z), given, means=True)
+        found = [aligned(s, particles.plate, key="mean") for s in sites.values() if "mean" in s]
+        return torch.cat([mean.flatten(2) for mean in found], 2)
 
     units = torch.eye(q.loc.shape[1], dtype=q.loc.dtype, device=q.loc.device)
     at_mean = means(q.loc.unsqueeze(0))
-    moved = [(means(q.loc + some.unsqueeze(1)) - at_mean).abs().mean(2) for some in units.split(particles.chunk_size)]
-    return torch.cat(moved).mT
+    changes = []
+    for some in units.split(particles.chunk_size):
+        moved = means(q.loc + some.unsqueeze(1))
+        changes.append((moved - at_mean).abs().mean(2))
+    return torch.cat(changes).mT

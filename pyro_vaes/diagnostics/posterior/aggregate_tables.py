@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyro_vaes.diagnostics.collapse.collapse_tables import ACTIVE_VARIANCE
+from pyro_vaes.diagnostics.summaries import ACTIVE_VARIANCE
 from pyro_vaes.distributions import AggregateGaussian
+from pyro_vaes.tables import text_table
 
 __all__ = ["AggregateReport", "KLDecomposition", "kl_decomposition"]
 
@@ -94,14 +95,15 @@ class AggregateReport:
         return int((self.mean_variance < ACTIVE_VARIANCE).sum())
 
     def __str__(self) -> str:
-        lines = [f"{'per unit':<26}{'least':>9}{'median':>9}{'most':>9}"]
-        for name, values in (
-            ("Var of the means", self.mean_variance),
-            ("mean scale", self.mean_scale),
-            ("aggregate variance", self.variance),
-            ("decoder sensitivity", self.sensitivity),
-        ):
-            lines.append(f"{name:<26}{values.min():>9.4f}{values.median():>9.4f}{values.max():>9.4f}")
+        per_unit = {
+            "Var of the means": self.mean_variance,
+            "mean scale": self.mean_scale,
+            "aggregate variance": self.variance,
+            "decoder sensitivity": self.sensitivity,
+        }
+        rows = [(name, t.min(), t.median(), t.max()) for name, t in per_unit.items()]
+        lines = text_table("per unit:<26 | least:>9.4f | median:>9.4f | most:>9.4f", rows)
+
         parts, bound = self.decomposition, math.log(self.mixture_size)
         lines += [
             f"{self.num_dead} of {len(self.loc)} units have means with a variance below {ACTIVE_VARIANCE}",

@@ -17,16 +17,19 @@ References:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Draws, Particles
+from pyro_vaes.diagnostics.particles import Draws, Particles, values_of
 from pyro_vaes.diagnostics.sites import Args, aligned, holds
+from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.guides import find_latents
-from pyro_vaes.programs import Program, Sites, is_auxiliary, was_observed
+from pyro_vaes.programs import Program, Sites, is_auxiliary, replaced_observation, was_observed
+from pyro_vaes.tables import text_table
 
 __all__ = ["Calibration", "calibration"]
 
@@ -41,13 +44,13 @@ class Calibration:
         ranks: From 0 to L, of each number of the latents and, last, of the log joint density: ``(N, D + 1)``.
         density_ranks: Number of draws whose density log q exceeds that of the truth, from 0 to L: ``(N,)``.
         names: Of the D + 1 columns of ``ranks``.
-        num_draws: L.
+        num_samples: L.
     """
 
     ranks: Tensor
     density_ranks: Tensor
     names: tuple[str, ...]
-    num_draws: int
+    num_samples: int
 
     @property
     def num_simulations(self) -> int:
@@ -60,9 +63,9 @@ class Calibration:
         Arguments:
             bins: Of neighbouring ranks; fewer where there would be less than 10 truths in each.
         """
-        bins = max(2, min(bins, self.num_draws + 1, self.num_simulations // 10))
-        edges = np.round(np.linspace(0, self.num_draws + 1, bins + 1))
-        expected = np.diff(edges) / (self.num_draws + 1) * self.num_simulations
+        bins = max(2, min(bins, self.num_samples + 1, self.num_simulations // 10))
+        edges = np.round(np.linspace(0, self.num_samples + 1, bins + 1))
+        expected = np.diff(edges) / (self.num_samples + 1) * self.num_simulations
         counts = [np.histogram(column, edges - 0.5)[0] for column in self.ranks.T.numpy()]
         return torch.tensor([float(scipy.stats.chisquare(count, expected).pvalue) for count in counts])
 
@@ -78,32 +81,32 @@ class Calibration:
             Shares of the simulations, ``(C,)``.
         """
         levels = _checked(levels)
-        return _overlap(self.density_ranks.unsqueeze(-1), torch.zeros_like(levels), levels, self.num_draws).mean(0)
+        return _overlap(self.density_ranks.unsqueeze(-1), torch.zeros_like(levels), levels, self.num_samples).mean(0)
 
     def central_coverage(self, levels: Tensor | Sequence[float]) -> Tensor:
         """The same of the central intervals between quantiles of draws, for each column of ranks: ``(D + 1, C)``."""
         levels = _checked(levels)
         low, high = (1 - levels) / 2, (1 + levels) / 2
-        return _overlap(self.ranks.unsqueeze(-1), low, high, self.num_draws).mean(0)
+        return _overlap(self.ranks.unsqueeze(-1), low, high, self.num_samples).mean(0)
 
     def __str__(self) -> str:
         levels = [0.5, 0.9]
+        p_values = self.p_values()
+        mean_ranks = self.ranks.double().mean(0) / self.num_samples
+        central = self.central_coverage(levels).tolist()
         width = max(14, *(len(name) + 2 for name in self.names))
-        lines = [f"{'':<{width}}{'p (uniform)':>12}{'mean rank / L':>15}{'50 % interval':>15}{'90 % interval':>15}"]
-        for name, p, rank, (half, most) in zip(
-            self.names,
-            self.p_values().tolist(),
-            (self.ranks.double().mean(0) / self.num_draws).tolist(),
-            self.central_coverage(levels).tolist(),
-            strict=True,
-        ):
-            lines.append(f"{name:<{width}}{p:>12.3g}{rank:>15.3f}{half:>15.1%}{most:>15.1%}")
-        half, most = self.coverage(levels).tolist()
-        lines.append(f"{'highest density':<{width}}{'':>12}{'':>15}{half:>15.1%}{most:>15.1%}")
-        smallest = self.p_values().min().item()
+
+        rows: list[tuple[object, ...]] = []
+        for name, p, rank, shares in zip(self.names, p_values, mean_ranks, central, strict=True):
+            rows.append((name, p, rank, *shares))
+        rows.append(("highest density", None, None, *self.coverage(levels).tolist()))
+        columns = "p (uniform):>12.3g | mean rank / L:>15.3f | 50 % interval:>15.1% | 90 % interval:>15.1%"
+        lines = text_table(f" :<{width} | {columns}", rows)
+
+        smallest, tests = p_values.min().item(), len(self.names)
         lines.append(
-            f"N = {self.num_simulations} simulations, L = {self.num_draws} draws; smallest p {smallest:.3g}, corrected "
-            f"for {len(self.names)} tests {min(1.0, smallest * len(self.names)):.3g}"
+            f"N = {self.num_simulations} simulations, L = {self.num_samples} draws; smallest p {smallest:.3g}, "
+            f"corrected for {tests} tests {min(1.0, smallest * tests):.3g}"
         )
         return "\n".join(lines)
 
@@ -117,9 +120,9 @@ def _checked(levels: Tensor | Sequence[float]) -> Tensor:
     return levels
 
 
-def _overlap(ranks: Tensor, low: Tensor, high: Tensor, num_draws: int) -> Tensor:
+def _overlap(ranks: Tensor, low: Tensor, high: Tensor, num_samples: int) -> Tensor:
     """The share of the cell [r, r + 1] / (L + 1) that lies in an interval: exact at every level, not at whole ranks."""
-    left, cells = ranks.double(), num_draws + 1
+    left, cells = ranks.double(), num_samples + 1
     return (torch.minimum(left + 1, high * cells) - torch.maximum(left, low * cells)).clamp(min=0)
 
 
@@ -127,8 +130,8 @@ def calibration(
     model: Program,
     guide: Program,
     data: object,
+    num_samples: int = 99,
     *,
-    num_draws: int = 99,
     repeats: int = 1,
     arguments: MakeArguments | None = None,
     batch_size: int = 128,
@@ -147,7 +150,7 @@ def calibration(
         guide: The guide, called with the arguments in which the simulated observations stand.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader. Observed values
             among them matter by their shape alone.
-        num_draws: L, draws of the guide per simulation; L + 1 divisible by the bins of a histogram is best.
+        num_samples: L, draws of the guide per simulation; L + 1 divisible by the bins of a histogram is best.
         repeats: Simulations per row of the data.
         arguments: A function from the simulated observations by site, each ``(B, *event)``, and the old arguments to
             the new arguments. By default an observed value takes the place of the argument that it equals, up to its
@@ -173,47 +176,61 @@ def calibration(
         >>> result.names, bool((result.p_values() > 0.001).all())
         (('z', 'log p(x, z)'), True)
     """
-    for name, number in (("num_draws", num_draws), ("repeats", repeats)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, but got {number}.")
+    require_positive(num_samples=num_samples, repeats=repeats)
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    names: tuple[str, ...] = ()
-    found: list[tuple[Tensor, Tensor]] = []
-    seen = 0
+    found: list[_Ranks] = []
+    num_data = 0
+
     with particles.rows() as rows:
         for args in rows:
-            size = 0
             for _ in range(repeats):
                 prior = particles.prior(args, 1)
-                new = _new(particles, prior, args, arguments)
-                names, ranks, density_ranks = _infer(particles, prior, new, num_draws)
-                size = len(ranks) if particles.limit is None else min(len(ranks), particles.limit - seen)
-                found.append((ranks[:size].cpu(), density_ranks[:size].cpu()))
-            seen += size
-    ranks, density_ranks = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Calibration(ranks, density_ranks, names, num_draws)
+                new_args = _new_arguments(particles, prior, args, arguments)
+                ranks = _infer(particles, prior, new_args, num_samples)
+                size = particles.num_counted(len(ranks.density), num_data)
+                found.append(_Ranks(ranks.names, ranks.columns[:size].cpu(), ranks.density[:size].cpu()))
+            num_data += size
+
+    columns = torch.cat([ranks.columns for ranks in found])
+    density_ranks = torch.cat([ranks.density for ranks in found])
+    return Calibration(columns, density_ranks, found[0].names, num_samples)
 
 
-def _infer(particles: Particles, prior: Sites, args: Args, num_draws: int) -> tuple[tuple[str, ...], Tensor, Tensor]:
-    """Names of the quantities, their ranks ``(B, D + 1)`` and the ranks of log q ``(B,)``, one truth per row."""
-    chunks = [particles.draw(args, k) for k in particles.chunks(num_draws)]
-    truth = {n: prior[n] for n in chunks[0].latents()}
-    draws = {n: torch.cat([c.latents()[n]["value"] for c in chunks]) for n in truth}
+class _Ranks(NamedTuple):
+    """The ranks of one truth per row.
+
+    Attributes:
+        names: Names of the columns.
+        columns: Ranks of each number of the latents and of the log joint density, ``(B, D + 1)``.
+        density: Number of draws whose log q exceeds that of the truth, ``(B,)``.
+    """
+
+    names: tuple[str, ...]
+    columns: Tensor
+    density: Tensor
+
+
+def _infer(particles: Particles, prior: Sites, args: Args, num_samples: int) -> _Ranks:
+    chunks = [particles.draw(args, k) for k in particles.chunks(num_samples)]
+    drawn = [values_of(chunk.latents()) for chunk in chunks]
+    truth = {name: prior[name] for name in drawn[0]}
+
     names, columns = [], []
     for name, site in truth.items():
-        true, drawn = aligned(site, particles.plate), aligned({**site, "value": draws[name]}, particles.plate)
-        columns.append(_rank(true[0].reshape(true.shape[1], -1), drawn.reshape(*drawn.shape[:2], -1)))  # (B, numbers)
-        places = np.ndindex(*true.shape[2:]) if true.dim() > 2 else [()]
-        names += [name + (f"[{','.join(map(str, place))}]" if place else "") for place in places]
+        true = aligned(site, particles.plate)[0]  # (B, *event)
+        draws = aligned({**site, "value": torch.cat([values[name] for values in drawn])}, particles.plate)
+        columns.append(_rank(true.reshape(len(true), -1), draws.reshape(*draws.shape[:2], -1)))  # (B, numbers)
+        for place in np.ndindex(*true.shape[1:]):
+            names.append(name + (f"[{','.join(map(str, place))}]" if place else ""))
 
-    model = particles.pair.model
-    log_p = particles.log_density(model, args, {n: s["value"] for n, s in truth.items()})  # (1, B)
-    values = [{n: s["value"] for n, s in c.latents().items()} for c in chunks]
-    drawn_log_p = torch.cat([particles.log_density(model, args, v) for v in values])  # (L, B)
-    drawn_log_q = drawn_log_p - torch.cat([c.log_weights for c in chunks])
-    below = _rank(_log_q(particles, args, chunks[0], truth)[0], drawn_log_q)
-    ranks = torch.cat([*columns, _rank(log_p[0], drawn_log_p).unsqueeze(-1)], -1)
-    return (*names, "log p(x, z)"), ranks, num_draws - below
+    model, true_values = particles.model, values_of(truth)
+    log_p = particles.log_density(model, args, true_values)  # (1, B)
+    drawn_log_p = torch.cat([particles.log_density(model, args, values) for values in drawn])  # (L, B)
+    drawn_log_q = drawn_log_p - torch.cat([chunk.log_weights for chunk in chunks])
+
+    below = _rank(_log_q(particles, args, chunks[0], true_values)[0], drawn_log_q)
+    columns.append(_rank(log_p[0], drawn_log_p).unsqueeze(-1))
+    return _Ranks((*names, "log p(x, z)"), torch.cat(columns, -1), num_samples - below)
 
 
 def _rank(true: Tensor, drawn: Tensor) -> Tensor:
@@ -222,25 +239,20 @@ def _rank(true: Tensor, drawn: Tensor) -> Tensor:
     return (drawn < true).sum(0) + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
 
 
-def _log_q(particles: Particles, args: Args, draws: Draws, truth: Sites) -> Tensor:
+def _log_q(particles: Particles, args: Args, draws: Draws, given: dict[str, Tensor]) -> Tensor:
     """log q(z* | x), ``(1, B)``, through the auxiliary vector, if the guide computes its sites from one."""
-    guide, given = particles.pair.guide, {n: s["value"] for n, s in truth.items()}
-    auxiliary = [n for n, s in draws.guide_sites.items() if is_auxiliary(s)]
+    guide = particles.guide
+    auxiliary = {n: s for n, s in draws.guide_sites.items() if is_auxiliary(s)}
     if auxiliary:
-        latents = find_latents(particles.pair.model, *args)
-        vector = draws.guide_sites[auxiliary[0]]
-        known = len(auxiliary) == 1 and vector["fn"].event_shape == (latents.numel,)
-        if known:
-            value = {auxiliary[0]: latents.join(given)}
-            computed = particles.run(guide, args, 1, {n: {**vector, "value": v} for n, v in value.items()})
-            known = all(torch.allclose(computed[n]["value"], v, rtol=1e-3, atol=1e-4) for n, v in given.items())
-        if not known:
+        vector = _vector(particles, args, auxiliary, given)
+        if vector is None:
             raise ValueError(
-                f"The guide draws the auxiliary sites {auxiliary}, and its density at given latents {list(given)} "
-                "cannot be had from them: wanted one vector from which the latents are computed one to one, in order. "
-                "Use a guide that samples the latents themselves?"
+                f"The guide draws the auxiliary sites {list(auxiliary)}, and its density at given latents "
+                f"{list(given)} cannot be had from them: wanted one vector from which the latents are computed one to "
+                "one, in order. Use a guide that samples the latents themselves?"
             )
-        given = value
+        given = vector
+
     log_q = particles.log_density(guide, args, given)
     if log_q.isnan().any():
         raise ValueError(
@@ -250,27 +262,52 @@ def _log_q(particles: Particles, args: Args, draws: Draws, truth: Sites) -> Tens
     return log_q
 
 
-def _new(particles: Particles, prior: Sites, args: Args, arguments: MakeArguments | None) -> Args:
+def _vector(particles: Particles, args: Args, auxiliary: Sites, given: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The value of the one auxiliary site from which the guide computes these latents, if that is how it works."""
+    latents = find_latents(particles.model, *args)
+    (name, site), *others = auxiliary.items()
+    if others or site["fn"].event_shape != (latents.numel,):
+        return None
+
+    vector = {name: latents.join(given)}
+    computed = particles.run_many(particles.guide, args, 1, vector)
+    for latent, value in given.items():
+        if not torch.allclose(computed[latent]["value"], value, rtol=1e-3, atol=1e-4):
+            return None
+    return vector
+
+
+def _new_arguments(particles: Particles, prior: Sites, args: Args, arguments: MakeArguments | None) -> Args:
     """The programs' arguments with the simulated observations in their places."""
     observed = {n: s for n, s in prior.items() if was_observed(s)}
     if arguments is not None:
         return arguments({n: aligned(s, particles.plate)[0] for n, s in observed.items()}, args)
+
     new, rows = list(args), particles.fixed.index
     for name, site in observed.items():
-        old, value = site["infer"]["obs"], site["value"][0]
-        places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and holds(a, old, rows)]
-        places = [i for i in places if args[i].data_ptr() == old.data_ptr()] or places  # type: ignore[attr-defined]
-        if len(places) != 1 or value.numel() != old.numel():
-            raise ValueError(
-                f"The value of the observed site {name!r}, shape {tuple(old.shape)}, is "
-                f"{'several' if places else 'none'} of the programs' arguments, so it is not known where a simulated "
-                "one belongs. Pass arguments=lambda sites, args: ..., which returns the new arguments?"
-            )
-        argument = new[places[0]]
+        old, value = replaced_observation(site), site["value"][0]
+        place = _place(name, args, old, rows, value.numel())
+        argument = new[place]
         assert isinstance(argument, Tensor)
+        value = value.to(argument.dtype)
+
         if argument.numel() == old.numel():
-            new[places[0]] = value.reshape(argument.shape).to(argument.dtype)
-        else:
+            new[place] = value.reshape(argument.shape)
+        else:  # the programs draw these rows from all data
             assert rows is not None
-            new[places[0]] = argument.index_copy(0, rows, value.reshape(-1, *argument.shape[1:]).to(argument.dtype))
+            new[place] = argument.index_copy(0, rows, value.reshape(-1, *argument.shape[1:]))
     return tuple(new)
+
+
+def _place(name: str, args: Args, old: Tensor, rows: Tensor | None, size: int) -> int:
+    """The position of the argument that was observed: the very tensor, or the only one equal to it."""
+    equal = {i: a for i, a in enumerate(args) if isinstance(a, Tensor) and holds(a, old, rows)}
+    same = [i for i, a in equal.items() if a.data_ptr() == old.data_ptr()]
+    places = same or list(equal)
+    if len(places) != 1 or size != old.numel():
+        raise ValueError(
+            f"The value of the observed site {name!r}, shape {tuple(old.shape)}, is "
+            f"{'several' if places else 'none'} of the programs' arguments, so it is not known where a simulated "
+            "one belongs. Pass arguments=lambda sites, args: ..., which returns the new arguments?"
+        )
+    return places[0]

@@ -6,30 +6,30 @@ log importance weight of each draw and the Pareto k-hat of each datum. There is 
 k-hat and the effective sample size of the weights say how good the guide is.
 """
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import arviz as az
 import numpy as np
 import torch
-from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from xarray import Dataset, DataTree
 
-from pyro_vaes.diagnostics.likelihood.likelihood import pareto_khat
+from pyro_vaes.diagnostics.importance_weights import pareto_khat
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.diagnostics.sites import Args, aligned
-from pyro_vaes.programs import Program, plates, was_observed
+from pyro_vaes.diagnostics.summaries import require_positive
+from pyro_vaes.programs import Program, argument_names, plates, was_observed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["summary", "to_datatree", "to_inference_data"]
 
-Key = tuple[str, str]
-Groups = dict[str, dict[str, tuple[list[str], np.ndarray]]]
+Arrays = dict[str, tuple[list[str], np.ndarray]]
+Variables = dict[tuple[str, str], "_Variable"]  # by group and name
 
 GROUPS = (
     "posterior",
@@ -47,7 +47,7 @@ def to_datatree(
     model: Program,
     guide: Program,
     data: object,
-    draws: int = 200,
+    num_samples: int = 200,
     *,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[object]] | None = None,
@@ -66,7 +66,7 @@ def to_datatree(
         model: The model.
         guide: The guide.
         data: The programs' arguments for N data: a tensor, a tuple of tensors, a data set's part, or a loader.
-        draws: Draws of the latents per datum.
+        num_samples: Draws of the latents per datum.
         dims: Names of event dimensions by site, e.g. ``{"x": ["row", "column"]}``; ``{site}_dim_{i}`` by default.
         coords: Coordinate values by dimension.
         pointwise: Whether log_likelihood is per element of the observation (as LOO-PIT plots want it) rather than per
@@ -83,13 +83,14 @@ def to_datatree(
         >>> from pyro_vaes.models import VAE
         >>> from pyro_vaes.nn import MLP, BernoulliLikelihood, Chain, NormalHead
         >>> vae = VAE(Chain(MLP(16, [8], 8), NormalHead(8, 2)), MLP(2, [8], 16), BernoulliLikelihood(), latent_dim=2)
-        >>> tree = to_datatree(vae.model, vae.guide, torch.zeros(5, 16), draws=10)
+        >>> tree = to_datatree(vae.model, vae.guide, torch.zeros(5, 16), num_samples=10)
         >>> dict(tree.posterior.sizes)
         {'chain': 1, 'draw': 10, 'data': 5, 'z_dim_0': 2}
     """
     unknown = sorted(set(groups) - set(GROUPS))
-    if unknown or draws < 1:
-        raise ValueError(f"draws must be at least 1 and groups among {list(GROUPS)}, but got {draws} and {unknown}.")
+    if unknown:
+        raise ValueError(f"groups must be among {list(GROUPS)}, but got {unknown}.")
+    require_positive(num_samples=num_samples)
     particles = Particles(
         model,
         guide,
@@ -100,17 +101,26 @@ def to_datatree(
         scored=True,
         pointwise=pointwise,
     )
-    collected = _Collector(particles, draws, dict(dims or {}), frozenset(groups)).collect()
-    given, plate = dict(coords or {}), particles.plate.name
+    collected = _Collector(particles, num_samples, dict(dims or {}), frozenset(groups)).collect()
+
+    attributes = {"inference_library": "pyro", "data_plate": particles.plate.name}
     tree = {}
     for group in sorted(collected, key=GROUPS.index):
-        sizes = {d: n for names, array in collected[group].values() for d, n in zip(names, array.shape, strict=True)}
-        axes = {d: given.get(d, np.arange(n)) for d, n in sizes.items()}
-        wrong = {d: len(values) for d, values in axes.items() if len(values) != sizes[d]}
-        if wrong:
-            raise ValueError(f"coords have lengths {wrong}, but these dimensions have sizes {sizes}.")
-        tree[group] = Dataset(collected[group], coords=axes, attrs={"inference_library": "pyro", "data_plate": plate})
+        axes = _axes(collected[group], coords or {})
+        tree[group] = Dataset(collected[group], coords=axes, attrs=attributes)
     return DataTree.from_dict(tree)
+
+
+def _axes(variables: Arrays, coords: Mapping[str, Sequence[object]]) -> dict[str, object]:
+    """Coordinate values of all dimensions of a group."""
+    sizes: dict[str, int] = {}
+    for dims, array in variables.values():
+        sizes |= dict(zip(dims, array.shape, strict=True))
+
+    wrong = {d: len(values) for d, values in coords.items() if d in sizes and len(values) != sizes[d]}
+    if wrong:
+        raise ValueError(f"coords have lengths {wrong}, but these dimensions have sizes {sizes}.")
+    return {d: coords.get(d, np.arange(size)) for d, size in sizes.items()}
 
 
 def to_inference_data(tree: DataTree) -> object:
@@ -124,7 +134,9 @@ def to_inference_data(tree: DataTree) -> object:
     """
     if int(az.__version__.split(".")[0]) >= 1:
         raise ImportError(f"ArviZ {az.__version__} has no InferenceData: its functions take the tree itself.")
-    return az.InferenceData(**{name: node.to_dataset() for name, node in tree.children.items()})  # type: ignore[arg-type]
+    found = az.InferenceData()
+    found.add_groups({name: node.to_dataset() for name, node in tree.children.items()})
+    return found
 
 
 def summary(tree: DataTree, *, group: str = "posterior", datum: int | None = None) -> "pd.DataFrame":
@@ -146,85 +158,108 @@ def summary(tree: DataTree, *, group: str = "posterior", datum: int | None = Non
     return az.summary(az.convert_to_dataset(dataset), kind="stats")
 
 
+@dataclass
+class _Variable:
+    """Values with named dimensions; the first one is "draw" for what was drawn."""
+
+    values: Tensor
+    dims: list[str]
+
+    @property
+    def is_drawn(self) -> bool:
+        return self.dims[0] == "draw"
+
+
 class _Collector:
     """Streams draws batch by batch into ``{group: {variable: (dimensions, array)}}``."""
 
     def __init__(
-        self, particles: Particles, draws: int, dims: dict[str, Sequence[str]], groups: frozenset[str]
+        self, particles: Particles, num_samples: int, dims: dict[str, Sequence[str]], groups: frozenset[str]
     ) -> None:
-        self.particles, self.draws, self.event_names, self.groups = particles, draws, dims, groups
-        self.dims: dict[Key, list[str]] = {}
+        self.particles, self.num_samples = particles, num_samples
+        self.event_names, self.groups = dims, groups
+        # weights and observations are needed for k-hat and for telling the covariates
+        self.kept = groups | {"sample_stats", "observed_data"}
+        self.names: set[str] = set()
 
-    def collect(self) -> Groups:
-        particles = self.particles
-        batches = []
-        with particles.rows() as rows:
-            for args in rows:
-                chunks = [self._chunk(args, k) for k in particles.chunks(self.draws)]
-                drawn = {key: torch.cat([c.pop(key) for c in chunks]) for key in list(chunks[0]) if self._varies(key)}
-                batches.append(drawn | chunks[0] | self._fixed(args, drawn, chunks[0]))
-        unknown = sorted(self.event_names.keys() - {name for _, name in self.dims})
+    def collect(self) -> dict[str, Arrays]:
+        batches = self.particles.for_each_pass(self._batch)
+        unknown = sorted(self.event_names.keys() - self.names)
         if unknown:
-            raise ValueError(f"dims names the sites {unknown}, but there are only {sorted({n for _, n in self.dims})}.")
-        groups: Groups = {}
-        for group, name in [k for k in batches[0] if k[0] in self.groups and all(k in b for b in batches)]:
-            names = self.dims[group, name]
-            where = names.index(particles.plate.name)
-            array = torch.cat([b.pop((group, name)) for b in batches], dim=where)
-            if particles.limit is not None:
-                array = array.narrow(where, 0, particles.limit)
-            sampled = self._varies((group, name))
-            variable = (["chain", *names], array.numpy()[None]) if sampled else (names, array.numpy())
-            groups.setdefault(group, {})[name] = variable
+            raise ValueError(f"dims names the sites {unknown}, but there are only {sorted(self.names)}.")
+
+        groups: dict[str, Arrays] = {}
+        for key, first in list(batches[0].items()):
+            group, name = key
+            if group in self.groups and all(key in batch for batch in batches):
+                values = [batch.pop(key).values for batch in batches]
+                array = self.particles.joined(values, first.dims.index(self.particles.plate.name)).numpy()
+                chain = (["chain", *first.dims], array[None])
+                groups.setdefault(group, {})[name] = chain if first.is_drawn else (first.dims, array)
         return groups
 
-    def _varies(self, key: Key) -> bool:
-        return self.dims[key][0] == "draw"
+    def _batch(self, args: Args) -> Variables:
+        """All variables of one batch: chunks of draws, joined, and what does not vary over these."""
+        chunks = [self._chunk(args, k) for k in self.particles.chunks(self.num_samples)]
 
-    def _chunk(self, args: Args, num: int) -> dict[Key, Tensor]:
-        """One pass of draws as ``{(group, variable): (draw, *plates, *event)}``, and what was observed."""
+        drawn: Variables = {}
+        for key, first in list(chunks[0].items()):
+            if first.is_drawn:
+                drawn[key] = _Variable(torch.cat([chunk.pop(key).values for chunk in chunks]), first.dims)
+
+        fixed = chunks[0]
+        log_weights = drawn["sample_stats", "log_weight"].values
+        khat = _Variable(pareto_khat(log_weights.double()), [self.particles.plate.name])
+        observed = [v.values for (group, _), v in fixed.items() if group == "observed_data"]
+        found = drawn | fixed | {("sample_stats", "khat"): khat} | self._covariates(args, observed, len(khat.values))
+        self.names |= {name for _, name in found}
+        return found
+
+    def _chunk(self, args: Args, num: int) -> Variables:
+        """One pass of draws ``(draw, *plates, *event)``, and what was observed."""
         particles, plate = self.particles, self.particles.plate
         draws = particles.draw(args, num)
-        found: dict[Key, Tensor] = {}
+        found: Variables = {}
 
         def put(group: str, name: str, value: Tensor, dims: list[str]) -> None:
-            found[group, name] = value.cpu()
-            self.dims[group, name] = dims
+            self.names.add(name)
+            if group in self.kept:
+                found[group, name] = _Variable(value.cpu(), dims)
 
-        latents = draws.latents()
-        for name, site in latents.items():
+        for name, site in draws.latents().items():
             put("posterior", name, aligned(site, plate), ["draw", *self._site_dims(name, site)])
+
         for name, site in draws.observations().items():
-            dims, plates = self._site_dims(name, site), self._plates(site)
+            dims = self._site_dims(name, site)
             put("observed_data", name, aligned(site, plate)[0], dims)
-            log_prob = aligned(site, plate, key="log_prob")
-            event = log_prob.dim() - 1 - len(plates)
-            put("log_likelihood", name, log_prob, ["draw", *plates, *dims[len(plates) :][:event]])
+            log_prob = aligned(site, plate, key="log_prob")  # some event dimensions may be summed out
+            put("log_likelihood", name, log_prob, ["draw", *dims[: log_prob.dim() - 1]])
+
         if "posterior_predictive" in self.groups:
             for name, value in particles.replicate(args, draws).items():
                 put("posterior_predictive", name, value, ["draw", *self._site_dims(name, draws.model_sites[name])])
+
         if self.groups & {"prior", "prior_predictive"}:
             for name, site in particles.prior(args, num).items():
                 group = "prior_predictive" if was_observed(site) else "prior"
                 put(group, name, aligned(site, plate), ["draw", *self._site_dims(name, site)])
-        put("sample_stats", "log_weight", draws.log_weights, ["draw", plate.name])
-        # weights and observations are needed for k-hat and for telling the covariates
-        return {k: v for k, v in found.items() if k[0] in self.groups | {"sample_stats", "observed_data"}}
 
-    def _fixed(self, args: Args, drawn: dict[Key, Tensor], observed: dict[Key, Tensor]) -> dict[Key, Tensor]:
-        """What does not vary over draws: k-hat, and the arguments that are not observed."""
+        put("sample_stats", "log_weight", draws.log_weights, ["draw", plate.name])
+        return found
+
+    def _covariates(self, args: Args, observed: list[Tensor], rows: int) -> Variables:
+        """The arguments with a row for each datum that are not observed."""
         plate, index = self.particles.plate.name, self.particles.fixed.index
-        found = {("sample_stats", "khat"): pareto_khat(drawn["sample_stats", "log_weight"].double())}
-        self.dims["sample_stats", "khat"] = [plate]
-        rows = len(found["sample_stats", "khat"])
-        for name, value in zip(argument_names(self.particles.pair.model, len(args)), args, strict=True):
+        found: Variables = {}
+        for name, value in zip(argument_names(self.particles.model, len(args)), args, strict=True):
             if not isinstance(value, Tensor) or not value.dim():
                 continue
-            value = (value if index is None else value[index.to(value.device)]).cpu()
-            if len(value) != rows or any(torch.equal(value, v) for v in observed.values() if v.shape == value.shape):
-                continue
-            found["constant_data", name] = value
-            self.dims["constant_data", name] = [plate, *(f"{name}_dim_{i}" for i in range(value.dim() - 1))]
+            if index is not None:
+                value = value[index.to(value.device)]
+            value = value.cpu()
+            if len(value) == rows and not any(_equal(value, other) for other in observed):
+                dims = [plate, *(f"{name}_dim_{i}" for i in range(value.dim() - 1))]
+                found["constant_data", name] = _Variable(value, dims)
         return found
 
     def _plates(self, site: Message) -> list[str]:
@@ -247,12 +282,5 @@ class _Collector:
         return dims
 
 
-def argument_names(program: Program, number: int) -> list[str]:
-    """What a program calls its first positional arguments."""
-    program = unwrap(program)
-    function = program.forward if isinstance(program, torch.nn.Module) else program
-    try:
-        names = list(inspect.signature(function).parameters)[:number]
-    except (TypeError, ValueError):
-        names = []
-    return names + [f"argument_{i}" for i in range(len(names), number)]
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)

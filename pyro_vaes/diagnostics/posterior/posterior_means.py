@@ -8,7 +8,8 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned
+from pyro_vaes.diagnostics.sites import Args, aligned, mean_or_draw
+from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.programs import DRAWN, DataPlate, Program, is_auxiliary, num_positional, run, sites
 
 __all__ = ["posterior_means"]
@@ -18,9 +19,9 @@ def posterior_means(
     model: Program,
     guide: Program,
     data: object,
+    num_particles: int = 1,
     *,
     sites: Sequence[str] | None = None,
-    num_samples: int = 1,
     batch_size: int = 256,
     seed: int = 0,
 ) -> Tensor:
@@ -30,9 +31,9 @@ def posterior_means(
         model: The model.
         guide: The guide.
         data: The programs' arguments: a tensor, a tuple of tensors, a data set's part, or a loader.
+        num_particles: Draws over which means are averaged where a site is drawn given another one, or has no mean of
+            its own (a function of a joint draw, a flow). Where the posterior depends on the datum alone one is exact.
         sites: The latent sites; all continuous ones by default.
-        num_samples: Draws over which means are averaged where a site is drawn given another one, or has no mean of its
-            own (a function of a joint draw, a flow). Where the posterior depends on the datum alone one is exact.
         batch_size: Rows per pass.
         seed: Seed of the draws.
 
@@ -40,7 +41,7 @@ def posterior_means(
         ``(N, units)``.
 
     Raises:
-        ValueError: A site is unknown or discrete, or ``num_samples`` is below 1.
+        ValueError: A site is unknown or discrete, or ``num_particles`` is below 1.
 
     Example:
         >>> from pyro_vaes.models import VAE
@@ -49,24 +50,22 @@ def posterior_means(
         >>> posterior_means(vae.model, vae.guide, torch.zeros(10, 3)).shape
         torch.Size([10, 2])
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, but got {num_samples}.")
+    require_positive(num_particles=num_particles)
 
     def posterior(*args: object) -> object:  # the guide in both roles, on as many arguments as the model takes
         return guide(*args[: num_positional(model)])
 
     particles = Particles(posterior, posterior, data, batch_size=batch_size, seed=seed)
-    with particles.rows() as rows:
-        means = torch.cat([_batch_means(particles, args, sites, num_samples) for args in rows])
-    return means if particles.limit is None else means[: particles.limit]
+    means = particles.for_each_pass(lambda args: _batch_means(particles, args, sites, num_particles))
+    return particles.joined(means)
 
 
-def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, num_samples: int) -> Tensor:
+def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, num_particles: int) -> Tensor:
     """Means of one batch, ``(B, units)``."""
     draws = []
-    for _ in range(num_samples):
+    for _ in range(num_particles):
         with poutine.block():
-            drawn = sites(run(particles.pair.guide, args), DRAWN)
+            drawn = sites(run(particles.guide, args), DRAWN)
 
         latents = {}
         for name, site in drawn.items():
@@ -86,10 +85,6 @@ def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, 
 
 def _mean(site: Message, plate: DataPlate) -> Tensor:
     """The mean of a site's distribution, or its draw where that has none, ``(B, units)``."""
-    try:
-        mean = site["fn"].mean.expand(site["value"].shape)
-    except NotImplementedError:
-        mean = site["value"]
-    one = {**site, "value": site["value"].unsqueeze(0), "mean": mean.unsqueeze(0)}
+    one = {**site, "value": site["value"].unsqueeze(0), "mean": mean_or_draw(site).unsqueeze(0)}
     rows = aligned(one, plate, key="mean")[0]
     return rows.reshape(len(rows), -1)

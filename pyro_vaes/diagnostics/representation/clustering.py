@@ -22,6 +22,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
+from pyro_vaes.tables import text_table
+
 __all__ = [
     "ClusteringReport",
     "ClusteringScores",
@@ -156,11 +158,14 @@ def clustering_scores(
     """
     table = contingency_table(clusters, labels)
     source = (clusters, labels) if fitted is None else fitted
-    numbers, truth = clusters.cpu().numpy(), labels.cpu().numpy()
-    share = table.sum(1) / table.sum()
-    largest = max(int(c.max()) + 1 for c in (clusters, source[0]))
-    if num_clusters is not None and num_clusters < largest:
+    largest = max(int(clusters.max()), int(source[0].max())) + 1
+    if num_clusters is None:
+        num_clusters = largest
+    if num_clusters < largest:
         raise ValueError(f"num_clusters={num_clusters}, but clusters are numbered up to {largest - 1}.")
+
+    share = table.sum(1) / table.sum()
+    numbers, truth = clusters.cpu().numpy(), labels.cpu().numpy()
     return ClusteringScores(
         hungarian_accuracy=_accuracy(hungarian_map(*source), clusters, labels),
         majority_accuracy=_accuracy(majority_map(*source), clusters, labels),
@@ -168,7 +173,7 @@ def clustering_scores(
         ari=float(adjusted_rand_score(truth, numbers)),
         used_clusters=int((share > 0).sum()),
         effective_clusters=torch.special.entr(share.double()).sum().exp().item(),
-        num_clusters=largest if num_clusters is None else num_clusters,
+        num_clusters=num_clusters,
         num_labels=len(labels.unique()),
     )
 
@@ -184,16 +189,15 @@ class ClusteringReport:
 
     def __str__(self) -> str:
         width = max(7, *(len(name) + 2 for name in self.levels))
-        lines = [
-            f"{'level':<{width}}{'Hungarian':>10}{'majority':>10}{'NMI':>7}{'ARI':>7}{'used':>11}{'effective':>11}"
-        ]
+        columns = (
+            f"level:<{width} | Hungarian:>10.1% | majority:>10.1% | NMI:>7.3f | ARI:>7.3f | used:>11 | effective:>11.1f"
+        )
+        rows = []
         for name, s in self.levels.items():
             used = f"{s.used_clusters} of {s.num_clusters}"
-            lines.append(
-                f"{name:<{width}}{s.hungarian_accuracy:>10.1%}{s.majority_accuracy:>10.1%}{s.nmi:>7.3f}{s.ari:>7.3f}"
-                f"{used:>11}{s.effective_clusters:>11.1f}"
-            )
-        return "\n".join(lines)
+            agreement = (s.hungarian_accuracy, s.majority_accuracy, s.nmi, s.ari)
+            rows.append((name, *agreement, used, s.effective_clusters))
+        return "\n".join(text_table(columns, rows))
 
     __repr__ = __str__
 
@@ -225,13 +229,9 @@ def clustering_report(
     """
     if not clusters:
         raise ValueError("There is nothing to score: clusters is empty. Give {'y_1': clusters}?")
-    levels = {
-        name: clustering_scores(
-            numbers,
-            labels,
-            fitted=None if fitted is None else (fitted[0][name], fitted[1]),
-            num_clusters=None if num_clusters is None else num_clusters[name],
-        )
-        for name, numbers in clusters.items()
-    }
+    levels = {}
+    for name, numbers in clusters.items():
+        known = None if fitted is None else (fitted[0][name], fitted[1])
+        number = None if num_clusters is None else num_clusters[name]
+        levels[name] = clustering_scores(numbers, labels, fitted=known, num_clusters=number)
     return ClusteringReport(levels)

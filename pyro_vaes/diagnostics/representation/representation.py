@@ -28,6 +28,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pyro_vaes.diagnostics.representation.clustering import hungarian_map
+from pyro_vaes.diagnostics.summaries import require_positive
+from pyro_vaes.tables import text_table
 
 __all__ = [
     "ProbeAccuracy",
@@ -166,6 +168,9 @@ class ProbeAccuracy:
     mean: float
     deviation: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:.1%}" + ("" if math.isnan(self.deviation) else f" ± {self.deviation:.1%}")
+
 
 @dataclass(frozen=True)
 class RepresentationReport:
@@ -186,12 +191,8 @@ class RepresentationReport:
     num_test: int
 
     def __str__(self) -> str:
-        lines = [f"{'labels':>8}{'kNN':>17}{'linear':>17}"]
-        for knn, linear in zip(self.knn, self.linear, strict=True):
-            shown = (
-                f"{p.mean:.1%}" + ("" if math.isnan(p.deviation) else f" ± {p.deviation:.1%}") for p in (knn, linear)
-            )
-            lines.append(f"{knn.num_labels:>8}" + "".join(f"{text:>17}" for text in shown))
+        rows = [(k.num_labels, str(k), str(line)) for k, line in zip(self.knn, self.linear, strict=True)]
+        lines = text_table("labels:>8 | kNN:>17 | linear:>17", rows)
         lines.append(f"K-means accuracy {self.kmeans_accuracy:.1%}, F1 {self.kmeans_f1:.3f}")
         lines.append(f"on {self.num_test} test data, {self.num_units} units; ± is the spread over subsets of labels")
         return "\n".join(lines)
@@ -237,22 +238,23 @@ def representation_report(
     """
     _check(train, train_labels)
     _check(test, test_labels)
-    if num_subsets < 1:
-        raise ValueError(f"num_subsets must be at least 1, but got {num_subsets}.")
+    require_positive(num_subsets=num_subsets)
     sizes = [len(train) if n is None else n for n in num_labels]
     if max(sizes, default=0) > len(train):
         raise ValueError(f"num_labels asks for {max(sizes)} labels, but there are {len(train)} training data.")
-    accuracy, f1 = kmeans_scores(test, test_labels, seed=seed)
 
     def probed(probe: Probe, number: int) -> ProbeAccuracy:
-        seeds = range(seed, seed + (num_subsets if number < len(train) else 1))
-        subsets = [labelled_subset(train_labels, number, seed=s) for s in seeds]
+        """Mean and standard deviation over random subsets; there is but one of all labels."""
+        repeats = num_subsets if number < len(train) else 1
+        subsets = [labelled_subset(train_labels, number, seed=seed + i) for i in range(repeats)]
         each = [probe(train[rows], train_labels[rows], test, test_labels) for rows in subsets]
-        return ProbeAccuracy(number, float(np.mean(each)), float(np.std(each, ddof=1)) if len(each) > 1 else math.nan)
+        deviation = float(np.std(each, ddof=1)) if repeats > 1 else math.nan
+        return ProbeAccuracy(number, float(np.mean(each)), deviation)
 
     def nearest(*args: Tensor) -> float:
         return knn_accuracy(*args, neighbors=neighbors)
 
+    accuracy, f1 = kmeans_scores(test, test_labels, seed=seed)
     return RepresentationReport(
         kmeans_accuracy=accuracy,
         kmeans_f1=f1,

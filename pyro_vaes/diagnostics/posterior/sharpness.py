@@ -10,12 +10,14 @@ left: below 1 is blurred. Detail need not be the right one, so neither figure st
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pyro_vaes.diagnostics.handlers import take_means
 from pyro_vaes.diagnostics.posterior.predictive import reconstruct
 from pyro_vaes.programs import Program
+from pyro_vaes.tables import text_table
 
 __all__ = ["ReconstructionReport", "high_frequency_ratio", "laplacian", "reconstruction_report"]
 
@@ -83,12 +85,12 @@ class ReconstructionReport:
     num_data: int
 
     def __str__(self) -> str:
-        return (
-            f"{'reconstruction':<16}{'L1':>8}{'high-frequency ratio':>23}\n"
-            f"{'from the mean':<16}{self.l1_mean:>8.4f}{self.high_frequency_ratio:>23.3f}\n"
-            f"{'from a draw':<16}{self.l1_sample:>8.4f}{self.high_frequency_ratio_sample:>23.3f}\n"
-            f"on {self.num_data} data"
-        )
+        rows = [
+            ("from the mean", self.l1_mean, self.high_frequency_ratio),
+            ("from a draw", self.l1_sample, self.high_frequency_ratio_sample),
+        ]
+        lines = text_table("reconstruction:<16 | L1:>8.4f | high-frequency ratio:>23.3f", rows)
+        return "\n".join([*lines, f"on {self.num_data} data"])
 
     __repr__ = __str__
 
@@ -127,14 +129,22 @@ def reconstruction_report(
     x = data[0] if isinstance(data, tuple) else data
     if x.dim() < 3:
         raise ValueError(f"The images have shape {tuple(x.shape)}; wanted (N, C, H, W). Load them with flatten=False?")
-    found = {}
-    for at_means in (True, False):
-        q = take_means()(guide) if at_means else guide
-        sites = reconstruct(model, q, data, batch_size=batch_size, seed=seed)
-        if len(sites) != 1 if site is None else site not in sites:
-            raise ValueError(f"The observed sites are {sorted(sites)}, but got site={site!r}: name one of them.")
-        found[at_means] = sites[site or next(iter(sites))].reshape(x.shape)
-    x = x.cpu()
-    l1 = {key: (x - x_hat).abs().double().mean().item() for key, x_hat in found.items()}
-    ratio = {key: high_frequency_ratio(x_hat, x) for key, x_hat in found.items()}
-    return ReconstructionReport(l1[True], l1[False], ratio[True], ratio[False], len(x))
+    at_means, at_draws = (
+        _compare(reconstruct(model, q, data, batch_size=batch_size, seed=seed), x, site)
+        for q in (take_means()(guide), guide)
+    )
+    return ReconstructionReport(at_means.l1, at_draws.l1, at_means.ratio, at_draws.ratio, len(x))
+
+
+class _Comparison(NamedTuple):
+    l1: float
+    ratio: float
+
+
+def _compare(sites: dict[str, Tensor], x: Tensor, site: str | None) -> _Comparison:
+    """The figures of one set of reconstructions."""
+    if len(sites) != 1 if site is None else site not in sites:
+        raise ValueError(f"The observed sites are {sorted(sites)}, but got site={site!r}: name one of them.")
+    x_hat = sites[site or next(iter(sites))].reshape(x.shape)
+    l1 = (x.cpu() - x_hat).abs().double().mean().item()
+    return _Comparison(l1, high_frequency_ratio(x_hat, x.cpu()))
