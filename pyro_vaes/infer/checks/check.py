@@ -99,6 +99,7 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
 
     Example:
         >>> import pyro.distributions as dist
+        >>> import torch
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
