@@ -1,21 +1,19 @@
 """`report`: everything about a run on one self-contained page, and its draws as netCDF for ArviZ."""
 
 import base64
+import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import torch
+from pandas import DataFrame
 from xarray import DataTree
 
 from pyro_vaes.cli.measure import measure
 from pyro_vaes.cli.pictures import criticism_pictures, held_out, latent_pictures, save, training_pictures
 from pyro_vaes.cli.run_directory import Run
 from pyro_vaes.diagnostics import summary, to_datatree
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 __all__ = ["POSTERIOR", "REPORT", "write_report"]
 
@@ -44,18 +42,17 @@ def write_report(run: Run, *, split: str | None = None, num_particles: int = 100
     tree = to_datatree(run.model, run.guide, rows, draws, dims={"x": ["pixel"]})
     posterior = _write_netcdf(run, tree, name)
 
-    pictures = save(training_pictures(run), run.directory)
-    pictures |= save(latent_pictures(run, tree, measured.collapse, part.take(num_data, seed=0)), run.directory)
-    pictures |= save(criticism_pictures(tree, measured.likelihood), run.directory)
+    drawn = itertools.chain(
+        training_pictures(run),
+        latent_pictures(run, tree, measured.collapse, measured.part),
+        criticism_pictures(tree, measured.likelihood),
+    )
+    pictures = save(drawn, run.directory)
 
     path = run.directory / REPORT
     page = _template().render(
-        options=run.options,
-        facts=run.facts,
-        data=run.facts["data"],
-        history=run.history,
-        numbers=measured.numbers,
-        collapse=measured.collapse,
+        run=run,
+        measured=measured,
         pictures=pictures,
         units=_unit_table(tree),
         num_rows=len(rows),
@@ -94,7 +91,7 @@ def _write_netcdf(run: Run, tree: DataTree, split: str) -> Path:
     return path
 
 
-def _unit_table(tree: DataTree) -> "DataFrame":
+def _unit_table(tree: DataTree) -> DataFrame:
     """ArviZ's summaries of both groups side by side, with the mean spread of the posterior of one image."""
     within = []
     for site in tree["posterior"].data_vars.values():
