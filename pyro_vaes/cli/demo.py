@@ -13,13 +13,10 @@ from pyro_vaes.cli.training import train
 __all__ = ["DEMO", "demo"]
 
 DEMO = Options(
-    data="digits",
     likelihood="poisson",
-    network="mlp",
     hidden=(256, 256),
     latent_dim=(6,),
     epochs=130,
-    batch_size=128,
     lr=2e-3,
     patience=30,
 )
@@ -42,7 +39,7 @@ def demo(directory: Path, *, options: Options = DEMO, progress: bool = True) -> 
     try:
         run = train(options, directory, overwrite=True, progress=progress)
         measured = measure(run)
-        written = write_report(run)
+        written = write_report(run, measured)
     finally:
         torch.set_num_threads(threads)
 

@@ -184,10 +184,12 @@ class Options:
     def command(self, out: str) -> str:
         """The command that repeats the run."""
         words = ["pyro-vaes", "train", self.data]
+
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "data" or value == field.default:
                 continue
+
             words.append(flag(field.name))
             if isinstance(value, tuple):
                 words.append(",".join(map(str, value)))
@@ -227,19 +229,15 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     for field in fields(Options):
         kind, option = get_args(hints[field.name])
         default = field.default
+
         if field.name in NUMBERS:
             kind, default = str | None, None
         elif kind is OnNaN:  # `choose` answers unknown names
             kind = str
 
-        options.append(
-            Parameter(
-                field.name,
-                Parameter.KEYWORD_ONLY,
-                default=default,
-                annotation=Annotated[kind, option],
-            )
-        )
+        name, keyword = field.name, Parameter.KEYWORD_ONLY
+        annotation: object = Annotated[kind, option]
+        options.append(Parameter(name, keyword, default=default, annotation=annotation))
 
     context, *own, _ = signature(command).parameters.values()
     vars(command)["__signature__"] = Signature([context, *options, *own])  # read by typer

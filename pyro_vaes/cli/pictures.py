@@ -74,6 +74,7 @@ def sample_images(
     device = pair.device()
     values = {} if z is None else {"z": z.to(device)}
     program = poutine.trace(poutine.condition(run.model, data=values))
+
     with pair.evaluating():
         torch.manual_seed(seed)
         trace = program.get_trace(size=num) if labels is None else program.get_trace(None, labels.to(device))
@@ -91,6 +92,7 @@ def training_pictures(run: Run) -> Pictures:
     means = reconstruct(run.model, run.guide, shown)["x"]
     title = f"Each reconstruction should resemble the {name} image above it"
     pair = map(run.data.to_images, (shown.x, means))
+
     yield "reconstructions", plots.reconstructions(*pair, value_range=(0, 1), title=title)
 
     labels, title = None, "Samples from the model: they should pass for data"
@@ -98,6 +100,7 @@ def training_pictures(run: Run) -> Pictures:
     if columns:
         labels = torch.arange(columns).repeat(6)
         title = "Samples from the model, one column per class"
+
     images = sample_images(run, 64, labels=labels)
     yield (
         "samples",
@@ -116,12 +119,14 @@ def latent_pictures(run: Run, tree: DataTree, collapse: CollapseReport, part: Sp
     """
     sites = list(collapse.sites)
     several = len(sites) > 1
+
     names, kls, shares = [], [], []
     for site, found in collapse.sites.items():
         names += [f"{site}[{unit}]" for unit in range(len(found.kl))]
         kls.append(found.kl)
         epsilon, share = found.collapse_curve()
         shares.append(share)
+
     yield "kl", plots.kl_bars(torch.cat(kls), names=names if several else None)
 
     _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")

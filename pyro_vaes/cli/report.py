@@ -10,8 +10,13 @@ import torch
 from pandas import DataFrame
 from xarray import DataTree
 
-from pyro_vaes.cli.measure import measure
-from pyro_vaes.cli.pictures import criticism_pictures, held_out, latent_pictures, save, training_pictures
+from pyro_vaes.cli.measure import Measured
+from pyro_vaes.cli.pictures import (
+    criticism_pictures,
+    latent_pictures,
+    save,
+    training_pictures,
+)
 from pyro_vaes.cli.run_directory import Run
 from pyro_vaes.diagnostics import summary, to_datatree
 
@@ -23,24 +28,21 @@ VALUES = 4_000_000
 """Replicated pixels in the netCDF file, at most: about 16 MB before compression in each predictive group."""
 
 
-def write_report(run: Run, *, split: str | None = None, num_particles: int = 100, num_data: int = 1000) -> list[Path]:
-    """Write `report.html`, `posterior.nc`, `evaluation.json` and the pictures into the run directory.
+def write_report(run: Run, measured: Measured) -> list[Path]:
+    """Write `report.html`, `posterior.nc` and the pictures into the run directory.
 
     Arguments:
         run: The run.
-        split: The part of the data to report on.
-        num_particles: K of the importance-weighted estimate.
-        num_data: Rows to measure on.
+        measured: Its numbers; the report is on the same part of the data.
 
     Returns:
         The files written.
     """
-    name, part = held_out(run.data, split)
-    measured = measure(run, num_particles=num_particles, num_data=num_data, split=name)
-    rows = part.take(ROWS, seed=0)
+    split = measured.numbers["split"]
+    rows = run.data.parts[split].take(ROWS, seed=0)
     draws = min(200, max(50, VALUES // (len(rows) * math.prod(run.data.image_shape))))
     tree = to_datatree(run.model, run.guide, rows, draws, dims={"x": ["pixel"]})
-    posterior = _write_netcdf(run, tree, name)
+    posterior = _write_netcdf(run, tree, split)
 
     drawn = itertools.chain(
         training_pictures(run),
@@ -54,6 +56,7 @@ def write_report(run: Run, *, split: str | None = None, num_particles: int = 100
         run=run,
         measured=measured,
         pictures=pictures,
+        data_uri=_data_uri,
         units=_unit_table(tree),
         num_rows=len(rows),
         posterior_file=POSTERIOR,
@@ -64,15 +67,13 @@ def write_report(run: Run, *, split: str | None = None, num_particles: int = 100
 
 def _template() -> jinja2.Template:
     """The page, in which every value is escaped."""
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_vaes.cli", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = _data_uri
-    return environment.get_template("report.html.jinja")
+    ).get_template("report.html.jinja")
 
 
 def _data_uri(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import shlex
 from collections.abc import Mapping
@@ -70,7 +69,7 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON in one atomic step."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def versions() -> dict[str, Any]:
@@ -126,7 +125,7 @@ def read_options(directory: Path) -> tuple[Options, dict[str, Any]]:
     """
     path = directory / RUN
     if not path.is_file():
-        near = sorted(str(p.parent) for p in directory.parent.glob(f"*/{RUN}"))[:5] if directory.parent.is_dir() else []
+        near = sorted(str(p.parent) for p in directory.parent.glob(f"*/{RUN}"))[:5]
         hint = f"Beside it there are the runs {', '.join(near)}." if near else "Start one with: pyro-vaes train digits"
         raise FileNotFoundError(f"there is no run in {directory}: {RUN} is missing. {hint}")
     try:
@@ -191,7 +190,7 @@ def _check_rows(directory: Path, facts: Mapping[str, Any], data: ImageData) -> N
         )
 
 
-def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: str | None = None) -> Run:
+def open_run(path: str | Path, *, root: str | None = None, device: str | None = None) -> Run:
     """Open a run directory: data, model and guide with the weights of the last checkpoint.
 
     Arguments:

@@ -118,7 +118,7 @@ def _fit(run: Run, *, resuming: bool, progress: bool) -> Run:
         batch_size=options.batch_size,
         callbacks=_callbacks(options, run.data),
         seed=options.seed,
-        device=as_device(options.device),
+        device=options.device,
         checkpoint=run.directory / CHECKPOINT,
         resume=resuming,
         on_nan=options.on_nan,
