@@ -60,6 +60,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+MOST_LEVELS = 2**16
+"""More levels of pixels in [0, 1] are not told apart in single precision."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +265,10 @@ def suitable_likelihood(info: PixelInfo, guide: str = "own") -> str:
         return "gaussian"
     if info.levels == 2:
         return "bernoulli"
+    if info.levels is None or info.levels > MOST_LEVELS:
+        return "continuous_bernoulli"
     # the Laplace guide needs a Fisher information, and a mixture has none in closed form
-    if info.levels is None or guide == "amortized_laplace":
+    if guide == "amortized_laplace":
         return "continuous_bernoulli"
     return "discretized_logistic_mixture"
 

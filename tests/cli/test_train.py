@@ -207,6 +207,8 @@ def test_kl_warmup_is_refused_where_there_is_no_kl(bound: str):
     [
         (PixelInfo(0.0, 1.0, 17), "discretized_logistic_mixture"),
         (PixelInfo(0.0, 1.0, 256), "discretized_logistic_mixture"),
+        (PixelInfo(0.0, 1.0, 2**16), "discretized_logistic_mixture"),
+        (PixelInfo(0.0, 1.0, 10**6), "continuous_bernoulli"),
         (PixelInfo(0.0, 1.0, 2), "bernoulli"),
         (PixelInfo(0.0, 1.0, None), "continuous_bernoulli"),
         (PixelInfo(-1.0, 1.0, 256), "gaussian"),
