@@ -64,6 +64,7 @@ def prepare(
 
 @app.command()
 @with_options
+@user_errors()
 def train(
     context: typer.Context,
     *,
@@ -76,25 +77,27 @@ def train(
 
     An interrupted run goes on with `pyro-vaes train --resume --out DIRECTORY` and ends with the same numbers.
     """
-    with user_errors():
-        if resume and overwrite:
-            raise ValueError(
-                "--resume and --overwrite exclude each other: the one continues a run, the other begins it again."
-            )
-        values = as_values(typed)
-        directory = out or Path("runs") / f"{Path(values['data']).stem}-{values['model']}"
+    if resume and overwrite:
+        raise ValueError(
+            "--resume and --overwrite exclude each other: the one continues a run, the other begins it again."
+        )
 
-        if resume:
-            sources = {name: context.get_parameter_source(name) for name in values}
-            given = {n: values[n] for n, source in sources.items() if source and source.name == "COMMANDLINE"}
-            finished = resume_run(directory, given)
-        else:
-            finished = train_run(Options(**values), directory, overwrite=overwrite)
-        typer.echo(repr(finished.history))
-        typer.echo(f"Written to {directory}. Next: pyro-vaes report {directory}")
+    values = as_values(typed)
+    directory = out or Path("runs") / f"{Path(values['data']).stem}-{values['model']}"
+
+    if resume:
+        sources = {name: context.get_parameter_source(name) for name in values}
+        given = {n: values[n] for n, source in sources.items() if source and source.name == "COMMANDLINE"}
+        finished = resume_run(directory, given)
+    else:
+        finished = train_run(Options(**values), directory, overwrite=overwrite)
+
+    typer.echo(repr(finished.history))
+    typer.echo(f"Written to {directory}. Next: pyro-vaes report {directory}")
 
 
 @app.command()
+@user_errors()
 def evaluate(
     run: RunDirectory,
     particles: Samples = 100,
@@ -105,15 +108,17 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure a run: ELBO, importance-weighted log-likelihood, k-hat, active units."""
-    with user_errors():
-        opened = open_run(run, root=root, device=device)
-        measured = measure(opened, num_particles=particles, num_data=num_data, split=split, seed=seed)
-        typer.echo("\n".join(measured.lines()))
-        typer.echo(str(measured.collapse))
-        typer.echo(f"Written to {run / EVALUATION}.")
+    opened = open_run(run, root=root, device=device)
+    measured = measure(
+        opened, num_particles=particles, num_data=num_data, split=split, seed=seed
+    )
+    typer.echo("\n".join(measured.lines()))
+    typer.echo(str(measured.collapse))
+    typer.echo(f"Written to {run / EVALUATION}.")
 
 
 @app.command()
+@user_errors()
 def sample(
     run: RunDirectory,
     num: Annotated[
@@ -130,21 +135,21 @@ def sample(
     device: Device = None,
 ) -> None:
     """Draw new images from a run; those of a conditional model are in rows, or in columns, by class."""
-    with user_errors():
-        opened = open_run(run, root=root, device=device)
-        layout = by_class(opened, chosen_classes(opened, label or []), num)
-        path = out or run / "samples.png"
-        if path.suffix.lower() != ".png":
-            raise ValueError(f"--out is {path}, but pictures are written as .png.")
+    opened = open_run(run, root=root, device=device)
+    layout = by_class(opened, chosen_classes(opened, label or []), num)
+    path = out or run / "samples.png"
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out is {path}, but pictures are written as .png.")
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images = sample_images(opened, num, labels=layout.labels, noise=noise, seed=seed)
-        ax = plots.samples(images, columns=layout.columns, value_range=(0, 1), title=layout.title)
-        save([(path.stem, ax)], path.parent)
-        typer.echo(f"Written to {path}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = sample_images(opened, num, labels=layout.labels, noise=noise, seed=seed)
+    ax = plots.samples(images, columns=layout.columns, value_range=(0, 1), title=layout.title)
+    save([(path.stem, ax)], path.parent)
+    typer.echo(f"Written to {path}.")
 
 
 @app.command()
+@user_errors()
 def report(
     run: RunDirectory,
     particles: Samples = 100,
@@ -154,10 +159,10 @@ def report(
     device: Device = None,
 ) -> None:
     """Write a self-contained report.html, and the draws for ArviZ as posterior.nc."""
-    with user_errors():
-        opened = open_run(run, root=root, device=device)
-        written = write_report(opened, split=split, num_particles=particles, num_data=num_data)
-        typer.echo("\n".join(f"Written to {path}" for path in written))
+    opened = open_run(run, root=root, device=device)
+    measured = measure(opened, num_particles=particles, num_data=num_data, split=split)
+    written = write_report(opened, measured)
+    typer.echo("\n".join(f"Written to {path}" for path in written))
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -174,17 +179,17 @@ def reproduce(context: typer.Context) -> None:
 
 
 @app.command("list")
+@user_errors()
 def list_names(root: Root = None) -> None:
     """Show all names: data sets (and which are here), models, networks, likelihoods, guides, bounds."""
-    with user_errors():
-        typer.echo(listing(root))
+    typer.echo(listing(root))
 
 
 @app.command()
+@user_errors()
 def demo(out: Annotated[Path, Option(help="The directory of the run.")] = Path("runs/demo")) -> None:
     """Train on real digits in under two minutes, then measure and report."""
-    with user_errors():
-        measured, written = run_demo(out)
-        typer.echo("\n".join(f"  {path}" for path in written))
-        typer.echo("\n".join(measured.lines()))
-        typer.echo(f"Open {out / 'report.html'} in a browser.")
+    measured, written = run_demo(out)
+    typer.echo("\n".join(f"  {path}" for path in written))
+    typer.echo("\n".join(measured.lines()))
+    typer.echo(f"Open {out / 'report.html'} in a browser.")

@@ -1,28 +1,32 @@
 """From options to objects: the data set, the model and the guide."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from pyro_vaes.cli.names import GUIDES, LIKELIHOODS, NETWORKS, choose
+from pyro_vaes.cli.names import (
+    GUIDES,
+    LIKELIHOODS,
+    NETWORKS,
+    GuideEntry,
+    suitable_likelihood,
+)
 from pyro_vaes.cli.options import Options
 from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit, load_data
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import Chain, Labelled, Likelihood, Networks, OneHot
-from pyro_vaes.programs import preserve_rng
+from pyro_vaes.programs import Program, preserve_rng
 
-__all__ = ["Built", "Model", "build_pair", "data_path", "load_run_data"]
+__all__ = ["Model", "build_pair", "data_path", "load_run_data", "num_classes"]
 
 Model = VAE | ConditionalVAE | HierarchicalVAE
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(NamedTuple):
     """A model and its guide, with the module that holds the model."""
 
     vae: Model
-    model: Callable[..., object]
-    guide: Callable[..., object]
+    model: Program
+    guide: Program
 
 
 def data_path(data: str) -> str:
@@ -62,9 +66,11 @@ def load_run_data(options: Options) -> ImageData:
 
     if options.likelihood == "bernoulli" and data.info.levels != 2:
         levels = "continuous" if data.info.levels is None else f"{data.info.levels} levels"
+        grey = f"{data.name} are grey ({levels})"
+        suitable = suitable_likelihood(data.info, options.guide)
         raise ValueError(
-            f"the Bernoulli likelihood is for pixels 0 or 1, but those of {data.name} are grey ({levels}): add "
-            "--binarize for dynamic binarisation, or choose --likelihood continuous_bernoulli."
+            f"the Bernoulli likelihood is for pixels 0 or 1, but those of {grey}: add "
+            f"--binarize for dynamic binarisation, or choose --likelihood {suitable}."
         )
     if options.model != "conditional_vae":
         return data
@@ -74,6 +80,12 @@ def load_run_data(options: Options) -> ImageData:
             "vae, or another data set."
         )
     return data.with_labels()
+
+
+def num_classes(options: Options, data: ImageData) -> int:
+    """The number of classes that a conditional model is given; 0 for the others."""
+    conditional = options.model == "conditional_vae"
+    return (conditional and data.num_classes) or 0
 
 
 def build_pair(options: Options, data: ImageData) -> Built:
@@ -89,41 +101,47 @@ def build_pair(options: Options, data: ImageData) -> Built:
         >>> build_pair(options.resolved(data), data).vae.latent_dim
         2
     """
-    networks_type, _ = choose("network", options.network, NETWORKS)
-    likelihood = choose("likelihood", str(options.likelihood), LIKELIHOODS)
-    divisor = max(1.0, abs(data.info.low), abs(data.info.high)) if likelihood.raw else 1.0
+    entry = LIKELIHOODS[str(options.likelihood)]
+    likelihood = entry.build(data.info)
+    divisor = max(1.0, abs(data.info.low), abs(data.info.high)) if entry.raw else 1.0
+    classes = num_classes(options, data)
 
     with preserve_rng(options.seed):
-        networks = networks_type(data.image_shape, options.hidden, divisor)
-        vae = _MODELS[options.model](options, data, networks, likelihood.build(data.info))
-        amortized = GUIDES[options.guide]
-        if amortized is None:
+        family = NETWORKS[options.network].build
+        networks = family(data.image_shape, options.hidden, divisor)
+        vae: Model
+        if options.model == "hierarchical_vae":
+            vae = _hierarchical(options, networks, likelihood)
+        else:
+            vae = _one_level(options, networks, likelihood, classes)
+
+        guide = GUIDES[options.guide]
+        if not isinstance(guide, GuideEntry):
             return Built(vae, vae.model, vae.guide)
 
         # a guide of its own, whose networks see the label too where the model does
-        classes = data.num_classes or 0 if options.model == "conditional_vae" else 0
         trunk, width = networks.trunk(classes)
         if classes:
             trunk = Labelled(trunk, classes)
-        head = amortized.head(width, sum(options.latent_dim))
-        return Built(vae, vae.model, amortized.build(vae.model, Chain(trunk, head)))
+        head = guide.head(width, sum(options.latent_dim))
+        return Built(vae, vae.model, guide.build(vae.model, Chain(trunk, head)))
 
 
-def _vae(options: Options, data: ImageData, networks: Networks, likelihood: Likelihood) -> VAE:
+def _one_level(
+    options: Options, networks: Networks, likelihood: Likelihood, classes: int
+) -> VAE | ConditionalVAE:
     (latent_dim,) = options.latent_dim
-    encoder = networks.head(networks.trunk(), latent_dim)
-    return VAE(encoder, networks.decoder(latent_dim, likelihood.num_params), likelihood, latent_dim)
-
-
-def _conditional(options: Options, data: ImageData, networks: Networks, likelihood: Likelihood) -> ConditionalVAE:
-    (latent_dim,), classes = options.latent_dim, data.num_classes
-    assert classes is not None
     encoder = networks.head(networks.trunk(classes), latent_dim)
     decoder = networks.decoder(latent_dim + classes, likelihood.num_params)
-    return ConditionalVAE(encoder, decoder, likelihood, latent_dim, embedding=OneHot(classes))
+    if not classes:
+        return VAE(encoder, decoder, likelihood, latent_dim)
+    labels = OneHot(classes)
+    return ConditionalVAE(encoder, decoder, likelihood, latent_dim, embedding=labels)
 
 
-def _hierarchical(options: Options, data: ImageData, networks: Networks, likelihood: Likelihood) -> HierarchicalVAE:
+def _hierarchical(
+    options: Options, networks: Networks, likelihood: Likelihood
+) -> HierarchicalVAE:
     dims, skip = options.latent_dim, options.skip
 
     # the width of what each level but the top one sees from above
@@ -143,10 +161,3 @@ def _hierarchical(options: Options, data: ImageData, networks: Networks, likelih
     priors = [networks.head(networks.vector_trunk(a), dim) for a, dim in zip(above, dims, strict=False)]
     decoder = networks.decoder(sum(dims) if skip else dims[0], likelihood.num_params)
     return HierarchicalVAE(encoders, decoder, likelihood, dims, priors=priors, skip=skip, top_down=options.top_down)
-
-
-_MODELS: dict[str, Callable[[Options, ImageData, Networks, Likelihood], Model]] = {
-    "vae": _vae,
-    "conditional_vae": _conditional,
-    "hierarchical_vae": _hierarchical,
-}

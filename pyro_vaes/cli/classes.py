@@ -24,12 +24,12 @@ class Layout:
 
 
 def _class_names(run: Run) -> tuple[str, ...]:
-    return run.data.class_names or tuple(map(str, range(run.data.num_classes or 0)))
+    return run.data.class_names or tuple(map(str, range(run.num_classes)))
 
 
 def chosen_classes(run: Run, labels: list[str]) -> list[int]:
     """Labels by number or by name as numbers; all classes of a conditional model for none."""
-    if run.options.model != "conditional_vae":
+    if not run.num_classes:
         if labels:
             raise ValueError(
                 f"--label is for a conditional_vae, but {run.directory} holds a {run.options.model}, which has no "

@@ -1,7 +1,5 @@
 """`demo`: a small variational auto-encoder of real digits, trained and criticised in about a minute."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,13 +13,10 @@ from pyro_vaes.cli.training import train
 __all__ = ["DEMO", "demo"]
 
 DEMO = Options(
-    data="digits",
     likelihood="poisson",
-    network="mlp",
     hidden=(256, 256),
     latent_dim=(6,),
     epochs=130,
-    batch_size=128,
     lr=2e-3,
     patience=30,
 )
@@ -39,19 +34,14 @@ def demo(directory: Path, *, options: Options = DEMO, progress: bool = True) -> 
     Returns:
         The numbers, and the files written.
     """
-    with _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for so few pixels slow a machine down
+    try:
         run = train(options, directory, overwrite=True, progress=progress)
         measured = measure(run)
-        written = write_report(run)
-    return measured, [*(directory / name for name in (RUN, CHECKPOINT, HISTORY, EVALUATION)), *written]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread: 64 pixels leave nothing to share out, and threads that wait slow a busy machine down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
+        written = write_report(run, measured)
     finally:
         torch.set_num_threads(threads)
+
+    files = (RUN, CHECKPOINT, HISTORY, EVALUATION)
+    return measured, [*(directory / name for name in files), *written]

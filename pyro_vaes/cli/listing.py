@@ -1,6 +1,6 @@
 """`list`: every name that the command line knows, and which data sets are here."""
 
-from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
+from pyro_vaes.cli.names import TABLES
 from pyro_vaes.data import data_set_states
 
 __all__ = ["listing"]
@@ -16,19 +16,19 @@ def listing(root: str | None = None) -> str:
         >>> "hierarchical_vae" in listing()
         True
     """
-    own = "the guide that comes with the model"
-    sections: dict[str, list[tuple[str, str]]] = {
+    sections = {
         "data sets (or a path: .npz, .npy, .mat, a folder of images)": [
-            (found.name, f"{found.state:<34}{found.about}") for found in data_set_states(root)
-        ],
-        "--model": [(name, about) for name, (_, about) in MODELS.items()],
-        "--network": [(name, about) for name, (_, about) in NETWORKS.items()],
-        "--likelihood": [(name, entry.about) for name, entry in LIKELIHOODS.items()],
-        "--guide": [(name, own if entry is None else entry.about) for name, entry in GUIDES.items()],
-        "--bound": [(name, entry.about) for name, entry in BOUNDS.items()],
-        "the papers' experiments: type python -m papers in a checkout of the sources": [],
+            (found.name, f"{found.state:<34}{found.about}")
+            for found in data_set_states(root)
+        ]
     }
+    for kind, table in TABLES.items():
+        sections[f"--{kind}"] = [(name, entry.about) for name, entry in table.items()]
+
     lines = []
     for title, rows in sections.items():
         lines += [title, *(f"  {name:<32}{about}" for name, about in rows), ""]
-    return "\n".join(lines).rstrip()
+    lines.append(
+        "the papers' experiments: type python -m papers in a checkout of the sources"
+    )
+    return "\n".join(lines)

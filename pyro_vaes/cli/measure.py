@@ -1,5 +1,6 @@
 """`evaluate`: the numbers of a run on held-out data."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ EVALUATION = "evaluation.json"
 class Measured:
     """Numbers on some rows of one part of the data, and the objects they came from."""
 
-    split: str
     part: Split
     likelihood: LogLikelihood
     collapse: CollapseReport
@@ -38,7 +38,7 @@ class Measured:
             khat = f"k-hat median {n['khat_median']:.2f}, above 0.7 for {n['khat_above_0.7']:.0%} of the data"
 
         return [
-            f"{self.split} ELBO {n['elbo']:.2f} ± {n['elbo_error']:.2f}, IW-{n['num_particles']} "
+            f"{n['split']} ELBO {n['elbo']:.2f} ± {n['elbo_error']:.2f}, IW-{n['num_particles']} "
             f"{n['log_likelihood']:.2f} ± {n['log_likelihood_error']:.2f} nats per datum (N = {n['num_data']})"
             + (f", {bits:.3f} bits per dimension" if bits is not None else ""),
             f"importance weights: {khat}, median effective sample size {n['ess_median']:.1f} of {n['num_particles']}",
@@ -100,8 +100,10 @@ def measure(
         },
         "space": run.data.space,
     }
-    write_json(run.directory / EVALUATION, _finite(numbers))
-    return Measured(name, part, likelihood, collapse, numbers)
+    # JSON has no NaN and no infinity: None in their place
+    finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
+    write_json(run.directory / EVALUATION, finite)
+    return Measured(part, likelihood, collapse, numbers)
 
 
 def _share_above(level: float, values: Tensor) -> float | None:
@@ -111,12 +113,3 @@ def _share_above(level: float, values: Tensor) -> float | None:
 def _error(values: Tensor) -> float:
     """Standard error of a mean over data."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401
-    """JSON has no NaN and no infinity: None in their place."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

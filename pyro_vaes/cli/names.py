@@ -25,7 +25,6 @@ from pyro_vaes.infer import (
     ImportanceWeighted_ELBO,
     StickingTheLanding_ELBO,
 )
-from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 from pyro_vaes.nn import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -45,6 +44,7 @@ from pyro_vaes.nn import (
     NormalHead,
     PoissonLikelihood,
 )
+from pyro_vaes.programs import Program
 
 __all__ = [
     "BOUNDS",
@@ -52,142 +52,225 @@ __all__ = [
     "LIKELIHOODS",
     "MODELS",
     "NETWORKS",
-    "LikelihoodEntry",
+    "TABLES",
+    "GuideEntry",
     "choose",
     "suggest",
+    "suitable_likelihood",
 ]
 
 T = TypeVar("T")
-OWN = "own"
+MOST_LEVELS = 2**16
+"""More levels of pixels in [0, 1] are not told apart in single precision."""
 
 
 @dataclass(frozen=True)
-class LikelihoodEntry:
+class Entry:
+    """What a name stands for, in words."""
+
+    about: str
+
+
+@dataclass(frozen=True)
+class NetworkEntry(Entry):
+    """A family of networks by name."""
+
+    build: type[Networks]
+
+
+@dataclass(frozen=True)
+class LikelihoodEntry(Entry):
     """A likelihood by name.
 
     Arguments:
         build: From what is known about the pixels to the likelihood of flat images.
         about: In words.
         raw: Whether the pixels are whole numbers as stored rather than scaled to [0, 1].
-        discrete: Whether it is a probability (so that bits per dimension mean something) rather than a density.
+        discrete: Whether it is a probability (so that bits per dimension mean something)
+            rather than a density.
     """
 
     build: Callable[[PixelInfo], Likelihood]
-    about: str
     raw: bool = False
     discrete: bool = False
 
 
 @dataclass(frozen=True)
-class GuideEntry:
-    """An amortised guide by name: its constructor, its head, and what it is in words."""
+class GuideEntry(Entry):
+    """An amortised guide by name: its constructor and its head."""
 
-    build: Callable[[Callable[..., object], nn.Module], AmortizedGuide]
+    build: Callable[[Program, nn.Module], AmortizedGuide]
     head: Callable[[int, int], nn.Module]
-    about: str
 
 
 @dataclass(frozen=True)
-class BoundEntry:
-    """A bound by name: from particles and free nats to the ELBO, what it is in words, and whether it has a KL term."""
+class BoundEntry(Entry):
+    """A bound by name: from particles and free nats to the ELBO."""
 
     build: Callable[[int, float], ELBO]
-    about: str
     particles: int = 1
-    has_kl: bool = True
 
 
 def _levels(info: PixelInfo) -> int:
     if info.levels is None:
         raise ValueError(
-            "this likelihood is for pixels with finitely many levels, but the data are continuous: choose --likelihood "
-            "gaussian, laplace or continuous_bernoulli."
+            "this likelihood is for pixels with finitely many levels, but the data are "
+            "continuous: choose --likelihood gaussian, laplace or continuous_bernoulli."
         )
     return info.levels
 
 
-MODELS: dict[str, tuple[type[nn.Module], str]] = {
-    "vae": (VAE, "one latent vector per datum, prior N(0, I)"),
-    "conditional_vae": (ConditionalVAE, "given the label; samples by class"),
-    "hierarchical_vae": (HierarchicalVAE, "several levels of latents: --latent-dim 16,8, from the data upwards"),
+MODELS = {
+    "vae": Entry("one latent vector per datum, prior N(0, I)"),
+    "conditional_vae": Entry("given the label; samples by class"),
+    "hierarchical_vae": Entry(
+        "several levels of latents: --latent-dim 16,8, from the data upwards"
+    ),
 }
 
-NETWORKS: dict[str, tuple[type[Networks], str]] = {
-    "linear": (LinearNetworks, "no hidden layer: probabilistic PCA with a Gaussian likelihood"),
-    "mlp": (MLPNetworks, "fully connected; --hidden are widths (256,256)"),
-    "conv": (ConvNetworks, "convolutional; --hidden are channels of stride-2 layers (32,64)"),
+NETWORKS = {
+    "linear": NetworkEntry(
+        "no hidden layer: probabilistic PCA with a Gaussian likelihood", LinearNetworks
+    ),
+    "mlp": NetworkEntry(
+        "fully connected; --hidden are widths (256,256)", MLPNetworks
+    ),
+    "conv": NetworkEntry(
+        "convolutional; --hidden are channels of stride-2 layers (32,64)", ConvNetworks
+    ),
 }
 
-LIKELIHOODS: dict[str, LikelihoodEntry] = {
+LIKELIHOODS = {
     "bernoulli": LikelihoodEntry(
-        lambda _: BernoulliLikelihood(), "pixels 0 or 1; for grey ones add --binarize", discrete=True
+        "pixels 0 or 1; for grey ones add --binarize",
+        lambda _: BernoulliLikelihood(),
+        discrete=True,
     ),
-    "continuous_bernoulli": LikelihoodEntry(lambda _: ContinuousBernoulliLikelihood(), "a density on [0, 1]"),
-    "gaussian": LikelihoodEntry(lambda _: GaussianLikelihood(0.3, learn_scale=True), "with one learned scale"),
+    "continuous_bernoulli": LikelihoodEntry(
+        "a density on [0, 1]", lambda _: ContinuousBernoulliLikelihood()
+    ),
+    "gaussian": LikelihoodEntry(
+        "with one learned scale", lambda _: GaussianLikelihood(0.3, learn_scale=True)
+    ),
     "laplace": LikelihoodEntry(
-        lambda _: LaplaceLikelihood(0.3, learn_scale=True), "double exponential with one learned scale"
+        "double exponential with one learned scale",
+        lambda _: LaplaceLikelihood(0.3, learn_scale=True),
     ),
-    "poisson": LikelihoodEntry(lambda _: PoissonLikelihood(), "pixels as counts", raw=True, discrete=True),
+    "poisson": LikelihoodEntry(
+        "pixels as counts", lambda _: PoissonLikelihood(), raw=True, discrete=True
+    ),
     "negative_binomial": LikelihoodEntry(
-        lambda _: NegativeBinomialLikelihood(), "pixels as counts, overdispersed", raw=True, discrete=True
+        "pixels as counts, overdispersed",
+        lambda _: NegativeBinomialLikelihood(),
+        raw=True,
+        discrete=True,
     ),
     "categorical": LikelihoodEntry(
-        lambda info: CategoricalLikelihood(_levels(info)), "one class for each grey level", raw=True, discrete=True
+        "one class for each grey level",
+        lambda info: CategoricalLikelihood(_levels(info)),
+        raw=True,
+        discrete=True,
     ),
     "discretized_logistic_mixture": LikelihoodEntry(
-        lambda info: DiscretizedLogisticMixtureLikelihood(5, _levels(info)),
         "5 components, for grey levels",
+        lambda info: DiscretizedLogisticMixtureLikelihood(5, _levels(info)),
         discrete=True,
     ),
 }
 
-GUIDES: dict[str, GuideEntry | None] = {
-    OWN: None,
-    "amortized_normal": GuideEntry(AmortizedNormal, NormalHead, "a diagonal normal over all latents"),
-    "amortized_multivariate_normal": GuideEntry(
-        AmortizedMultivariateNormal, MultivariateNormalHead, "a normal with full covariance over all latents"
+GUIDES = {
+    "own": Entry("the guide that comes with the model"),
+    "amortized_normal": GuideEntry(
+        "a diagonal normal over all latents", AmortizedNormal, NormalHead
     ),
-    "amortized_householder": GuideEntry(AmortizedHouseholder, HouseholderHead, "4 reflections of a diagonal normal"),
-    "amortized_iaf": GuideEntry(AmortizedIAF, IAFHead, "4 inverse autoregressive flows"),
+    "amortized_multivariate_normal": GuideEntry(
+        "a normal with full covariance over all latents",
+        AmortizedMultivariateNormal,
+        MultivariateNormalHead,
+    ),
+    "amortized_householder": GuideEntry(
+        "4 reflections of a diagonal normal", AmortizedHouseholder, HouseholderHead
+    ),
+    "amortized_iaf": GuideEntry(
+        "4 inverse autoregressive flows", AmortizedIAF, IAFHead
+    ),
     "semi_amortized": GuideEntry(
+        "4 gradient steps on each image's bound from a diagonal normal",
         lambda model, encoder: SemiAmortized(AmortizedNormal(model, encoder)),
         NormalHead,
-        "4 gradient steps on each image's bound from a diagonal normal",
     ),
     "amortized_laplace": GuideEntry(
-        AmortizedLaplace, nn.Linear, "4 Newton steps to the mode, and the curvature there; not for batch norm"
+        "4 Newton steps to the mode, and the curvature there; not for batch norm",
+        AmortizedLaplace,
+        nn.Linear,
     ),
 }
 
-BOUNDS: dict[str, BoundEntry] = {
+BOUNDS = {
     "trace": BoundEntry(
-        lambda particles, _: Trace_ELBO(particles, vectorize_particles=particles > 1),
         "the ELBO by sampling, for any pair",
+        lambda particles, _: Trace_ELBO(particles, vectorize_particles=particles > 1),
     ),
     "mean_field": BoundEntry(
-        lambda particles, _: TraceMeanField_ELBO(particles, vectorize_particles=particles > 1),
         "the ELBO with closed-form KL where there is one",
+        lambda particles, _: TraceMeanField_ELBO(
+            particles, vectorize_particles=particles > 1
+        ),
     ),
     "importance_weighted": BoundEntry(
-        lambda particles, _: ImportanceWeighted_ELBO(particles),
         "importance weighted, --particles 5",
+        lambda particles, _: ImportanceWeighted_ELBO(particles),
         particles=5,
-        has_kl=False,
     ),
     "sticking_the_landing": BoundEntry(
-        lambda particles, _: StickingTheLanding_ELBO(particles), "the ELBO with path derivatives only for the guide"
+        "the ELBO with path derivatives only for the guide",
+        lambda particles, _: StickingTheLanding_ELBO(particles),
     ),
     "dreg": BoundEntry(
-        lambda particles, _: DReG_ELBO(particles),
         "importance weighted, with doubly reparameterised gradients, --particles 5",
+        lambda particles, _: DReG_ELBO(particles),
         particles=5,
-        has_kl=False,
     ),
     "aggregate_posterior": BoundEntry(
-        lambda _, __: AggregatePosterior_ELBO(), "KL of the batch's aggregate Gaussian instead of each image's own"
+        "KL of the batch's aggregate Gaussian instead of each image's own",
+        lambda _, __: AggregatePosterior_ELBO(),
     ),
-    "free_bits": BoundEntry(lambda _, nats: FreeBits_ELBO(nats), "KL below --free-bits nats per site costs nothing"),
+    "free_bits": BoundEntry(
+        "KL below --free-bits nats per site costs nothing",
+        lambda _, nats: FreeBits_ELBO(nats),
+    ),
 }
+
+TABLES: dict[str, Mapping[str, Entry]] = {
+    "model": MODELS,
+    "network": NETWORKS,
+    "likelihood": LIKELIHOODS,
+    "guide": GUIDES,
+    "bound": BOUNDS,
+}
+"""All names, by the option that takes them."""
+
+
+def suitable_likelihood(info: PixelInfo, guide: str = "own") -> str:
+    """The name of a likelihood for the range and the levels of the pixels.
+
+    Pixels of finitely many levels get a probability. A density could grow without limit
+    at the levels that many pixels have, such as 0 and 1.
+
+    Example:
+        >>> suitable_likelihood(PixelInfo(0.0, 1.0, 17))
+        'discretized_logistic_mixture'
+    """
+    if info.low < 0 or info.high > 1:
+        return "gaussian"
+    if info.levels == 2:
+        return "bernoulli"
+    if info.levels is None or info.levels > MOST_LEVELS:
+        return "continuous_bernoulli"
+    # the Laplace guide needs a Fisher information, and a mixture has none in closed form
+    if guide == "amortized_laplace":
+        return "continuous_bernoulli"
+    return "discretized_logistic_mixture"
 
 
 def suggest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:

@@ -5,20 +5,23 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from pyro.infer import ELBO
 from typer import Option
 
-from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS, choose
+from pyro_vaes.cli.names import BOUNDS, NETWORKS, TABLES, choose, suitable_likelihood
 from pyro_vaes.data import ImageData
-from pyro_vaes.infer import OnNaN
+from pyro_vaes.infer import OnNaN, facts_of
 
 __all__ = ["Device", "Options", "Root", "as_values", "flag", "whole_numbers", "with_options"]
 
 REPLACEABLE = ("epochs", "root", "device", "on_nan")
 """What may differ when a run is resumed: how long, where, and what about NaN; the rest defines the run."""
 
+NUMBERS = ("latent_dim", "hidden", "image_shape")
+"""What is typed as numbers with commas between them."""
 
 Root = Annotated[str | None, Option(help="The folder of the data files, if it is not the one recorded or found.")]
 Device = Annotated[str | None, Option(help="The device to compute on, such as cuda.", show_default="cpu")]
@@ -119,13 +122,11 @@ class Options:
     on_nan: Annotated[OnNaN, Option(help="What to do about a loss that is NaN: raise, skip or rollback.")] = "raise"
 
     def __post_init__(self) -> None:
-        choose("model", self.model, MODELS)
-        choose("network", self.network, NETWORKS)
-        choose("guide", self.guide, GUIDES)
-        choose("bound", self.bound, BOUNDS)
+        for kind, table in TABLES.items():
+            name = getattr(self, kind)
+            if name is not None:
+                choose(kind, name, table)
         choose("answer to NaN (--on-nan)", self.on_nan, dict.fromkeys(get_args(OnNaN)))
-        if self.likelihood is not None:
-            choose("likelihood", self.likelihood, LIKELIHOODS)
 
         self._check_numbers()
         self._check_combinations()
@@ -149,7 +150,7 @@ class Options:
             )
 
     def _check_combinations(self) -> None:
-        if self.kl_warmup and not BOUNDS[self.bound].has_kl:
+        if self.kl_warmup and not facts_of(self.loss()).has_kl:
             raise ValueError(
                 f"--kl-warmup weighs the KL term, which --bound {self.bound} has not: leave it out, or choose --bound "
                 "trace."
@@ -165,23 +166,30 @@ class Options:
         if self.skip or self.top_down:
             raise ValueError(f"--skip and --top-down are for --model hierarchical_vae, but the model is {self.model}.")
 
+    def loss(self) -> ELBO:
+        """The bound, with its own number of particles where none is given."""
+        entry = BOUNDS[self.bound]
+        return entry.build(self.particles or entry.particles, self.free_bits)
+
     def resolved(self, data: ImageData) -> "Options":
         """The same with every default that depends on the data or on other options filled in."""
         return replace(
             self,
-            likelihood=self.likelihood or _suitable_likelihood(data),
+            likelihood=self.likelihood or suitable_likelihood(data.info, self.guide),
             latent_dim=self.latent_dim or ((16, 8) if self.model == "hierarchical_vae" else (16,)),
-            hidden=self.hidden or NETWORKS[self.network][0].default,
+            hidden=self.hidden or NETWORKS[self.network].build.default,
             particles=self.particles or BOUNDS[self.bound].particles,
         )
 
     def command(self, out: str) -> str:
         """The command that repeats the run."""
         words = ["pyro-vaes", "train", self.data]
+
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "data" or value == field.default:
                 continue
+
             words.append(flag(field.name))
             if isinstance(value, tuple):
                 words.append(",".join(map(str, value)))
@@ -210,39 +218,26 @@ class Options:
         return cls(**plain)
 
 
-def _suitable_likelihood(data: ImageData) -> str:
-    """The name of a likelihood for the range and the levels of the pixels."""
-    low, high = data.value_range
-    if low < 0 or high > 1:
-        return "gaussian"
-    return "bernoulli" if data.info.levels == 2 else "continuous_bernoulli"
-
-
-def _is_list(kind: object) -> bool:
-    return any(get_origin(part) is tuple for part in (kind, *get_args(kind)))
-
-
-def _kinds() -> dict[str, tuple[object, object]]:
-    """The type and the typer option of each field."""
-    hints = get_type_hints(Options, include_extras=True)
-    return {field.name: get_args(hints[field.name]) for field in fields(Options)}
-
-
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command every field of `Options`, beside its own parameters, as an option to type.
 
     Arguments:
         command: A function whose first parameter is the context; it gets the fields as `**typed`.
     """
+    hints = get_type_hints(Options, include_extras=True)
     options = []
-    for field, (kind, option) in zip(fields(Options), _kinds().values(), strict=True):
+    for field in fields(Options):
+        kind, option = get_args(hints[field.name])
         default = field.default
-        if _is_list(kind):
+
+        if field.name in NUMBERS:
             kind, default = str | None, None
-        elif get_origin(kind) is Literal:  # `choose` answers unknown names
+        elif kind is OnNaN:  # `choose` answers unknown names
             kind = str
-        parameter = Parameter(field.name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option])
-        options.append(parameter.replace(default=default))
+
+        name, keyword = field.name, Parameter.KEYWORD_ONLY
+        annotation: object = Annotated[kind, option]
+        options.append(Parameter(name, keyword, default=default, annotation=annotation))
 
     context, *own, _ = signature(command).parameters.values()
     vars(command)["__signature__"] = Signature([context, *options, *own])  # read by typer
@@ -250,10 +245,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def as_values(typed: Mapping[str, object]) -> dict[str, Any]:
-    """Values of the fields from what was typed: numbers with commas between them as tuples."""
+    """Values of the fields from what was typed; numbers that were not are left out."""
     values = dict(typed)
-    for name, (kind, _) in _kinds().items():
-        if _is_list(kind):
-            default = Options.__dataclass_fields__[name].default
-            values[name] = whole_numbers(str(typed[name]), name) if typed[name] else default
+    for name in NUMBERS:
+        text = values.pop(name)
+        if text:
+            values[name] = whole_numbers(str(text), name)
     return values

@@ -1,6 +1,6 @@
 """The pictures of a run, drawn from its model, guide and data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -56,7 +56,7 @@ def sample_images(
     num: int,
     *,
     labels: Tensor | None = None,
-    latents: Mapping[str, Tensor] | None = None,
+    z: Tensor | None = None,
     noise: bool = False,
     seed: int = 0,
 ) -> Tensor:
@@ -65,18 +65,16 @@ def sample_images(
     Arguments:
         run: The run.
         num: How many; has no effect with labels.
-        labels: For the conditional model, one label per image, with shape `(N,)`; one class after the other by default.
-        latents: Values of latent sites, which are then not drawn.
+        labels: For the conditional model, one label per image, with shape `(N,)`.
+        z: Values of the latent site "z", which is then not drawn.
         noise: Whether to draw the pixels too, rather than to show their means given the latents.
         seed: Seed of the draws.
     """
-    if labels is None and _is_conditional(run):
-        labels = torch.arange(num) % (run.data.num_classes or 1)
-
     pair = Pair(run.model, run.guide)
     device = pair.device()
-    values = {name: value.to(device) for name, value in (latents or {}).items()}
+    values = {} if z is None else {"z": z.to(device)}
     program = poutine.trace(poutine.condition(run.model, data=values))
+
     with pair.evaluating():
         torch.manual_seed(seed)
         trace = program.get_trace(size=num) if labels is None else program.get_trace(None, labels.to(device))
@@ -85,28 +83,29 @@ def sample_images(
     return run.data.to_images(images.cpu())
 
 
-def _is_conditional(run: Run) -> bool:
-    return run.options.model == "conditional_vae"
-
-
 def training_pictures(run: Run) -> Pictures:
     """What every training leaves: losses, reconstructions, samples."""
     yield "loss", plots.loss_curves(run.history)
 
     name, part = held_out(run.data)
     shown = part.take(20, seed=0)
-    batch = shown[:]
-    images = batch[0] if isinstance(batch, tuple) else batch
     means = reconstruct(run.model, run.guide, shown)["x"]
     title = f"Each reconstruction should resemble the {name} image above it"
-    pair = run.data.to_images(images), run.data.to_images(means)
+    pair = map(run.data.to_images, (shown.x, means))
+
     yield "reconstructions", plots.reconstructions(*pair, value_range=(0, 1), title=title)
 
-    num, columns, title = 64, None, "Samples from the model: they should pass for data"
-    if _is_conditional(run):
-        columns, title = run.data.num_classes or 1, "Samples from the model, one column per class"
-        num = 6 * columns
-    yield "samples", plots.samples(sample_images(run, num), columns=columns, value_range=(0, 1), title=title)
+    labels, title = None, "Samples from the model: they should pass for data"
+    columns = run.num_classes or None
+    if columns:
+        labels = torch.arange(columns).repeat(6)
+        title = "Samples from the model, one column per class"
+
+    images = sample_images(run, 64, labels=labels)
+    yield (
+        "samples",
+        plots.samples(images, columns=columns, value_range=(0, 1), title=title),
+    )
 
 
 def latent_pictures(run: Run, tree: DataTree, collapse: CollapseReport, part: Split) -> Pictures:
@@ -120,18 +119,24 @@ def latent_pictures(run: Run, tree: DataTree, collapse: CollapseReport, part: Sp
     """
     sites = list(collapse.sites)
     several = len(sites) > 1
-    units = [(site, unit) for site in sites for unit in range(len(collapse[site].kl))]
-    names = [f"{site}[{unit}]" if several else str(unit) for site, unit in units]
-    yield "kl", plots.kl_bars(torch.cat([collapse[site].kl for site in sites]), names=names)
 
-    curves = [collapse[site].collapse_curve() for site in sites]
-    shares = torch.stack([share for _, share in curves])
+    names, kls, shares = [], [], []
+    for site, found in collapse.sites.items():
+        names += [f"{site}[{unit}]" for unit in range(len(found.kl))]
+        kls.append(found.kl)
+        epsilon, share = found.collapse_curve()
+        shares.append(share)
+
+    yield "kl", plots.kl_bars(torch.cat(kls), names=names if several else None)
+
     _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    yield "collapse", plots.collapse_curve(curves[0][0], shares, labels=sites if several else None, ax=ax)
+    labels = sites if several else None
+    curves = torch.stack(shares)
+    yield "collapse", plots.collapse_curve(epsilon, curves, labels=labels, ax=ax)
 
-    for site in sites:
+    for site, found in collapse.sites.items():
         suffix = f"_{site}" if several else ""
-        strongest = collapse[site].kl.argsort(descending=True).tolist()
+        strongest = found.kl.argsort(descending=True).tolist()
         draws = [tree[group][site].to_numpy() for group in ("posterior", "prior")]
         shown = strongest[:8] if len(strongest) > 1 else None
         yield f"posterior{suffix}", plots.posterior_against_prior(*draws, units=shown)
@@ -159,11 +164,11 @@ def _walks(run: Run, strongest: list[int]) -> Pictures:
     """Walks along the strongest units, and the plane of the two strongest."""
     size = len(strongest)
     first, second = strongest[:2]
-    of_class = " (class 0)" if _is_conditional(run) else ""
+    of_class = " (class 0)" if run.num_classes else ""
 
     def decode(z: Tensor) -> Tensor:
-        labels = torch.zeros(len(z), dtype=torch.long) if _is_conditional(run) else None
-        return sample_images(run, len(z), labels=labels, latents={"z": z})
+        labels = torch.zeros(len(z), dtype=torch.long) if run.num_classes else None
+        return sample_images(run, len(z), labels=labels, z=z)
 
     def on_plane(z: Tensor) -> Tensor:
         full = z.new_zeros(len(z), size)

@@ -1,21 +1,24 @@
 """`report`: everything about a run on one self-contained page, and its draws as netCDF for ArviZ."""
 
 import base64
+import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import torch
+from pandas import DataFrame
 from xarray import DataTree
 
-from pyro_vaes.cli.measure import measure
-from pyro_vaes.cli.pictures import criticism_pictures, held_out, latent_pictures, save, training_pictures
+from pyro_vaes.cli.measure import Measured
+from pyro_vaes.cli.pictures import (
+    criticism_pictures,
+    latent_pictures,
+    save,
+    training_pictures,
+)
 from pyro_vaes.cli.run_directory import Run
 from pyro_vaes.diagnostics import summary, to_datatree
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 __all__ = ["POSTERIOR", "REPORT", "write_report"]
 
@@ -25,38 +28,35 @@ VALUES = 4_000_000
 """Replicated pixels in the netCDF file, at most: about 16 MB before compression in each predictive group."""
 
 
-def write_report(run: Run, *, split: str | None = None, num_particles: int = 100, num_data: int = 1000) -> list[Path]:
-    """Write `report.html`, `posterior.nc`, `evaluation.json` and the pictures into the run directory.
+def write_report(run: Run, measured: Measured) -> list[Path]:
+    """Write `report.html`, `posterior.nc` and the pictures into the run directory.
 
     Arguments:
         run: The run.
-        split: The part of the data to report on.
-        num_particles: K of the importance-weighted estimate.
-        num_data: Rows to measure on.
+        measured: Its numbers; the report is on the same part of the data.
 
     Returns:
         The files written.
     """
-    name, part = held_out(run.data, split)
-    measured = measure(run, num_particles=num_particles, num_data=num_data, split=name)
-    rows = part.take(ROWS, seed=0)
+    split = measured.numbers["split"]
+    rows = run.data.parts[split].take(ROWS, seed=0)
     draws = min(200, max(50, VALUES // (len(rows) * math.prod(run.data.image_shape))))
     tree = to_datatree(run.model, run.guide, rows, draws, dims={"x": ["pixel"]})
-    posterior = _write_netcdf(run, tree, name)
+    posterior = _write_netcdf(run, tree, split)
 
-    pictures = save(training_pictures(run), run.directory)
-    pictures |= save(latent_pictures(run, tree, measured.collapse, part.take(num_data, seed=0)), run.directory)
-    pictures |= save(criticism_pictures(tree, measured.likelihood), run.directory)
+    drawn = itertools.chain(
+        training_pictures(run),
+        latent_pictures(run, tree, measured.collapse, measured.part),
+        criticism_pictures(tree, measured.likelihood),
+    )
+    pictures = save(drawn, run.directory)
 
     path = run.directory / REPORT
     page = _template().render(
-        options=run.options,
-        facts=run.facts,
-        data=run.facts["data"],
-        history=run.history,
-        numbers=measured.numbers,
-        collapse=measured.collapse,
+        run=run,
+        measured=measured,
         pictures=pictures,
+        data_uri=_data_uri,
         units=_unit_table(tree),
         num_rows=len(rows),
         posterior_file=POSTERIOR,
@@ -67,15 +67,13 @@ def write_report(run: Run, *, split: str | None = None, num_particles: int = 100
 
 def _template() -> jinja2.Template:
     """The page, in which every value is escaped."""
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_vaes.cli", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = _data_uri
-    return environment.get_template("report.html.jinja")
+    ).get_template("report.html.jinja")
 
 
 def _data_uri(path: Path) -> str:
@@ -94,7 +92,7 @@ def _write_netcdf(run: Run, tree: DataTree, split: str) -> Path:
     return path
 
 
-def _unit_table(tree: DataTree) -> "DataFrame":
+def _unit_table(tree: DataTree) -> DataFrame:
     """ArviZ's summaries of both groups side by side, with the mean spread of the posterior of one image."""
     within = []
     for site in tree["posterior"].data_vars.values():

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,21 +14,20 @@ from typing import Any
 import torch
 
 from pyro_vaes import __version__
-from pyro_vaes.cli.build import Built, Model, build_pair, load_run_data
+from pyro_vaes.cli.build import Model, build_pair, load_run_data, num_classes
 from pyro_vaes.cli.options import Options
 from pyro_vaes.cli.run_files import CHECKPOINT, RUN
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import History, load_weights
-from pyro_vaes.programs import Pair
+from pyro_vaes.programs import Pair, Program
 
 __all__ = [
     "Run",
     "as_device",
-    "check_rows",
     "describe",
     "open_run",
     "read_options",
-    "saved_facts",
+    "reopen",
     "versions",
     "write_json",
 ]
@@ -46,7 +44,9 @@ class Run:
         options: What defines it, every default filled in.
         facts: The content of `run.json`.
         data: The data set, with the preprocessing and the split of the run.
-        built: The model, its guide, and the module that holds the model, with the run's weights.
+        vae: The module that holds the model, with the run's weights.
+        model: The model.
+        guide: The guide.
         history: Losses by epoch, in nats per datum.
     """
 
@@ -54,30 +54,22 @@ class Run:
     options: Options
     facts: dict[str, Any]
     data: ImageData
-    built: Built
+    vae: Model
+    model: Program
+    guide: Program
     history: History = field(default_factory=History)
 
     @property
-    def vae(self) -> Model:
-        """The module that holds the model."""
-        return self.built.vae
-
-    @property
-    def model(self) -> Callable[..., object]:
-        """The model."""
-        return self.built.model
-
-    @property
-    def guide(self) -> Callable[..., object]:
-        """The guide."""
-        return self.built.guide
+    def num_classes(self) -> int:
+        """The number of classes that a conditional model is given; 0 for the others."""
+        return num_classes(self.options, self.data)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON in one atomic step."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def versions() -> dict[str, Any]:
@@ -133,7 +125,7 @@ def read_options(directory: Path) -> tuple[Options, dict[str, Any]]:
     """
     path = directory / RUN
     if not path.is_file():
-        near = sorted(str(p.parent) for p in directory.parent.glob(f"*/{RUN}"))[:5] if directory.parent.is_dir() else []
+        near = sorted(str(p.parent) for p in directory.parent.glob(f"*/{RUN}"))[:5]
         hint = f"Beside it there are the runs {', '.join(near)}." if near else "Start one with: pyro-vaes train digits"
         raise FileNotFoundError(f"there is no run in {directory}: {RUN} is missing. {hint}")
     try:
@@ -148,16 +140,21 @@ def read_options(directory: Path) -> tuple[Options, dict[str, Any]]:
         ) from error
 
 
-def saved_facts(directory: Path, built: Built) -> dict[str, Any]:
-    """What a run's checkpoint says, empty if there is none; its weights go to the pair.
+def reopen(directory: Path, options: Options, facts: dict[str, Any]) -> Run:
+    """A run as its last checkpoint left it; with new weights if there is none yet.
 
     Raises:
-        ValueError: If the checkpoint is damaged, or that of another pair.
+        ValueError: If the data have changed, or the checkpoint is damaged or that of
+            another pair.
     """
+    data = load_run_data(options)
+    _check_rows(directory, facts, data)
+    run = Run(directory, options, facts, data, *build_pair(options, data))
     try:
-        return load_weights(directory / CHECKPOINT, built.model, built.guide)
+        saved: dict[str, Any] = load_weights(directory / CHECKPOINT, run.model, run.guide)
     except FileNotFoundError:
-        return {}
+        return run
+    return replace(run, history=History(**saved.get("history", {})))
 
 
 def as_device(name: str | None) -> torch.device:
@@ -178,7 +175,7 @@ def as_device(name: str | None) -> torch.device:
     return device
 
 
-def check_rows(directory: Path, facts: Mapping[str, Any], data: ImageData) -> None:
+def _check_rows(directory: Path, facts: Mapping[str, Any], data: ImageData) -> None:
     """Compare the rows of the data with those that a run was trained on.
 
     Raises:
@@ -193,7 +190,7 @@ def check_rows(directory: Path, facts: Mapping[str, Any], data: ImageData) -> No
         )
 
 
-def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: str | None = None) -> Run:
+def open_run(path: str | Path, *, root: str | None = None, device: str | None = None) -> Run:
     """Open a run directory: data, model and guide with the weights of the last checkpoint.
 
     Arguments:
@@ -207,15 +204,14 @@ def open_run(path: str | os.PathLike[str], *, root: str | None = None, device: s
     """
     directory = Path(path)
     options, facts = read_options(directory)
-    data = load_run_data(options if root is None else replace(options, root=root))
-    check_rows(directory, facts, data)
-
-    built = build_pair(options, data)
-    saved = saved_facts(directory, built)
-    if not saved:
+    if root is not None:
+        options = replace(options, root=root)
+    run = reopen(directory, options, facts)
+    if not run.history.epochs:
         raise FileNotFoundError(
             f"the run in {directory} has no checkpoint of a finished epoch yet: go on with `pyro-vaes train --resume "
             f"--out {shlex.quote(str(directory))}`, or start again with --overwrite."
         )
-    Pair(built.model, built.guide).to(as_device(device))
-    return Run(directory, options, facts, data, built, History(**saved.get("history", {})))
+
+    Pair(run.model, run.guide).to(as_device(device))
+    return run

@@ -9,16 +9,14 @@ from typing import Any
 import torch
 
 from pyro_vaes.cli.build import build_pair, data_path, load_run_data
-from pyro_vaes.cli.names import BOUNDS, choose
 from pyro_vaes.cli.options import REPLACEABLE, Options
 from pyro_vaes.cli.pictures import save, training_pictures
 from pyro_vaes.cli.run_directory import (
     Run,
     as_device,
-    check_rows,
     describe,
     read_options,
-    saved_facts,
+    reopen,
     write_json,
 )
 from pyro_vaes.cli.run_files import CHECKPOINT, HISTORY, RUN, new_run
@@ -52,7 +50,8 @@ def train(options: Options, directory: Path, *, overwrite: bool = False, progres
     facts = describe(options, data, str(directory))
     with new_run(directory, overwrite=overwrite):
         write_json(directory / RUN, facts)
-        return _fit(Run(directory, options, facts, data, built), resuming=False, progress=progress)
+        run = Run(directory, options, facts, data, *built)
+        return _fit(run, resuming=False, progress=progress)
 
 
 def resume(directory: Path, given: dict[str, Any], *, progress: bool = True) -> Run:
@@ -80,19 +79,17 @@ def resume(directory: Path, given: dict[str, Any], *, progress: bool = True) -> 
 
     options = replace(options, **given)
     as_device(options.device)
-    data = load_run_data(options)
-    check_rows(directory, facts, data)
-    built = build_pair(options, data)
-    finished = saved_facts(directory, built).get("epoch", 0)
+    run = reopen(directory, options, facts)
+    finished = len(run.history)
     if "epochs" in given and options.epochs < finished:
         raise ValueError(
             f"the run in {directory} has {finished} epochs already, --epochs {options.epochs} asks for fewer: leave it "
             "out, or ask for more."
         )
 
-    facts = facts | {"options": options.to_json(), "command": options.command(str(directory))}
+    facts |= {"options": options.to_json(), "command": options.command(str(directory))}
     write_json(directory / RUN, facts)
-    return _fit(Run(directory, options, facts, data, built), resuming=True, progress=progress)
+    return _fit(run, resuming=True, progress=progress)
 
 
 def _callbacks(options: Options, data: ImageData) -> list[Callback]:
@@ -111,18 +108,17 @@ def _callbacks(options: Options, data: ImageData) -> list[Callback]:
 def _fit(run: Run, *, resuming: bool, progress: bool) -> Run:
     """Train the pair of a run, and write its history and pictures."""
     options = run.options
-    bound = choose("bound", options.bound, BOUNDS).build(options.particles, options.free_bits)
     history = fit(
         run.model,
         run.guide,
         run.data,
-        loss=bound,
+        loss=options.loss(),
         optim=functools.partial(torch.optim.Adam, lr=options.lr),
         epochs=options.epochs,
         batch_size=options.batch_size,
         callbacks=_callbacks(options, run.data),
         seed=options.seed,
-        device=as_device(options.device),
+        device=options.device,
         checkpoint=run.directory / CHECKPOINT,
         resume=resuming,
         on_nan=options.on_nan,

@@ -142,7 +142,8 @@ def test_report_is_one_page_without_anything_outside(reported: Path):
 def test_report_escapes_what_others_have_named(copied: Path):
     run = open_run(copied)
     facts = run.facts | {"data": run.facts["data"] | {"name": "<b>mine</b> & yours"}}
-    write_report(replace(run, facts=facts), num_particles=2, num_data=20)
+    run = replace(run, facts=facts)
+    write_report(run, measure(run, num_particles=2, num_data=20))
     text = (copied / "report.html").read_text()
     assert "<b>mine" not in text and text.count("&lt;b&gt;mine&lt;/b&gt; &amp; yours") == 3
 

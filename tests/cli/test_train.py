@@ -12,11 +12,20 @@ import typer
 import pyro_vaes.data
 from pyro_vaes.cli import Options, app, open_run
 from pyro_vaes.cli.build import build_pair, load_run_data
-from pyro_vaes.cli.names import BOUNDS, GUIDES, LIKELIHOODS, MODELS, NETWORKS
+from pyro_vaes.cli.names import (
+    BOUNDS,
+    GUIDES,
+    LIKELIHOODS,
+    MODELS,
+    NETWORKS,
+    suitable_likelihood,
+)
 from pyro_vaes.cli.training import train
-from pyro_vaes.infer import ImportanceWeighted_ELBO
+from pyro_vaes.data import PixelInfo
+from pyro_vaes.infer import ImportanceWeighted_ELBO, facts_of
 from pyro_vaes.infer.training.fit import fit
 from pyro_vaes.models import VAE
+from pyro_vaes.nn import DiscretizedLogisticMixtureLikelihood
 
 SMALL = ["--hidden", "16,8", "--limit", "200", "--batch-size", "100"]
 BASE = Options(limit=40, batch_size=40, epochs=1)
@@ -27,7 +36,7 @@ def test_run_directory_holds_what_is_needed_to_repeat_it(trained: Path):
         assert (trained / name).stat().st_size > 100, name
     assert (trained / "checkpoint" / "weights.safetensors").exists()
     facts = json.loads((trained / "run.json").read_text())
-    assert facts["options"]["likelihood"] == "continuous_bernoulli"  # defaults are filled in
+    assert facts["options"]["likelihood"] == "discretized_logistic_mixture"  # defaults are filled in
     assert facts["options"]["latent_dim"] == [3]
     assert facts["data"]["rows"] == {"train": 200, "valid": 180, "test": 180}
     assert set(facts["data"]["rows_sha256"]) == {"train", "valid", "test"}
@@ -105,9 +114,15 @@ def one_step(options: Options) -> float:
     data = load_run_data(options)
     options = options.resolved(data)
     built = build_pair(options, data)
-    bound = BOUNDS[options.bound].build(options.particles, options.free_bits)
     history = fit(
-        built.model, built.guide, data.take(40, 20, 20), loss=bound, epochs=1, batch_size=40, seed=0, progress=False
+        built.model,
+        built.guide,
+        data.take(40, 20, 20),
+        loss=options.loss(),
+        epochs=1,
+        batch_size=40,
+        seed=0,
+        progress=False,
     )
     return history.train[0]
 
@@ -174,7 +189,52 @@ def test_overwrite_keeps_what_the_run_did_not_write(copied: Path, command):
 
 def test_kl_can_be_weighed_where_there_is_one():
     for entry in BOUNDS.values():
-        assert entry.has_kl != isinstance(entry.build(5, 0.5), ImportanceWeighted_ELBO)
+        bound = entry.build(5, 0.5)
+        assert facts_of(bound).has_kl != isinstance(bound, ImportanceWeighted_ELBO)
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_kl_warmup_is_refused_where_there_is_no_kl(bound: str):
+    if facts_of(Options(bound=bound).loss()).has_kl:
+        assert Options(bound=bound, kl_warmup=1).kl_warmup == 1
+    else:
+        with pytest.raises(ValueError, match=f"which --bound {bound} has not"):
+            Options(bound=bound, kl_warmup=1)
+
+
+@pytest.mark.parametrize(
+    ("info", "likelihood"),
+    [
+        (PixelInfo(0.0, 1.0, 17), "discretized_logistic_mixture"),
+        (PixelInfo(0.0, 1.0, 256), "discretized_logistic_mixture"),
+        (PixelInfo(0.0, 1.0, 2**16), "discretized_logistic_mixture"),
+        (PixelInfo(0.0, 1.0, 10**6), "continuous_bernoulli"),
+        (PixelInfo(0.0, 1.0, 2), "bernoulli"),
+        (PixelInfo(0.0, 1.0, None), "continuous_bernoulli"),
+        (PixelInfo(-1.0, 1.0, 256), "gaussian"),
+        (PixelInfo(0.0, 3.0, None), "gaussian"),
+    ],
+)
+def test_the_default_likelihood_suits_the_pixels(info: PixelInfo, likelihood: str):
+    assert suitable_likelihood(info) == likelihood
+
+
+def test_the_default_likelihood_suits_the_laplace_guide():
+    grey = PixelInfo(0.0, 1.0, 17)
+    assert suitable_likelihood(grey, "amortized_laplace") == "continuous_bernoulli"
+
+
+def test_pixels_with_levels_get_a_probability_of_these_levels():
+    data = load_run_data(BASE)
+    likelihood = build_pair(BASE.resolved(data), data).vae.likelihood
+    assert isinstance(likelihood, DiscretizedLogisticMixtureLikelihood)
+    assert likelihood.num_levels == data.info.levels == 17
+
+    parameters = torch.randn(4, likelihood.num_params * 64)
+    levels = torch.arange(17).div(16).reshape(17, 1, 1).expand(17, 4, 64)
+    pixels = likelihood(parameters).base_dist
+    total = pixels.log_prob(levels).exp().sum(0)
+    torch.testing.assert_close(total, torch.ones(4, 64))
 
 
 def test_own_array_file(tmp_path: Path, command):
