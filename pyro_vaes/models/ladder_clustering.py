@@ -18,7 +18,7 @@ References:
     | https://arxiv.org/abs/2106.05241
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro
 import torch
@@ -208,4 +208,5 @@ class LadderClusteringVAE(LadderVAE):
         with torch.no_grad():
             codes = [q.mean for q in self.posteriors(x)]
         for level in range(1, len(codes) + 1) if rungs is None else rungs:
-            self.mixtures[level - 1].start_from(codes[level - 1], **options)  # type: ignore[arg-type]
+            start: Callable[..., None] = self.mixtures[level - 1].start_from
+            start(codes[level - 1], **options)
