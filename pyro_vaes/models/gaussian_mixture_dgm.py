@@ -139,12 +139,10 @@ class M2(GaussianMixtureDGM):
 class _IndependentClasses(StandardNormal):
     """N(0, I) in every class, and as many data in each; read like a :class:`MixturePrior`."""
 
-    logits: Tensor
-
     def __init__(self, dim: int, num_components: int) -> None:
         super().__init__(dim)
         self.num_components = num_components
-        self.register_buffer("logits", torch.zeros(num_components), persistent=False)
+        self.logits = nn.Buffer(torch.zeros(num_components), persistent=False)
 
     @property
     def weights(self) -> Categorical:

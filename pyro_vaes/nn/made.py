@@ -30,11 +30,9 @@ class MaskedLinear(nn.Linear):
         mask: Ones and zeros, shape ``(out_features, in_features)``.
     """
 
-    mask: Tensor
-
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+        self.mask = nn.Buffer(mask.to(self.weight.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight * self.mask, self.bias)

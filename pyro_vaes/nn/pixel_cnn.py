@@ -175,12 +175,12 @@ class PixelCNN(AutoregressiveNetwork):
         return self.context(self.around(context))
 
     def _after_first(self, h: Tensor) -> Tensor:
-        return self.output(self._through(h, lambda place, h: self._sequence[place](h)))
+        return self.output(self._through(h, self._sequence))
 
-    def _through(self, h: Tensor, apply: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """What the blocks make of the first layer's output; ``apply`` is the block at a place of their order."""
-        for place in range(len(self._sequence)):
-            h = apply(place, h)
+    def _through(self, h: Tensor, blocks: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        """What the blocks, at whole images or at one pixel, make of the first layer's output."""
+        for block in blocks:
+            h = block(h)
         return h
 
     def walk(self, x: Tensor, context: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
@@ -191,22 +191,23 @@ class PixelCNN(AutoregressiveNetwork):
 
         net, first = at_pixels(self), self.reaches[0]
         image = first.pad(x)
-        inner = [b.reach.pad(x.new_zeros(len(x), b.inner_channels, height, width)) for b in net._sequence]
+        inner = [(b, b.reach.pad(x.new_zeros(len(x), b.inner_channels, height, width))) for b in net._sequence]
 
         # earlier channels of a pixel change its later groups: each channel takes a pass of its own
         for row, column, channel in itertools.product(range(height), range(width), range(channels)):
             h = net.first(first.patch(image, row, column))
             if features is not None:
                 h = h + features[..., row : row + 1, column : column + 1]
-            h = self._through(h, partial(_at_pixel, net._sequence, inner, row, column))
+            at_pixel = [partial(_at_pixel, block, kept, row, column) for block, kept in inner]
+            h = self._through(h, at_pixel)
 
             params = net.output(h)[..., channel::channels, :, :]  # (N, P, 1, 1)
             yield (channel, row, column), params.reshape(*lead, *params.shape[1:])
             image[..., channel, row + first.above, column + first.left] = x[..., channel, row, column]
 
 
-def _at_pixel(blocks: list[CausalBlock], inner: list[Tensor], row: int, column: int, place: int, h: Tensor) -> Tensor:
-    """A block at one pixel; what it keeps for the pixels to come is written into ``inner``."""
-    block, padded, reach = blocks[place], inner[place], blocks[place].reach
+def _at_pixel(block: CausalBlock, padded: Tensor, row: int, column: int, h: Tensor) -> Tensor:
+    """A block at one pixel; what it keeps for the pixels to come is written into ``padded``."""
+    reach = block.reach
     padded[..., row + reach.above, column + reach.left] = block.before(h)[..., 0, 0]
     return block.finish(h, reach.patch(padded, row, column))
