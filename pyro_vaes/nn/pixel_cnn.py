@@ -13,13 +13,13 @@ References:
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
+from pyro_vaes.nn.autoregressive import AutoregressiveNetwork, Elements
 from pyro_vaes.nn.causal_conv import (
     POINT,
     Block,
@@ -183,7 +183,7 @@ class PixelCNN(AutoregressiveNetwork):
             h = block(h)
         return h
 
-    def walk(self, x: Tensor, context: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    def walk(self, x: Tensor, context: Tensor) -> Elements:
         """See :meth:`AutoregressiveNetwork.walk`; each layer is computed at the current pixel alone, and kept."""
         lead, (channels, height, width) = x.shape[:-3], x.shape[-3:]
         x = x.reshape(-1, channels, height, width)  # a view: what the caller writes shows here
