@@ -44,12 +44,8 @@ class _Posteriors(VectorDistribution):
                 f"loc and scale are those of n posteriors over d units, with shape (..., n, d), but got "
                 f"{tuple(loc.shape)} and {tuple(scale.shape)}; scale.expand_as(loc)?"
             )
+        self.num_posteriors = loc.shape[-2]
         super().__init__(loc=loc, scale=scale, validate_args=validate_args)
-
-    @property
-    def num_posteriors(self) -> int:
-        """n."""
-        return self.loc.shape[-2]
 
     @property
     def mean(self) -> Tensor:

@@ -52,6 +52,9 @@ class RecursiveMixture(TorchDistribution):
         eps_logits: The logits a_1, .., a_M with shape ``(..., M)``, or a sequence of M tensors ``(...)``. These are
             kept apart, so that the gradient of one does not touch where the others come from.
 
+    Attributes:
+        num_components: Number M + 1 of components.
+
     Raises:
         ValueError: The numbers of components and logits, or the components' event shapes, do not fit together.
 
@@ -95,12 +98,8 @@ class RecursiveMixture(TorchDistribution):
         self.components = tuple(c if c.batch_shape == batch_shape else c.expand(batch_shape) for c in components)
         self.logits = tuple(a.expand(batch_shape) for a in logits)
         self._batch_shape = batch_shape  # what eps_logits needs to be validated
+        self.num_components = len(components)
         super().__init__(batch_shape, components[0].event_shape, validate_args=validate_args)
-
-    @property
-    def num_components(self) -> int:
-        """M + 1."""
-        return len(self.components)
 
     @property
     def eps_logits(self) -> Tensor:

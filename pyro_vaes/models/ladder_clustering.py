@@ -200,7 +200,7 @@ class LadderClusteringVAE(LadderVAE):
         Arguments:
             x: Data with shape ``(N, ...)``, of which some thousands are enough.
             rungs: Numbers from 1 to L.
-            options: As for :meth:`MixturePrior.start_from`.
+            options: The other arguments of :meth:`MixturePrior.start_from`.
 
         Raises:
             ValueError: In form C, whose codes are drawn given clusters.

@@ -54,7 +54,7 @@ class LayerBuilder:
     at N(0, 0.02²); linear outputs start at Xavier's with zero biases.
 
     Arguments:
-        shape: Of one datum, ``(F,)`` or ``(C, H, W)``.
+        shape: Shape of one datum, ``(F,)`` or ``(C, H, W)``.
         batch_norm: Whether hidden layers are normalised over the batch.
 
     Example:

@@ -27,6 +27,10 @@ class AutoregressiveLikelihood(nn.Module):
             Parameters of its own, such as a Gaussian's scale, must be one number rather than one per element.
         network: :class:`~pyro_vaes.nn.PixelCNN`, :class:`~pyro_vaes.nn.MADE`, or your own.
 
+    Attributes:
+        event_shape: Shape of x.
+        context_shape: Shape of the decoder's output for one datum.
+
     Raises:
         ValueError: Network and likelihood differ in the numbers per element or in the event's dimensions.
 
@@ -64,16 +68,7 @@ class AutoregressiveLikelihood(nn.Module):
             )
 
         self.likelihood, self.network = likelihood, network
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of x."""
-        return self.network.event_shape
-
-    @property
-    def context_shape(self) -> tuple[int, ...]:
-        """Shape of the decoder's output for one datum."""
-        return self.network.context_shape
+        self.event_shape, self.context_shape = network.event_shape, network.context_shape
 
     def forward(self, context: Tensor) -> Autoregressive:
         """The distribution of x given the decoder's output with shape ``(..., *context_shape)``."""
