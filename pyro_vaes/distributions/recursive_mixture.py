@@ -99,6 +99,7 @@ class RecursiveMixture(TorchDistribution):
         self.logits = tuple(a.expand(batch_shape) for a in logits)
         self._batch_shape = batch_shape  # what eps_logits needs to be validated
         self.num_components = len(components)
+
         super().__init__(batch_shape, components[0].event_shape, validate_args=validate_args)
 
     @property

@@ -52,9 +52,11 @@ def same_deconv(
 
 def _sizes(image_shape: ImageShape, num_layers: int) -> list[tuple[int, int]]:
     """Heights and widths before and after each stride-2 layer."""
-    _, height, width = image_shape
-    divisors = [2**layer for layer in range(num_layers + 1)]
-    return [(math.ceil(height / d), math.ceil(width / d)) for d in divisors]
+    sizes = [image_shape[1:]]
+    for _ in range(num_layers):
+        height, width = sizes[-1]
+        sizes.append((math.ceil(height / 2), math.ceil(width / 2)))
+    return sizes
 
 
 class ConvEncoder(nn.Module):

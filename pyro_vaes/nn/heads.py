@@ -103,7 +103,10 @@ class NormalHead(nn.Module):
         shared = torch.as_tensor(scale, dtype=torch.get_default_dtype()).expand(out_features)
         if not (shared > 0).all():
             raise ValueError(f"A scale is a standard deviation and must be positive, but got {scale}.")
-        self.log_scale = nn.Parameter(shared.log()) if learn_scale else nn.Buffer(shared.log())
+        if learn_scale:
+            self.log_scale = nn.Parameter(shared.log())
+        else:
+            self.register_buffer("log_scale", shared.log())
 
     def forward(self, *inputs: Tensor) -> TorchDistribution:
         return Normal(*self.loc_scale(concatenate(inputs))).to_event(1)

@@ -71,10 +71,10 @@ class LayerBuilder:
 
     def conv(self, channels: int, stride: int = 2) -> Self:
         """A 4 × 4 convolution (SAME) to this many channels, and a leaky ReLU."""
-        below, *size = self.shape
-        padding, layer = same_conv(below, channels, size, stride=stride)
+        below, height, width = self.shape
+        padding, layer = same_conv(below, channels, (height, width), stride=stride)
         self.layers += [padding, layer]
-        self.shape = (channels, *(math.ceil(n / stride) for n in size))
+        self.shape = (channels, math.ceil(height / stride), math.ceil(width / stride))
         return self._hidden(layer, leaky_relu)
 
     def deconv(self, channels: int, size: Sequence[int]) -> Self:

@@ -50,6 +50,8 @@ class MixturePrior(nn.Module):
         (torch.Size([5]), torch.Size([5, 4]))
     """
 
+    logits: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -69,7 +71,11 @@ class MixturePrior(nn.Module):
         self.num_components, self.dim, self.min_scale = num_components, dim, min_scale
 
         logits = torch.zeros(num_components)
-        self.logits = nn.Parameter(logits) if learn_weights else nn.Buffer(logits)
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
         self.loc = nn.Parameter(torch.randn(num_components, dim))
         self.raw_scale = nn.Parameter(torch.empty(num_components, dim))
         below = dim * (dim - 1) // 2

@@ -177,10 +177,10 @@ class PixelCNN(AutoregressiveNetwork):
     def _after_first(self, h: Tensor) -> Tensor:
         return self.output(self._through(h, self._sequence))
 
-    def _through(self, h: Tensor, blocks: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        """What the blocks, at whole images or at one pixel, make of the first layer's output."""
+    def _through(self, h: Tensor, blocks: Sequence[Callable[..., Tensor]], *pixel: int) -> Tensor:
+        """What the blocks make of the first layer's output: whole images, or one pixel at a row and a column."""
         for block in blocks:
-            h = block(h)
+            h = block(h, *pixel)
         return h
 
     def walk(self, x: Tensor, context: Tensor) -> Elements:
@@ -191,22 +191,25 @@ class PixelCNN(AutoregressiveNetwork):
 
         net, first = at_pixels(self), self.reaches[0]
         image = first.pad(x)
-        inner = [(b, b.reach.pad(x.new_zeros(len(x), b.inner_channels, height, width))) for b in net._sequence]
+
+        blocks = [
+            partial(_at_pixel, b, b.reach.pad(x.new_zeros(len(x), b.inner_channels, height, width)))
+            for b in net._sequence
+        ]
 
         # earlier channels of a pixel change its later groups: each channel takes a pass of its own
         for row, column, channel in itertools.product(range(height), range(width), range(channels)):
             h = net.first(first.patch(image, row, column))
             if features is not None:
                 h = h + features[..., row : row + 1, column : column + 1]
-            at_pixel = [partial(_at_pixel, block, kept, row, column) for block, kept in inner]
-            h = self._through(h, at_pixel)
 
+            h = self._through(h, blocks, row, column)
             params = net.output(h)[..., channel::channels, :, :]  # (N, P, 1, 1)
             yield (channel, row, column), params.reshape(*lead, *params.shape[1:])
             image[..., channel, row + first.above, column + first.left] = x[..., channel, row, column]
 
 
-def _at_pixel(block: CausalBlock, padded: Tensor, row: int, column: int, h: Tensor) -> Tensor:
+def _at_pixel(block: CausalBlock, padded: Tensor, h: Tensor, row: int, column: int) -> Tensor:
     """A block at one pixel; what it keeps for the pixels to come is written into ``padded``."""
     reach = block.reach
     padded[..., row + reach.above, column + reach.left] = block.before(h)[..., 0, 0]

@@ -83,6 +83,7 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
 
         gain, bias = gains[layer], layer.bias
         gain.div_(sd.reshape(gain.shape))
+
         if not isinstance(bias, Tensor):
             return output / sd
         bias.sub_(mean.flatten()).div_(sd.flatten())

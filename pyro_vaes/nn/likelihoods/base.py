@@ -120,6 +120,8 @@ class PositiveParameter(nn.Module):
         ValueError: ``value`` is not greater than ``floor``, or ``shape`` has more dimensions than a datum.
     """
 
+    raw: Tensor
+
     def __init__(
         self,
         value: float,
@@ -145,7 +147,10 @@ class PositiveParameter(nn.Module):
 
         self.floor, self.event_dim, self.name = floor, event_dim, name
         raw = torch.full(tuple(shape), math.log(value - floor))
-        self.raw = nn.Parameter(raw) if learn else nn.Buffer(raw)
+        if learn:
+            self.raw = nn.Parameter(raw)
+        else:
+            self.register_buffer("raw", raw)
 
     def forward(self) -> Tensor:
         return self.floor + self.raw.exp()
