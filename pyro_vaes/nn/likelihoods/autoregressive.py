@@ -52,7 +52,8 @@ class AutoregressiveLikelihood(nn.Module):
         if not isinstance(likelihood, Likelihood) or not isinstance(network, AutoregressiveNetwork):
             raise ValueError(
                 "AutoregressiveLikelihood takes (likelihood, network), such as "
-                f"BernoulliLikelihood(event_dim=3) and a PixelCNN, but got {type(likelihood).__name__} and {type(network).__name__}."
+                "BernoulliLikelihood(event_dim=3) and a PixelCNN, but got "
+                f"{type(likelihood).__name__} and {type(network).__name__}."
             )
 
         if likelihood.event_dim != len(network.event_shape):
@@ -64,7 +65,8 @@ class AutoregressiveLikelihood(nn.Module):
         if likelihood.num_params != network.num_params:
             raise ValueError(
                 f"{type(likelihood).__name__} takes {likelihood.num_params} numbers per value, but "
-                f"the network has num_params={network.num_params}; pass num_params={likelihood.num_params} to the network?"
+                f"the network has num_params={network.num_params}; pass "
+                f"num_params={likelihood.num_params} to the network?"
             )
 
         self.likelihood, self.network = likelihood, network
@@ -77,7 +79,8 @@ class AutoregressiveLikelihood(nn.Module):
         if context.shape[max(0, context.dim() - len(wanted)) :] != wanted:
             raise ValueError(
                 f"The decoder returns {tuple(context.shape)}, but the autoregressive network takes "
-                f"{wanted} for each datum, behind the batch; give the decoder that output shape, or the network that context?"
+                f"{wanted} for each datum, behind the batch; give the decoder that output shape, "
+                "or the network that context?"
             )
         one = (self.likelihood.num_params,) + (1,) * (len(self.event_shape) - 1)
         support = self.likelihood(context.new_zeros(one)).support
