@@ -135,6 +135,7 @@ class PixelCNN(AutoregressiveNetwork):
         pixel, hidden = torch.arange(image_channels), stacked_groups(channels, image_channels)
         conv = partial(causal_conv, weight_norm=weight_norm)
         self.first = conv(pixel, hidden, first, strict=True)
+
         kernel = (channels, context_channels, context_size, context_size)
         self.context = MaskedConv2d(torch.ones(kernel), weight_norm=weight_norm) if context_channels else None
         self.around = nn.ZeroPad2d(context_size // 2)
