@@ -44,12 +44,8 @@ class _Posteriors(VectorDistribution):
                 f"loc and scale are those of n posteriors over d units, with shape (..., n, d), but got "
                 f"{tuple(loc.shape)} and {tuple(scale.shape)}; scale.expand_as(loc)?"
             )
+        self.num_posteriors = loc.shape[-2]
         super().__init__(loc=loc, scale=scale, validate_args=validate_args)
-
-    @property
-    def num_posteriors(self) -> int:
-        """n."""
-        return self.loc.shape[-2]
 
     @property
     def mean(self) -> Tensor:
@@ -102,9 +98,7 @@ class AggregateGaussian(_Posteriors):
         return self._moment(self.moment)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.mean + self.variance.sqrt() * eps
+        return self.mean + self.variance.sqrt() * self._noise(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -145,12 +139,12 @@ class MixturePosterior(_Posteriors):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
-            shape = self._extended_shape(torch.Size(sample_shape))  # (*S, *B, d)
-            index = torch.randint(self.num_posteriors, shape[:-1], device=self.loc.device)
-            index = index[..., None, None].expand(*shape[:-1], 1, shape[-1])
-            loc, scale = (
-                t.expand(*shape[:-1], *t.shape[-2:]).gather(-2, index).squeeze(-2) for t in (self.loc, self.scale)
-            )
+            wide = self.expand(torch.Size(sample_shape) + self.batch_shape)
+            index = torch.randint(self.num_posteriors, wide.batch_shape, device=self.loc.device)
+            index = index[..., None, None]  # (*S, *B, 1, 1) of (*S, *B, n, d)
+
+            loc = wide.loc.take_along_dim(index, -2).squeeze(-2)
+            scale = wide.scale.take_along_dim(index, -2).squeeze(-2)
             return loc + scale * torch.randn_like(loc)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -93,9 +93,7 @@ class AutoregressiveFlow(VectorDistribution):
         return Normal(self.loc, self.scale, validate_args=False).log_prob(eps).sum(-1) + log_det
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.colour(self.loc + self.scale * noise)
+        return self.colour(self.loc + self.scale * self._noise(sample_shape))
 
     @property
     def mean(self) -> Tensor:

@@ -56,7 +56,3 @@ class FactoredNormal(VectorDistribution, abc.ABC):
         inverse = self._inverse_factor()
         with torch.autocast(inverse.device.type, enabled=False):
             return inverse.mT @ inverse
-
-    def _noise(self, sample_shape: torch.Size) -> Tensor:
-        shape = self._extended_shape(sample_shape)
-        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)

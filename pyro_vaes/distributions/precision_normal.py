@@ -90,7 +90,7 @@ class PrecisionNormal(FactoredNormal):
         factor = factor[(0,) * shared]  # (*own batch, d, d)
         rows = rows.expand(broadcast_shape(rows.shape, self.batch_shape + self.event_shape))
         shape = rows.shape
-        own = shape[len(shape) - 1 - (factor.dim() - 2) : -1]
+        own = shape[1 - factor.dim() : -1]
         factor = factor.expand(own + factor.shape[-2:])  # a value may broadcast over the batch as well
         rows = rows.reshape(-1, *own, shape[-1]).movedim(0, -2)  # (*own batch, n, d)
         with torch.autocast(rows.device.type, enabled=False):  # Cᵀ (z - mu) cancels

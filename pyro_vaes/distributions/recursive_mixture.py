@@ -52,6 +52,9 @@ class RecursiveMixture(TorchDistribution):
         eps_logits: The logits a_1, .., a_M with shape ``(..., M)``, or a sequence of M tensors ``(...)``. These are
             kept apart, so that the gradient of one does not touch where the others come from.
 
+    Attributes:
+        num_components: Number M + 1 of components.
+
     Raises:
         ValueError: The numbers of components and logits, or the components' event shapes, do not fit together.
 
@@ -95,12 +98,9 @@ class RecursiveMixture(TorchDistribution):
         self.components = tuple(c if c.batch_shape == batch_shape else c.expand(batch_shape) for c in components)
         self.logits = tuple(a.expand(batch_shape) for a in logits)
         self._batch_shape = batch_shape  # what eps_logits needs to be validated
-        super().__init__(batch_shape, components[0].event_shape, validate_args=validate_args)
+        self.num_components = len(components)
 
-    @property
-    def num_components(self) -> int:
-        """M + 1."""
-        return len(self.components)
+        super().__init__(batch_shape, components[0].event_shape, validate_args=validate_args)
 
     @property
     def eps_logits(self) -> Tensor:
@@ -163,8 +163,8 @@ class RecursiveMixture(TorchDistribution):
         with torch.no_grad():
             index = Categorical(logits=self.log_alpha, validate_args=False).sample(sample_shape)
             draws = torch.stack([c.sample(sample_shape) for c in self.components])  # (M + 1, *S, *B, *E)
-            index = index.reshape((1, *index.shape, *(1 for _ in self.event_shape)))
-            return draws.gather(0, index.expand((1, *draws.shape[1:]))).squeeze(0)
+            index = index.reshape(index.shape + (1,) * len(self.event_shape))
+            return draws.take_along_dim(index.unsqueeze(0), 0).squeeze(0)
 
     def _average(self, values: list[Tensor]) -> Tensor:
         alpha = self.log_alpha.exp().movedim(-1, 0)  # (M + 1, *B)

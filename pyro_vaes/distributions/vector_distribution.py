@@ -58,6 +58,11 @@ class VectorDistribution(TorchDistribution):
             setattr(self, name, parameter.expand(shape))
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
+    def _noise(self, sample_shape: torch.Size) -> Tensor:
+        """Standard normal numbers for draws of this shape."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
     @classmethod
     def infer_shapes(cls, **arg_shapes: torch.Size) -> tuple[torch.Size, torch.Size]:
         """Batch and event shape from the shapes of the arguments."""

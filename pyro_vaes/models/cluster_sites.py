@@ -39,7 +39,7 @@ def observe_cluster(name: str, latent: str, log_joint: Tensor, labels: Tensor) -
     Beside a mixture as the prior of z it makes p(z) p(y | z) = p(z, y) of a known label y, with one KL weight.
 
     Arguments:
-        name: Of the site that there is not.
+        name: Name of the missing site.
         latent: The site of z.
         log_joint: log p(z, y) at a draw of z, ``(..., B, K)``.
         labels: ``(B,)``.
@@ -54,8 +54,8 @@ def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight
     """The guide's site: y ~ q(y | x), or the label where there is one.
 
     Arguments:
-        name: Of the site.
-        logits: Of q(y | x), ``(B, K)``, in any normalisation.
+        name: Name of the site.
+        logits: Logits of q(y | x), ``(B, K)``, in any normalisation.
         labels: ``(B,)`` or None.
         label_weight: w of the classification term.
     """

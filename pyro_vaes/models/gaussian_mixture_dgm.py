@@ -29,67 +29,10 @@ from pyro_vaes.nn import MixturePrior, ProgramModule, StandardNormal, as_posteri
 __all__ = ["M2", "GaussianMixtureDGM"]
 
 
-class _ClusterProgram(ProgramModule):
-    """What the two share: the sites ``"y"``, ``"z"`` and ``"x"``, and the guide."""
-
-    def __init__(
-        self,
-        classifier: nn.Module,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        likelihood: nn.Module,
-        num_clusters: int,
-        label_weight: float,
-    ) -> None:
-        super().__init__()
-        if label_weight < 0:
-            raise ValueError(f"label_weight is the weight of a term of the bound, at least 0, but got {label_weight}.")
-        self.classifier, self.encoder, self.decoder = classifier, encoder, decoder
-        self.likelihood, self.num_clusters, self.label_weight = likelihood, num_clusters, label_weight
-
-    def weights(self) -> Categorical:
-        """p(y)."""
-        raise NotImplementedError
-
-    def latent(self, y: Tensor) -> TorchDistribution:
-        """p(z | y)."""
-        raise NotImplementedError
-
-    def parameters_of_x(self, z: Tensor, y: Tensor) -> Tensor:
-        """The likelihood's parameters given z and y."""
-        raise NotImplementedError
-
-    @pyro_method
-    def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
-        """The generative program: x with shape ``(B, ...)`` or None; labels ``(B,)``, -1 where there is none."""
-        labels = as_labels(labels, x, self.num_clusters)
-        with self._data_plate(x, size):
-            y = sample_cluster("y", self.weights(), labels)
-            z = pyro.sample("z", self.latent(y))
-            return observe("x", self.likelihood(self.parameters_of_x(z, y)), x)
-
-    @pyro_method
-    def guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
-        """The recognition program; same arguments as :meth:`model`."""
-        labels = as_labels(labels, x, self.num_clusters)
-        with pyro.plate("data", len(x)):
-            y = guess_cluster("y", self.cluster_logits(x), labels, self.label_weight)
-            pyro.sample("z", as_posterior(self.encoder(x, one_hot(y, self.num_clusters, x))))
-
-    def cluster_logits(self, x: Tensor) -> Tensor:
-        """log q(y | x) up to a constant, ``(B, K)``."""
-        logits = self.classifier(x)
-        if logits.shape[-1] != self.num_clusters:
-            raise ValueError(f"There are {self.num_clusters} clusters, but the classifier returns {logits.shape[-1]}.")
-        return logits
-
-    def responsibilities(self, x: Tensor) -> Tensor:
-        """q(y | x), ``(B, K)``, rows summing to one; no labels enter."""
-        return torch.softmax(self.cluster_logits(x), -1)
-
-
-class GaussianMixtureDGM(_ClusterProgram):
+class GaussianMixtureDGM(ProgramModule):
     """A mixture model with a deep likelihood; train it with :class:`~pyro.infer.TraceEnum_ELBO`.
+
+    Sites: ``"y"``, ``"z"`` and ``"x"`` in the plate ``"data"``.
 
     Arguments:
         classifier: ``x -> logits`` of q(y | x), ``(B, K)``.
@@ -114,24 +57,51 @@ class GaussianMixtureDGM(_ClusterProgram):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: nn.Module,
-        prior: MixturePrior,
+        prior: "MixturePrior | _IndependentClasses",
         *,
         label_weight: float = 0.0,
     ) -> None:
-        super().__init__(classifier, encoder, decoder, likelihood, prior.num_components, label_weight)
-        self.prior = prior
+        super().__init__()
+        if label_weight < 0:
+            raise ValueError(f"label_weight is the weight of a term of the bound, at least 0, but got {label_weight}.")
+        self.classifier, self.encoder, self.decoder = classifier, encoder, decoder
+        self.likelihood, self.prior, self.label_weight = likelihood, prior, label_weight
+        self.num_clusters = prior.num_components
 
-    def weights(self) -> Categorical:
-        return self.prior.weights
+    @pyro_method
+    def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
+        """The generative program: x with shape ``(B, ...)`` or None; labels ``(B,)``, -1 where there is none."""
+        labels = as_labels(labels, x, self.num_clusters)
+        with self._data_plate(x, size):
+            y = sample_cluster("y", self.prior.weights, labels)
+            z = pyro.sample("z", self.prior.component(y))
+            return observe("x", self.likelihood(self.decode(z, y)), x)
 
-    def latent(self, y: Tensor) -> TorchDistribution:
-        return self.prior.component(y)
+    @pyro_method
+    def guide(self, x: Tensor, labels: Tensor | None = None, **_: object) -> None:
+        """The recognition program; same arguments as :meth:`model`."""
+        labels = as_labels(labels, x, self.num_clusters)
+        with pyro.plate("data", len(x)):
+            y = guess_cluster("y", self.cluster_logits(x), labels, self.label_weight)
+            pyro.sample("z", as_posterior(self.encoder(x, one_hot(y, self.num_clusters, x))))
 
-    def parameters_of_x(self, z: Tensor, y: Tensor) -> Tensor:
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """The likelihood's parameters given z and y."""
         return self.decoder(z)
 
+    def cluster_logits(self, x: Tensor) -> Tensor:
+        """log q(y | x) up to a constant, ``(B, K)``."""
+        logits = self.classifier(x)
+        if logits.shape[-1] != self.num_clusters:
+            raise ValueError(f"There are {self.num_clusters} clusters, but the classifier returns {logits.shape[-1]}.")
+        return logits
 
-class M2(_ClusterProgram):
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """q(y | x), ``(B, K)``, rows summing to one; no labels enter."""
+        return torch.softmax(self.cluster_logits(x), -1)
+
+
+class M2(GaussianMixtureDGM):
     """The same with classes that enter the decoder, uniform and independent of z.
 
     Arguments:
@@ -148,8 +118,6 @@ class M2(_ClusterProgram):
         torch.Size([3, 64])
     """
 
-    logits: Tensor
-
     def __init__(
         self,
         classifier: nn.Module,
@@ -161,15 +129,24 @@ class M2(_ClusterProgram):
         *,
         label_weight: float = 0.0,
     ) -> None:
-        super().__init__(classifier, encoder, decoder, likelihood, num_clusters, label_weight)
-        self.prior = StandardNormal(latent_dim)
-        self.register_buffer("logits", torch.zeros(num_clusters), persistent=False)
+        prior = _IndependentClasses(latent_dim, num_clusters)
+        super().__init__(classifier, encoder, decoder, likelihood, prior, label_weight=label_weight)
 
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.decoder(z, one_hot(y, self.num_clusters, z))
+
+
+class _IndependentClasses(StandardNormal):
+    """N(0, I) in every class, and as many data in each; read like a :class:`MixturePrior`."""
+
+    def __init__(self, dim: int, num_components: int) -> None:
+        super().__init__(dim)
+        self.num_components = num_components
+        self.logits = nn.Buffer(torch.zeros(num_components), persistent=False)
+
+    @property
     def weights(self) -> Categorical:
         return Categorical(logits=self.logits)
 
-    def latent(self, y: Tensor) -> TorchDistribution:
-        return self.prior()
-
-    def parameters_of_x(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.decoder(z, one_hot(y, self.num_clusters, z))
+    def component(self, y: Tensor) -> TorchDistribution:
+        return self()

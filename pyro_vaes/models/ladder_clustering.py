@@ -18,7 +18,7 @@ References:
     | https://arxiv.org/abs/2106.05241
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro
 import torch
@@ -200,7 +200,7 @@ class LadderClusteringVAE(LadderVAE):
         Arguments:
             x: Data with shape ``(N, ...)``, of which some thousands are enough.
             rungs: Numbers from 1 to L.
-            options: As for :meth:`MixturePrior.start_from`.
+            options: The other arguments of :meth:`MixturePrior.start_from`.
 
         Raises:
             ValueError: In form C, whose codes are drawn given clusters.
@@ -208,4 +208,5 @@ class LadderClusteringVAE(LadderVAE):
         with torch.no_grad():
             codes = [q.mean for q in self.posteriors(x)]
         for level in range(1, len(codes) + 1) if rungs is None else rungs:
-            self.mixtures[level - 1].start_from(codes[level - 1], **options)  # type: ignore[arg-type]
+            start: Callable[..., None] = self.mixtures[level - 1].start_from
+            start(codes[level - 1], **options)

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-__all__ = ["AutoregressiveNetwork"]
+__all__ = ["AutoregressiveNetwork", "Elements"]
+
+Elements = Iterator[tuple[tuple[int, ...], Tensor]]
+"""The index of one element in the event, and its parameters; one element after the other."""
 
 
 class AutoregressiveNetwork(nn.Module, abc.ABC):
@@ -27,7 +30,7 @@ class AutoregressiveNetwork(nn.Module, abc.ABC):
         """The parameters of all elements in one pass; leading dimensions of x and context broadcast."""
 
     @abc.abstractmethod
-    def walk(self, x: Tensor, context: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    def walk(self, x: Tensor, context: Tensor) -> Elements:
         """The parameters of one element after the other, in the order of the network.
 
         The caller writes element i into ``x`` before it asks for the next one; later elements are not looked at.

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, pad
 
 from pyro_vaes.nn.mlp import Activation
 
-__all__ = ["CausalBlock", "MaskedConv2d", "Reach", "causal_mask", "gated_block", "plain_block", "residual_block"]
+__all__ = ["CausalBlock", "MaskedConv2d", "Reach", "gated_block", "plain_block", "residual_block"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,24 +37,6 @@ class Reach(NamedTuple):
 POINT = Reach(0, 0, 0)
 
 
-def causal_mask(in_groups: Tensor, out_groups: Tensor, reach: Reach, *, strict: bool) -> Tensor:
-    """The mask ``(out, in, above + 1, left + 1 + right)`` of a causal convolution.
-
-    All channels of the pixels before count; of the pixel itself, the channels of lower groups, and those of the same
-    group unless ``strict`` (masks A and B of the PixelRNN paper).
-
-    Arguments:
-        in_groups, out_groups: For each channel, the image channel that it stands for.
-        reach: The kernel.
-        strict: Whether a pixel is hidden from its own group.
-    """
-    mask = torch.ones(len(out_groups), len(in_groups), reach.above + 1, reach.left + 1 + reach.right)
-    mask[..., -1, reach.left + 1 :] = 0
-    below, above = in_groups, out_groups.unsqueeze(-1)
-    mask[..., -1, reach.left] = (below < above if strict else below <= above).to(mask.dtype)
-    return mask
-
-
 class MaskedConv2d(nn.Module):
     """A convolution without padding of which only the weights in a mask count, with weight normalisation if wanted.
 
@@ -69,11 +51,9 @@ class MaskedConv2d(nn.Module):
         | https://arxiv.org/abs/1602.07868
     """
 
-    mask: Tensor
-
     def __init__(self, mask: Tensor, *, weight_norm: bool = True) -> None:
         super().__init__()
-        self.register_buffer("mask", mask.to(torch.get_default_dtype()), persistent=False)
+        self.mask = nn.Buffer(mask.to(torch.get_default_dtype()), persistent=False)
         bound = self.mask.sum((1, 2, 3), keepdim=True).clamp(min=1).rsqrt()  # PyTorch's, with the fan-in that counts
         self.weight = nn.Parameter((2 * torch.rand_like(self.mask) - 1) * bound)
         self.bias = nn.Parameter((2 * torch.rand(len(mask)) - 1) * bound.flatten())
@@ -82,7 +62,7 @@ class MaskedConv2d(nn.Module):
     def _length(self) -> Tensor:
         """||v||, 1 where nothing is in the mask."""
         square = (self.weight * self.mask).square().sum((1, 2, 3), keepdim=True)
-        return torch.where(self.mask.sum((1, 2, 3), keepdim=True) > 0, square, torch.ones_like(square)).sqrt()
+        return square.where(self.mask.sum((1, 2, 3), keepdim=True) > 0, 1.0).sqrt()
 
     def forward(self, image: Tensor) -> Tensor:
         kernel = self.kernel()
@@ -99,8 +79,20 @@ class MaskedConv2d(nn.Module):
 def causal_conv(
     in_groups: Tensor, out_groups: Tensor, reach: Reach, *, weight_norm: bool, strict: bool = False
 ) -> MaskedConv2d:
-    """A convolution with a :func:`causal_mask`, whose arguments are described there."""
-    return MaskedConv2d(causal_mask(in_groups, out_groups, reach, strict=strict), weight_norm=weight_norm)
+    """A convolution whose output at a pixel depends on the pixels before it, and on the lower groups of its own.
+
+    Arguments:
+        in_groups, out_groups: For each channel, the image channel that it stands for.
+        reach: The kernel.
+        weight_norm: Whether lengths and directions of the weights are separate parameters.
+        strict: Whether a pixel is hidden from its own group (mask A of the PixelRNN paper, else mask B).
+    """
+    mask = torch.ones(len(out_groups), len(in_groups), reach.above + 1, reach.left + 1 + reach.right)
+    mask[..., -1, reach.left + 1 :] = 0
+
+    below, above = in_groups, out_groups.unsqueeze(-1)
+    mask[..., -1, reach.left] = (below < above if strict else below <= above).to(mask.dtype)
+    return MaskedConv2d(mask, weight_norm=weight_norm)
 
 
 class _PatchMap(nn.Module):

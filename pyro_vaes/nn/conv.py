@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
 
 def same_conv(
-    in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2
+    in_channels: int, out_channels: int, size: Sequence[int], *, stride: int = 2
 ) -> tuple[nn.ZeroPad2d, nn.Conv2d]:
     """A 4 × 4 convolution with TensorFlow's padding SAME: it divides an input of this (height, width), rounding up."""
     height, width = (n % 2 if stride == 2 else 1 for n in size)  # the surplus row and column go to the end
@@ -41,7 +41,7 @@ def same_conv(
 
 
 def same_deconv(
-    in_channels: int, out_channels: int, size: tuple[int, int], *, stride: int = 2
+    in_channels: int, out_channels: int, size: Sequence[int], *, stride: int = 2
 ) -> tuple[nn.ConvTranspose2d, nn.ZeroPad2d]:
     """The transpose of :func:`same_conv`, with an output of this (height, width)."""
     # an odd size was rounded up on the way down: cut the surplus row or column again
@@ -93,13 +93,13 @@ class ConvEncoder(nn.Module):
         self.image_shape = image_shape
         layers: list[nn.Module] = []
         sizes, widths = _sizes(image_shape, len(channels)), [image_shape[0], *channels]
-        for (height, width), i, o in zip(sizes, widths, widths[1:], strict=False):
-            layers += same_conv(i, o, (height, width))
+        for size, i, o in zip(sizes, widths, widths[1:], strict=False):
+            layers += same_conv(i, o, size)
             layers += [ResidualBlock(o, activation=activation) for _ in range(num_residual)]
             layers.append(activation())
         self.trunk = nn.Sequential(*layers)
-        height, width = sizes[-1]
-        self.output = nn.Sequential(nn.Linear(widths[-1] * height * width + extra_features, out_features), activation())
+        features = widths[-1] * math.prod(sizes[-1]) + extra_features
+        self.output = nn.Sequential(nn.Linear(features, out_features), activation())
 
     def forward(self, image: Tensor, *extra: Tensor) -> Tensor:
         maps = over_leading_dims(self.trunk, as_images(image, self.image_shape), 3)
@@ -140,9 +140,9 @@ class ConvDecoder(nn.Module):
         self.input = nn.Sequential(nn.Linear(in_features, math.prod(self.start)), activation())
         layers: list[nn.Module] = []
         widths = [*channels, image_shape[0]]
-        for (height, width), i, o in zip(sizes[1:], widths, widths[1:], strict=False):
+        for size, i, o in zip(sizes[1:], widths, widths[1:], strict=False):
             layers += [ResidualBlock(i, activation=activation) for _ in range(num_residual)]
-            layers += [*same_deconv(i, o, (height, width)), activation()]
+            layers += [*same_deconv(i, o, size), activation()]
         self.trunk = nn.Sequential(*layers[:-1])
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -40,10 +40,10 @@ def small_ladder(
     Arguments:
         image_shape: (C, H, W) of x.
         latent_dims: Dimensions of z_1, z_2, z_3.
-        channels: Of the two convolutions.
-        width: Of the fully connected layers.
+        channels: Channels of the two convolutions.
+        width: Width of the fully connected layers.
         merge: :class:`~pyro_vaes.nn.GatedAdd` as in the paper, or :class:`~pyro_vaes.nn.Concatenate`.
-        out_channels: Of the output, the image's channels times the likelihood's ``num_params``; None for one per
+        out_channels: Channels of the output: the image's times the likelihood's ``num_params``; None for one per
             channel.
         output: Constructor of what follows the last layer: a sigmoid for means in [0, 1], ``nn.Identity`` for logits.
         batch_norm: Whether hidden layers are normalised over the batch, as in the paper. Guides and bounds that need
@@ -58,7 +58,7 @@ def small_ladder(
         >>> networks.rungs[0](torch.zeros(5, 1, 28, 28)).event_shape
         torch.Size([2])
     """
-    _count("small_ladder", latent_dims=(latent_dims, 3), channels=(channels, 2))
+    _check_lengths("small_ladder", latent_dims=(latent_dims, 3), channels=(channels, 2))
     new = partial(LayerBuilder, batch_norm=batch_norm)
     low, high = channels
 
@@ -85,7 +85,7 @@ def small_ladder(
         rungs=[pixels().head(latent_dims[0]), *(features(width).head(d) for d in latent_dims[1:])],
         merges=merges,
         decoders=[
-            start.deconv(low, half).image(_shown(image_shape, out_channels)).add(output()).build(),
+            start.deconv(low, half).image(_output_shape(image_shape, out_channels)).add(output()).build(),
             generate(merges[1].out_shape[0]).build(),
             generate(latent_dims[2]).build(),
         ],
@@ -107,7 +107,7 @@ def medium_ladder(
     Arguments:
         image_shape: (C, H, W) of x.
         latent_dims: Dimensions of z_1 .. z_4.
-        channels: Of the three scales.
+        channels: Channels at the three scales.
         width, out_channels, output, batch_norm: As for :func:`small_ladder`.
 
     Raises:
@@ -119,7 +119,7 @@ def medium_ladder(
         >>> networks.encoders[1](networks.encoders[0](torch.zeros(5, 3, 32, 32))).shape
         torch.Size([5, 8, 8, 8])
     """
-    _count("medium_ladder", latent_dims=(latent_dims, 4), channels=(channels, 3))
+    _check_lengths("medium_ladder", latent_dims=(latent_dims, 4), channels=(channels, 3))
     new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c = channels
 
@@ -132,14 +132,14 @@ def medium_ladder(
     ]
 
     full, half, quarter = (m[1:] for m in maps[:3])
-    shown = _shown(image_shape, out_channels)
+    output_shape = _output_shape(image_shape, out_channels)
 
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
         merges=merges,
         decoders=[
-            new(merges[0].out_shape).deconv(a, full).image(shown).add(output()).build(),
+            new(merges[0].out_shape).deconv(a, full).image(output_shape).add(output()).build(),
             new(merges[1].out_shape).deconv(b, half).deconv(a, half).build(),
             new(merges[2].out_shape).feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).build(),
             new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).fc(width, nn.ReLU).build(),
@@ -164,7 +164,7 @@ def large_ladder(
     Arguments:
         image_shape: (C, H, W) of x.
         latent_dims: Dimensions of z_1 .. z_4.
-        channels: Of the four scales.
+        channels: Channels at the four scales.
         output: As for :func:`small_ladder`; the paper's images lie in [-1, 1], for which this is ``nn.Tanh``.
         width, out_channels, batch_norm: As for :func:`small_ladder`.
 
@@ -176,7 +176,7 @@ def large_ladder(
         >>> networks.decoders[0].out_shape
         (1, 64, 64)
     """
-    _count("large_ladder", latent_dims=(latent_dims, 4), channels=(channels, 4))
+    _check_lengths("large_ladder", latent_dims=(latent_dims, 4), channels=(channels, 4))
     new = partial(LayerBuilder, batch_norm=batch_norm)
     a, b, c, d = channels
 
@@ -189,14 +189,14 @@ def large_ladder(
     merges = blocks.merges(latent_dims[:3])
 
     start = [new(m.out_shape) for m in merges]
-    shown = _shown(image_shape, out_channels)
+    output_shape = _output_shape(image_shape, out_channels)
 
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
         merges=merges,
         decoders=[
-            start[0].deconv(a, full).image(shown).add(output()).build(),
+            start[0].deconv(a, full).image(output_shape).add(output()).build(),
             start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).build(),
             start[2].deconv(d, sixteenth).deconv(c, eighth).deconv(c, eighth).build(),
             new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).build(),
@@ -244,12 +244,12 @@ class _Blocks:
         return [*heads, self.new(self.maps[-1]).fc(width).fc(width).head(top)]
 
 
-def _shown(image_shape: ImageShape, out_channels: int | None) -> ImageShape:
+def _output_shape(image_shape: ImageShape, out_channels: int | None) -> ImageShape:
     channels, height, width = image_shape
     return channels if out_channels is None else out_channels, height, width
 
 
-def _count(setting: str, **wanted: tuple[Sequence[int], int]) -> None:
+def _check_lengths(setting: str, **wanted: tuple[Sequence[int], int]) -> None:
     for name, (given, number) in wanted.items():
         if len(given) != number:
             raise ValueError(

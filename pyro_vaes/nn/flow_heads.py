@@ -7,7 +7,6 @@ with h the features. More than a diagonal normal can say, at the cost of a few m
 
 import warnings
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution
@@ -146,7 +145,7 @@ def _masked(context: int, order: list[int], widths: list[int], activation: nn.Mo
     with warnings.catch_warnings():  # one dimension is allowed: the step is then affine, given the features
         warnings.filterwarnings("ignore", message="ConditionalAutoRegressiveNN input_dim = 1")
         network = ConditionalAutoRegressiveNN(
-            d, context, widths, permutation=cast(torch.LongTensor, torch.tensor(order)), nonlinearity=activation
+            d, context, widths, permutation=torch.LongTensor(order), nonlinearity=activation
         )
 
     network.register_buffer("permutation", network.permutation, persistent=False)

@@ -41,9 +41,6 @@ class AutoregressivePrior(nn.Module):
         (torch.Size([5]), torch.Size([5, 3]))
     """
 
-    loc: Tensor
-    scale: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -59,8 +56,8 @@ class AutoregressivePrior(nn.Module):
         self.steps = nn.ModuleList(
             _Step(MADE(dim, hidden, 2 if affine else 1, activation=activation)) for _ in range(steps)
         )
-        self.register_buffer("loc", torch.zeros(dim), persistent=False)
-        self.register_buffer("scale", torch.ones(dim), persistent=False)
+        self.loc = nn.Buffer(torch.zeros(dim), persistent=False)
+        self.scale = nn.Buffer(torch.ones(dim), persistent=False)
 
     def forward(self) -> AutoregressiveFlow:
         return AutoregressiveFlow(self.loc, self.scale, list(self.steps))

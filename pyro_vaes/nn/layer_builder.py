@@ -23,7 +23,7 @@ leaky_relu = partial(nn.LeakyReLU, 0.1)  # the slope of the authors of the ladde
 
 
 class ShapedSequential(nn.Sequential):
-    """LayerBuilder that take data of one shape, behind any number of leading dimensions (particles, batch).
+    """Layers that take data of one shape, behind any number of leading dimensions (particles, batch).
 
     Arguments:
         layers: The layers, for inputs with one leading dimension.
@@ -54,7 +54,7 @@ class LayerBuilder:
     at N(0, 0.02²); linear outputs start at Xavier's with zero biases.
 
     Arguments:
-        shape: Of one datum, ``(F,)`` or ``(C, H, W)``.
+        shape: Shape of one datum, ``(F,)`` or ``(C, H, W)``.
         batch_norm: Whether hidden layers are normalised over the batch.
 
     Example:
@@ -65,7 +65,7 @@ class LayerBuilder:
 
     def __init__(self, shape: Sequence[int], *, batch_norm: bool) -> None:
         self.in_shape: tuple[int, ...] = tuple(shape)
-        self.shape: tuple[int, ...] = self.in_shape
+        self.shape = self.in_shape
         self.batch_norm = batch_norm
         self.layers: list[nn.Module] = []
 
@@ -87,9 +87,8 @@ class LayerBuilder:
         return self
 
     def _deconv(self, channels: int, size: Sequence[int]) -> nn.ConvTranspose2d:
-        height, width = size
         stride = 1 if self.shape[1:] == tuple(size) else 2
-        layer, crop = same_deconv(self.shape[0], channels, (height, width), stride=stride)
+        layer, crop = same_deconv(self.shape[0], channels, size, stride=stride)
         self.layers += [layer, crop]
         self.shape = (channels, *size)
         return layer

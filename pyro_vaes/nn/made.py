@@ -10,14 +10,14 @@ References:
     | https://arxiv.org/abs/1502.03509
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
+from pyro_vaes.nn.autoregressive import AutoregressiveNetwork, Elements
 from pyro_vaes.nn.mlp import Activation, concatenate
 
 __all__ = ["MADE", "MaskedLinear"]
@@ -30,11 +30,9 @@ class MaskedLinear(nn.Linear):
         mask: Ones and zeros, shape ``(out_features, in_features)``.
     """
 
-    mask: Tensor
-
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+        self.mask = nn.Buffer(mask.to(self.weight.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight * self.mask, self.bias)
@@ -100,6 +98,6 @@ class MADE(AutoregressiveNetwork):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.layers(x if context is None else concatenate([x, context]))
 
-    def walk(self, x: Tensor, context: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    def walk(self, x: Tensor, context: Tensor) -> Elements:
         for i in range(x.shape[-1]):
             yield (i,), self(x, context).unflatten(-1, (self.num_params, -1))[..., i]

@@ -120,7 +120,7 @@ class MixturePrior(nn.Module):
             scale: Standard deviation of all components, the authors' of the multi-facet model by default; None for
                 those that the fit finds.
             method: A mixture of diagonal normals fitted by EM, or K-means.
-            seed: Of the fit's random start.
+            seed: Random seed for the start of the fit.
 
         Raises:
             ValueError: There are fewer codes than components, or no such method.

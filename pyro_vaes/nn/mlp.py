@@ -102,11 +102,9 @@ class OneHot(nn.Module):
         ValueError: A label is out of range (looked at on the CPU only, where looking costs nothing).
     """
 
-    eye: Tensor
-
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.register_buffer("eye", torch.eye(num_classes), persistent=False)
+        self.eye = nn.Buffer(torch.eye(num_classes), persistent=False)
 
     def forward(self, labels: Tensor) -> Tensor:
         num_classes = self.eye.shape[0]

@@ -55,15 +55,12 @@ class StandardNormal(nn.Module):
         torch.Size([3])
     """
 
-    loc: Tensor
-    scale: Tensor
-
     def __init__(self, dim: int, scale: float = 1.0) -> None:
         super().__init__()
         if dim < 1 or scale <= 0:
             raise ValueError(f"The prior needs dim >= 1 and scale > 0, but got dim={dim} and scale={scale}.")
-        self.register_buffer("loc", torch.zeros(dim), persistent=False)
-        self.register_buffer("scale", torch.full((dim,), float(scale)), persistent=False)
+        self.loc = nn.Buffer(torch.zeros(dim), persistent=False)
+        self.scale = nn.Buffer(torch.full((dim,), float(scale)), persistent=False)
 
     def forward(self) -> TorchDistribution:
         return Normal(self.loc, self.scale).to_event(1)

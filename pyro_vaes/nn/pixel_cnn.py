@@ -13,13 +13,13 @@ References:
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
+from pyro_vaes.nn.autoregressive import AutoregressiveNetwork, Elements
 from pyro_vaes.nn.causal_conv import (
     POINT,
     Block,
@@ -135,6 +135,7 @@ class PixelCNN(AutoregressiveNetwork):
         pixel, hidden = torch.arange(image_channels), stacked_groups(channels, image_channels)
         conv = partial(causal_conv, weight_norm=weight_norm)
         self.first = conv(pixel, hidden, first, strict=True)
+
         kernel = (channels, context_channels, context_size, context_size)
         self.context = MaskedConv2d(torch.ones(kernel), weight_norm=weight_norm) if context_channels else None
         self.around = nn.ZeroPad2d(context_size // 2)
@@ -175,15 +176,15 @@ class PixelCNN(AutoregressiveNetwork):
         return self.context(self.around(context))
 
     def _after_first(self, h: Tensor) -> Tensor:
-        return self.output(self._through(h, lambda place, h: self._sequence[place](h)))
+        return self.output(self._through(h, self._sequence))
 
-    def _through(self, h: Tensor, apply: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """What the blocks make of the first layer's output; ``apply`` is the block at a place of their order."""
-        for place in range(len(self._sequence)):
-            h = apply(place, h)
+    def _through(self, h: Tensor, blocks: Sequence[Callable[..., Tensor]], *pixel: int) -> Tensor:
+        """What the blocks make of the first layer's output: whole images, or one pixel at a row and a column."""
+        for block in blocks:
+            h = block(h, *pixel)
         return h
 
-    def walk(self, x: Tensor, context: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    def walk(self, x: Tensor, context: Tensor) -> Elements:
         """See :meth:`AutoregressiveNetwork.walk`; each layer is computed at the current pixel alone, and kept."""
         lead, (channels, height, width) = x.shape[:-3], x.shape[-3:]
         x = x.reshape(-1, channels, height, width)  # a view: what the caller writes shows here
@@ -191,22 +192,26 @@ class PixelCNN(AutoregressiveNetwork):
 
         net, first = at_pixels(self), self.reaches[0]
         image = first.pad(x)
-        inner = [b.reach.pad(x.new_zeros(len(x), b.inner_channels, height, width)) for b in net._sequence]
+
+        blocks = [
+            partial(_at_pixel, b, b.reach.pad(x.new_zeros(len(x), b.inner_channels, height, width)))
+            for b in net._sequence
+        ]
 
         # earlier channels of a pixel change its later groups: each channel takes a pass of its own
         for row, column, channel in itertools.product(range(height), range(width), range(channels)):
             h = net.first(first.patch(image, row, column))
             if features is not None:
                 h = h + features[..., row : row + 1, column : column + 1]
-            h = self._through(h, partial(_at_pixel, net._sequence, inner, row, column))
 
+            h = self._through(h, blocks, row, column)
             params = net.output(h)[..., channel::channels, :, :]  # (N, P, 1, 1)
             yield (channel, row, column), params.reshape(*lead, *params.shape[1:])
             image[..., channel, row + first.above, column + first.left] = x[..., channel, row, column]
 
 
-def _at_pixel(blocks: list[CausalBlock], inner: list[Tensor], row: int, column: int, place: int, h: Tensor) -> Tensor:
-    """A block at one pixel; what it keeps for the pixels to come is written into ``inner``."""
-    block, padded, reach = blocks[place], inner[place], blocks[place].reach
+def _at_pixel(block: CausalBlock, padded: Tensor, h: Tensor, row: int, column: int) -> Tensor:
+    """A block at one pixel; what it keeps for the pixels to come is written into ``padded``."""
+    reach = block.reach
     padded[..., row + reach.above, column + reach.left] = block.before(h)[..., 0, 0]
     return block.finish(h, reach.patch(padded, row, column))

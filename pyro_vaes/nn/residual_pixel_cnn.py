@@ -97,12 +97,13 @@ class ResidualPixelCNN(PixelCNN):
         self.output.insert(0, causal_conv(hidden, hidden, POINT, weight_norm=weight_norm))
         self.first_activation = activation()
 
-    def _through(self, h: Tensor, apply: Callable[[int, Tensor], Tensor]) -> Tensor:
-        outputs, num_layers = [self.first_activation(h)], len(self.reaches)
+    def _through(self, h: Tensor, blocks: Sequence[Callable[..., Tensor]], *pixel: int) -> Tensor:
+        num_layers = len(self.reaches)
+        outputs = [self.first_activation(h)]
         for layer in range(1, num_layers + 1):
             h = outputs[-1]
             if layer >= 3:
-                h = h + apply(num_layers + layer - 4, outputs[layer - 3])
+                h = h + blocks[num_layers + layer - 4](outputs[layer - 3], *pixel)
             if layer < num_layers:
-                outputs.append(apply(layer - 1, h))
+                outputs.append(blocks[layer - 1](h, *pixel))
         return h

@@ -118,7 +118,7 @@ class ResNetV2Encoder(nn.Module):
         live_batch_norm: Whether batch norm takes its statistics from the batch in training mode.
 
     Attributes:
-        code_shape: Of the map, (d / 8, H / 2^stages, W / 2^stages).
+        code_shape: Shape of the map, (d / 8, H / 2^stages, W / 2^stages).
 
     Raises:
         ValueError: The image cannot be halved so often, or d is no multiple of 8.

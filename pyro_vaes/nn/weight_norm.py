@@ -75,19 +75,19 @@ def initialise_weight_norm(network: nn.Module, *batch: Tensor, call: Callable[..
 
         channel = output.dim() - (1 if isinstance(layer, nn.Linear) else 3)
         others = [d for d in range(output.dim()) if d != channel]
-        mean, sd = output.mean(others), output.std(others, correction=0)
+        mean = output.mean(others, keepdim=True)
+        sd = output.std(others, correction=0, keepdim=True)
 
         constant = sd < SMALLEST
         mean, sd = mean.where(~constant, 0.0), sd.where(~constant, 1.0)
 
         gain, bias = gains[layer], layer.bias
         gain.div_(sd.reshape(gain.shape))
-        shape = (-1,) + (1,) * (output.dim() - 1 - channel)
 
         if not isinstance(bias, Tensor):
-            return output / sd.reshape(shape)
-        bias.sub_(mean).div_(sd)
-        return (output - mean.reshape(shape)) / sd.reshape(shape)
+            return output / sd
+        bias.sub_(mean.flatten()).div_(sd.flatten())
+        return (output - mean) / sd
 
     gains = {m: gain for m in network.modules() if (gain := _gain(m)) is not None}
     hooks = [layer.register_forward_hook(start) for layer in gains]

@@ -27,6 +27,10 @@ class AutoregressiveLikelihood(nn.Module):
             Parameters of its own, such as a Gaussian's scale, must be one number rather than one per element.
         network: :class:`~pyro_vaes.nn.PixelCNN`, :class:`~pyro_vaes.nn.MADE`, or your own.
 
+    Attributes:
+        event_shape: Shape of x.
+        context_shape: Shape of the decoder's output for one datum.
+
     Raises:
         ValueError: Network and likelihood differ in the numbers per element or in the event's dimensions.
 
@@ -47,8 +51,9 @@ class AutoregressiveLikelihood(nn.Module):
         super().__init__()
         if not isinstance(likelihood, Likelihood) or not isinstance(network, AutoregressiveNetwork):
             raise ValueError(
-                "AutoregressiveLikelihood takes (likelihood, network), such as BernoulliLikelihood(event_dim=3) and a "
-                f"PixelCNN, but got {type(likelihood).__name__} and {type(network).__name__}."
+                "AutoregressiveLikelihood takes (likelihood, network), such as "
+                "BernoulliLikelihood(event_dim=3) and a PixelCNN, but got "
+                f"{type(likelihood).__name__} and {type(network).__name__}."
             )
 
         if likelihood.event_dim != len(network.event_shape):
@@ -59,29 +64,23 @@ class AutoregressiveLikelihood(nn.Module):
 
         if likelihood.num_params != network.num_params:
             raise ValueError(
-                f"{type(likelihood).__name__} takes {likelihood.num_params} numbers per value, but the network has "
-                f"num_params={network.num_params}; pass num_params={likelihood.num_params} to the network?"
+                f"{type(likelihood).__name__} takes {likelihood.num_params} numbers per value, but "
+                f"the network has num_params={network.num_params}; pass "
+                f"num_params={likelihood.num_params} to the network?"
             )
 
         self.likelihood, self.network = likelihood, network
 
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of x."""
-        return self.network.event_shape
-
-    @property
-    def context_shape(self) -> tuple[int, ...]:
-        """Shape of the decoder's output for one datum."""
-        return self.network.context_shape
+        self.event_shape, self.context_shape = network.event_shape, network.context_shape
 
     def forward(self, context: Tensor) -> Autoregressive:
         """The distribution of x given the decoder's output with shape ``(..., *context_shape)``."""
         wanted = self.context_shape
         if context.shape[max(0, context.dim() - len(wanted)) :] != wanted:
             raise ValueError(
-                f"The decoder returns {tuple(context.shape)}, but the autoregressive network takes {wanted} for each "
-                "datum, behind the batch; give the decoder that output shape, or the network that context?"
+                f"The decoder returns {tuple(context.shape)}, but the autoregressive network takes "
+                f"{wanted} for each datum, behind the batch; give the decoder that output shape, "
+                "or the network that context?"
             )
         one = (self.likelihood.num_params,) + (1,) * (len(self.event_shape) - 1)
         support = self.likelihood(context.new_zeros(one)).support

@@ -157,7 +157,7 @@ class PositiveParameter(nn.Module):
 
     def expand_as(self, params: Tensor) -> Tensor:
         """The value for each element of ``params``, whose last ``event_dim`` dimensions are one datum."""
-        event_shape = params.shape[params.dim() - self.event_dim :]
+        event_shape = params.shape[-self.event_dim :]
         try:
             self.raw.expand(event_shape)
         except RuntimeError as error:
