@@ -109,9 +109,7 @@ def evaluate(
 ) -> None:
     """Measure a run: ELBO, importance-weighted log-likelihood, k-hat, active units."""
     opened = open_run(run, root=root, device=device)
-    measured = measure(
-        opened, num_particles=particles, num_data=num_data, split=split, seed=seed
-    )
+    measured = measure(opened, num_particles=particles, num_data=num_data, split=split, seed=seed)
     typer.echo("\n".join(measured.lines()))
     typer.echo(str(measured.collapse))
     typer.echo(f"Written to {run / EVALUATION}.")

@@ -127,9 +127,7 @@ def build_pair(options: Options, data: ImageData) -> Built:
         return Built(vae, vae.model, guide.build(vae.model, Chain(trunk, head)))
 
 
-def _one_level(
-    options: Options, networks: Networks, likelihood: Likelihood, classes: int
-) -> VAE | ConditionalVAE:
+def _one_level(options: Options, networks: Networks, likelihood: Likelihood, classes: int) -> VAE | ConditionalVAE:
     (latent_dim,) = options.latent_dim
     encoder = networks.head(networks.trunk(classes), latent_dim)
     decoder = networks.decoder(latent_dim + classes, likelihood.num_params)
@@ -139,9 +137,7 @@ def _one_level(
     return ConditionalVAE(encoder, decoder, likelihood, latent_dim, embedding=labels)
 
 
-def _hierarchical(
-    options: Options, networks: Networks, likelihood: Likelihood
-) -> HierarchicalVAE:
+def _hierarchical(options: Options, networks: Networks, likelihood: Likelihood) -> HierarchicalVAE:
     dims, skip = options.latent_dim, options.skip
 
     # the width of what each level but the top one sees from above

@@ -18,8 +18,7 @@ def listing(root: str | None = None) -> str:
     """
     sections = {
         "data sets (or a path: .npz, .npy, .mat, a folder of images)": [
-            (found.name, f"{found.state:<34}{found.about}")
-            for found in data_set_states(root)
+            (found.name, f"{found.state:<34}{found.about}") for found in data_set_states(root)
         ]
     }
     for kind, table in TABLES.items():
@@ -28,7 +27,5 @@ def listing(root: str | None = None) -> str:
     lines = []
     for title, rows in sections.items():
         lines += [title, *(f"  {name:<32}{about}" for name, about in rows), ""]
-    lines.append(
-        "the papers' experiments: type python -m papers in a checkout of the sources"
-    )
+    lines.append("the papers' experiments: type python -m papers in a checkout of the sources")
     return "\n".join(lines)

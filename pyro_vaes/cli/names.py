@@ -123,21 +123,13 @@ def _levels(info: PixelInfo) -> int:
 MODELS = {
     "vae": Entry("one latent vector per datum, prior N(0, I)"),
     "conditional_vae": Entry("given the label; samples by class"),
-    "hierarchical_vae": Entry(
-        "several levels of latents: --latent-dim 16,8, from the data upwards"
-    ),
+    "hierarchical_vae": Entry("several levels of latents: --latent-dim 16,8, from the data upwards"),
 }
 
 NETWORKS = {
-    "linear": NetworkEntry(
-        "no hidden layer: probabilistic PCA with a Gaussian likelihood", LinearNetworks
-    ),
-    "mlp": NetworkEntry(
-        "fully connected; --hidden are widths (256,256)", MLPNetworks
-    ),
-    "conv": NetworkEntry(
-        "convolutional; --hidden are channels of stride-2 layers (32,64)", ConvNetworks
-    ),
+    "linear": NetworkEntry("no hidden layer: probabilistic PCA with a Gaussian likelihood", LinearNetworks),
+    "mlp": NetworkEntry("fully connected; --hidden are widths (256,256)", MLPNetworks),
+    "conv": NetworkEntry("convolutional; --hidden are channels of stride-2 layers (32,64)", ConvNetworks),
 }
 
 LIKELIHOODS = {
@@ -146,19 +138,13 @@ LIKELIHOODS = {
         lambda _: BernoulliLikelihood(),
         discrete=True,
     ),
-    "continuous_bernoulli": LikelihoodEntry(
-        "a density on [0, 1]", lambda _: ContinuousBernoulliLikelihood()
-    ),
-    "gaussian": LikelihoodEntry(
-        "with one learned scale", lambda _: GaussianLikelihood(0.3, learn_scale=True)
-    ),
+    "continuous_bernoulli": LikelihoodEntry("a density on [0, 1]", lambda _: ContinuousBernoulliLikelihood()),
+    "gaussian": LikelihoodEntry("with one learned scale", lambda _: GaussianLikelihood(0.3, learn_scale=True)),
     "laplace": LikelihoodEntry(
         "double exponential with one learned scale",
         lambda _: LaplaceLikelihood(0.3, learn_scale=True),
     ),
-    "poisson": LikelihoodEntry(
-        "pixels as counts", lambda _: PoissonLikelihood(), raw=True, discrete=True
-    ),
+    "poisson": LikelihoodEntry("pixels as counts", lambda _: PoissonLikelihood(), raw=True, discrete=True),
     "negative_binomial": LikelihoodEntry(
         "pixels as counts, overdispersed",
         lambda _: NegativeBinomialLikelihood(),
@@ -180,20 +166,14 @@ LIKELIHOODS = {
 
 GUIDES = {
     "own": Entry("the guide that comes with the model"),
-    "amortized_normal": GuideEntry(
-        "a diagonal normal over all latents", AmortizedNormal, NormalHead
-    ),
+    "amortized_normal": GuideEntry("a diagonal normal over all latents", AmortizedNormal, NormalHead),
     "amortized_multivariate_normal": GuideEntry(
         "a normal with full covariance over all latents",
         AmortizedMultivariateNormal,
         MultivariateNormalHead,
     ),
-    "amortized_householder": GuideEntry(
-        "4 reflections of a diagonal normal", AmortizedHouseholder, HouseholderHead
-    ),
-    "amortized_iaf": GuideEntry(
-        "4 inverse autoregressive flows", AmortizedIAF, IAFHead
-    ),
+    "amortized_householder": GuideEntry("4 reflections of a diagonal normal", AmortizedHouseholder, HouseholderHead),
+    "amortized_iaf": GuideEntry("4 inverse autoregressive flows", AmortizedIAF, IAFHead),
     "semi_amortized": GuideEntry(
         "4 gradient steps on each image's bound from a diagonal normal",
         lambda model, encoder: SemiAmortized(AmortizedNormal(model, encoder)),
@@ -213,9 +193,7 @@ BOUNDS = {
     ),
     "mean_field": BoundEntry(
         "the ELBO with closed-form KL where there is one",
-        lambda particles, _: TraceMeanField_ELBO(
-            particles, vectorize_particles=particles > 1
-        ),
+        lambda particles, _: TraceMeanField_ELBO(particles, vectorize_particles=particles > 1),
     ),
     "importance_weighted": BoundEntry(
         "importance weighted, --particles 5",
