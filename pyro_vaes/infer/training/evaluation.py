@@ -57,7 +57,7 @@ def evaluate(
     try:
         if facts_of(bound).analytic_kl:  # as in fit: it would be wrong without a word
             with pair.evaluating():
-                raise_if_fatal(mean_field_problems(model, guide, first()))
+                raise_if_fatal(mean_field_problems(pair, first()))
         total, count = total_loss(pair, bound, batches, seed, place)
     except (RuntimeError, TypeError):
         with pair.in_evaluation_mode(), preserve_rng():
