@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pyro_vaes.errors import Cure, use_bound
 from pyro_vaes.infer.bounds.host_sync import without_host_sync
-from pyro_vaes.infer.checks.problems import Args, Problem
+from pyro_vaes.infer.checks.problems import Problem
 from pyro_vaes.infer.checks.program_record import ProgramRecord
-from pyro_vaes.infer.checks.tables import explain, site_table
+from pyro_vaes.infer.checks.tables import Args, explain, site_table
 from pyro_vaes.programs import (
     Pair,
     has_analytic_kl,

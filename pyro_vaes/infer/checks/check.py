@@ -16,7 +16,6 @@ from pyro_vaes.infer.checks.bound_problems import (
     mean_field_problems,
 )
 from pyro_vaes.infer.checks.problems import (
-    Args,
     Problem,
     data_problems,
     failure,
@@ -28,7 +27,7 @@ from pyro_vaes.infer.checks.problems import (
     support_problems,
 )
 from pyro_vaes.infer.checks.program_record import ProgramRecord, record
-from pyro_vaes.infer.checks.tables import trace_table
+from pyro_vaes.infer.checks.tables import Args, trace_table
 from pyro_vaes.programs import (
     Pair,
     Program,

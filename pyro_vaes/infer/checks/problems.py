@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
 from pyro_vaes.infer.checks.program_record import ProgramRecord
-from pyro_vaes.infer.checks.tables import explain
+from pyro_vaes.infer.checks.tables import Args, explain
 from pyro_vaes.programs import Pair, is_auxiliary, is_enumerated, required_arguments
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "support_problems",
 ]
 
-Args = tuple[object, ...]
 CASTS = {
     torch.float32: "float",
     torch.float64: "double",

@@ -13,7 +13,9 @@ from pyro_vaes.infer.checks.program_record import ProgramRecord
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
 from pyro_vaes.programs import Pair, run_pair, sites
 
-__all__ = ["explain", "site_table", "trace_table"]
+__all__ = ["Args", "explain", "site_table", "trace_table"]
+
+Args = tuple[object, ...]
 
 
 def explain(error: Exception) -> tuple[str, tuple[Cure, ...]]:
@@ -78,7 +80,7 @@ def _family(fn: object) -> str:
     return type(fn).__name__
 
 
-def site_table(pair: Pair, args: tuple[object, ...]) -> str:
+def site_table(pair: Pair, args: Args) -> str:
     """The sites of both programs on a batch, with ranges of values and log-densities.
 
     It shows where a NaN came from.

@@ -73,9 +73,9 @@ def total_loss(
     seed: int,
     place: torch.device,
     rank: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """The loss summed over the data (this process's share of them), and their number."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    sums = torch.zeros(2, dtype=torch.float64)
     counter = UnitCounter(pair.model)
 
     with pair.evaluating(), without_host_sync():
@@ -86,7 +86,7 @@ def total_loss(
             value = torch.as_tensor(loss.loss(pair.model, pair.guide, *args))
 
             # of all data that the loss stands for, these rows' share
-            total += units.size / units.num_data * value.double().cpu()
-            count += units.size
+            sums[0] += units.size / units.num_data * value.double().cpu()
+            sums[1] += units.size
 
-    return total, torch.tensor(count, dtype=torch.float64)
+    return sums

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pyro_vaes.errors import CurableError, Cure
 from pyro_vaes.infer.callback import Run
-from pyro_vaes.infer.checks.tables import site_table
+from pyro_vaes.infer.checks.tables import Args, site_table
 from pyro_vaes.infer.optimizers import (
+    gradient_norm,
     halve_learning_rate,
     knows_found_inf,
     release_found_inf,
@@ -20,7 +21,6 @@ from pyro_vaes.infer.optimizers import (
 __all__ = ["Guard", "NonFiniteError", "OnNaN"]
 
 OnNaN = Literal["raise", "skip", "rollback"]
-Args = tuple[object, ...]
 MAX_IN_A_ROW = 20  # steps that may be skipped one after the other
 MAX_ROLLBACKS = 5
 
@@ -89,7 +89,7 @@ class Guard:
             value: The loss per datum.
             size: How many data the batch holds.
         """
-        norm = self._norm()
+        norm = gradient_norm(self.parameters).to(self.device)
         good = torch.isfinite(value + norm)
 
         if self.deferred:
@@ -106,20 +106,15 @@ class Guard:
         else:
             self._act(args, value)
 
-    def finish_epoch(self) -> tuple[tuple[float, float], float]:
-        """(Sum of losses, number of rows) of the epoch and the mean gradient norm."""
+    def finish_epoch(self) -> tuple[Tensor, float]:
+        """The epoch's sum of losses and number of rows, ``(2,)``; its mean gradient norm."""
         self._read_flags()
-        return (self.total.item(), float(max(self.rows, 1))), self.norms.item() / max(self.steps, 1)
+        sums = torch.tensor([self.total.item(), max(self.rows, 1)], dtype=torch.float64)
+        return sums, self.norms.item() / max(self.steps, 1)
 
     def release(self) -> None:
         """Take the flag back from the optimiser: that of the last step must not rule the user's next one."""
         release_found_inf(self.run.optimizer)
-
-    def _norm(self) -> Tensor:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if not gradients:
-            return torch.zeros((), device=self.device)
-        return torch.nn.utils.get_total_norm(gradients)
 
     def _count(self, value: Tensor, norm: Tensor, rows: int) -> None:
         self.total += rows * value
@@ -152,17 +147,23 @@ class Guard:
         if self.on_nan == "skip" and self.in_a_row < MAX_IN_A_ROW:
             self._mend_buffers()
             return
+
         tried = {
             "raise": "",
             "skip": f" {self.in_a_row} steps in a row were skipped.",
             "rollback": f" {self.rollbacks} rollbacks did not help.",
-        }[self.on_nan]
-        gradients = [n for n, p in run.pair.parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
-        named = f" ({', '.join(gradients[:4])})" if gradients else ""
+        }
+        parameters = run.pair.parameters
+        bad = []
+        for name, parameter in parameters.items():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                bad.append(name)
+        named = f" ({', '.join(bad[:4])})" if bad else ""
+
         raise NonFiniteError(
-            f"At step {run.step} the loss is {value.item():g} nats per datum and {len(gradients)} of "
-            f"{len(run.pair.parameters)} gradients are not finite{named}.{tried} The sites on that batch:\n"
-            f"{site_table(run.pair, args)}",
+            f"At step {run.step} the loss is {value.item():g} nats per datum and {len(bad)} of "
+            f"{len(parameters)} gradients are not finite{named}.{tried[self.on_nan]} The "
+            f"sites on that batch:\n{site_table(run.pair, args)}",
             Cure("scale", words="put a floor under the scale"),
             Cure("callbacks", "ClipGradNorm", words="add the callback ClipGradNorm"),
             Cure("callbacks", "KLWarmup", words="add the callback KLWarmup"),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
-from pyro_vaes.infer.batches.batches import Batches, LoaderBatches
+from pyro_vaes.infer.batches.batches import LoaderBatches
 from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.training.checkpoint import (
     RunFacts,
@@ -21,7 +21,7 @@ from pyro_vaes.infer.training.checkpoint import (
     write_checkpoint,
 )
 from pyro_vaes.infer.training.nonfinite import Guard
-from pyro_vaes.infer.training.plan import Training
+from pyro_vaes.infer.training.plan import Prepared, Training
 
 __all__ = ["is_saved", "resume_run", "save_run", "writable"]
 
@@ -81,12 +81,19 @@ def save_run(training: Training, last: Mapping[str, Tensor]) -> None:
     write_checkpoint(prepared.directory, run.pair.state(), facts, state)
 
 
-def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches) -> int:
-    """Put a run back where its checkpoint left it; returns the run's seed.
+def resume_run(prepared: Prepared, run: Run, guard: Guard) -> int:
+    """Put a run back where its checkpoint left it, where that is wanted and there is one.
+
+    Returns:
+        The run's seed.
 
     Raises:
-        ValueError: The checkpoint is damaged, holds no training state, or belongs to another run.
+        ValueError: The checkpoint is damaged, has no training state, or is of another run.
     """
+    directory, batches = prepared.directory, prepared.batches
+    if directory is None or not prepared.plan.resume or not is_saved(directory):
+        return prepared.seed
+
     state, facts, training = read_checkpoint(directory)
     if training is None:
         raise UsageError(
