@@ -105,14 +105,15 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
     pair, bound = Pair(model, guide), as_bound(loss)
     with preserve_rng():
         args = pair.arguments(first_batch(batch, pair.device() or "cpu"))
-    with pair.aside():
+    with pair.aside(), share_dry_runs():
         return check_pair(pair, bound, args)
 
 
 def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> CheckReport:
     """The same for a pair that is run aside already; its parameters are found on the way.
 
-    Both programs are run once, and the loss is computed once.
+    Both programs are run once, and the loss is computed once, if the caller shares dry
+    runs.
 
     Arguments:
         pair: Model and guide.
@@ -124,7 +125,7 @@ def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> C
     if problems:
         return CheckReport("", tuple(problems))
 
-    with warnings.catch_warnings(), share_dry_runs():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pyro.validation_enabled(False):
             try:

@@ -36,7 +36,8 @@ def preflight(prepared: Prepared, units: UnitCounter) -> None:
 
     if held_out is not None:
         args = _args_to_check(prepared, held_out, num_rows(args))
-        with pair.in_evaluation_mode(), pair.aside(keep_params=True):
+        aside = pair.aside(keep_params=True)
+        with pair.in_evaluation_mode(), aside, share_dry_runs():
             report = check_pair(pair, bound, args, trains=False)
         report.raise_if_fatal("In the held-out data: ")
 

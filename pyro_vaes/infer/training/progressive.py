@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from pyro_vaes.infer.callback import Callback, Run
+from pyro_vaes.infer.callback import Callback, Handler, Run
 from pyro_vaes.infer.handlers import scale_latents
 
 __all__ = ["ProgressiveRungs"]
@@ -77,7 +77,7 @@ class ProgressiveRungs(Callback):
         below = range(len(self.sites) - 1, 0, -1)  # L - l for l = 1 .. L - 1
         return [min(1.0, max(0.0, (step - n * self.stage) / self.steps)) for n in below] + [1.0]
 
-    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+    def handler(self, run: Run) -> Handler | None:
         alpha = self.weights(run.step)
         if min(alpha) == 1.0:
             return None

@@ -16,14 +16,16 @@ from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.training.checkpoint import (
     RunFacts,
     TrainingState,
+    beside,
     holds_only_a_checkpoint,
+    is_saved,
     read_checkpoint,
     write_checkpoint,
 )
 from pyro_vaes.infer.training.nonfinite import Guard
 from pyro_vaes.infer.training.plan import Prepared, Training
 
-__all__ = ["is_saved", "resume_run", "save_run", "writable"]
+__all__ = ["resume_run", "save_run", "writable"]
 
 logger = logging.getLogger(__name__)
 _START_ANEW = Cure(
@@ -35,7 +37,7 @@ def writable(directory: pathlib.Path, rank: int = 0) -> pathlib.Path:
     """Make sure, before any training, that checkpoints can be written and overwrite nothing else."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        probe = directory.with_name(f".{directory.name}.probe{rank}")
+        probe = beside(directory, f"probe{rank}")
         probe.write_text("")
         probe.unlink()
         return holds_only_a_checkpoint(directory)
@@ -43,11 +45,6 @@ def writable(directory: pathlib.Path, rank: int = 0) -> pathlib.Path:
         raise ValueError(
             f"Checkpoints cannot be written to {directory}: {error}. Choose a directory you may write to."
         ) from error
-
-
-def is_saved(directory: pathlib.Path) -> bool:
-    """Whether there is a checkpoint, whole or left behind by a kill between two renames."""
-    return directory.exists() or directory.with_name(f".{directory.name}.old").exists()
 
 
 def save_run(training: Training, last: Mapping[str, Tensor]) -> None:
