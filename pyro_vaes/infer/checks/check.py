@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyro
 from pyro.infer import ELBO
 
+from pyro_vaes.errors import UsageError
 from pyro_vaes.infer.batches.batches import first_batch
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.checks.arguments import as_bound
@@ -20,7 +21,6 @@ from pyro_vaes.infer.checks.problems import (
     data_problems,
     failure,
     plate_problems,
-    raise_if_fatal,
     scale_problems,
     shape_problems,
     site_problems,
@@ -58,12 +58,16 @@ class CheckReport:
         return not any(p.fatal for p in self.problems)
 
     def raise_if_fatal(self, before: str = "") -> None:
-        """Raise a ValueError that holds the fatal problems, if there are any.
+        """Raise a ValueError with the fatal problems and their cures, if there are any.
 
         Arguments:
             before: What to say first.
         """
-        raise_if_fatal(self.problems, before)
+        fatal = [problem for problem in self.problems if problem.fatal]
+        if fatal:
+            text = " ".join(problem.message for problem in fatal)
+            cures = dict.fromkeys(cure for problem in fatal for cure in problem.cures)
+            raise UsageError(before + text, *cures)
 
     def __str__(self) -> str:
         lines = [f"{'error' if p.fatal else 'note'}: {p.text}" for p in self.problems] or ["no problems found"]

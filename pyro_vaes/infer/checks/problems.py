@@ -4,7 +4,7 @@ It looks at sites, shapes, supports, plates and scales.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,6 @@ __all__ = [
     "data_problems",
     "failure",
     "plate_problems",
-    "raise_if_fatal",
     "scale_problems",
     "shape_problems",
     "site_problems",
@@ -55,20 +54,6 @@ class Problem:
     def text(self) -> str:
         """The message with its cures behind it."""
         return str(UsageError(self.message, *self.cures))
-
-
-def raise_if_fatal(problems: Iterable[Problem], before: str = "") -> None:
-    """Raise an error that holds the fatal problems, if there are any, and their cures.
-
-    Arguments:
-        problems: What was found.
-        before: What to say first.
-    """
-    fatal = [problem for problem in problems if problem.fatal]
-    if fatal:
-        text = " ".join(problem.message for problem in fatal)
-        cures = dict.fromkeys(cure for problem in fatal for cure in problem.cures)
-        raise UsageError(before + text, *cures)
 
 
 def data_problems(args: Args) -> Iterator[Problem]:

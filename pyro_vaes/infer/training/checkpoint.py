@@ -26,12 +26,11 @@ from pyro_vaes.programs import Pair, Program
 __all__ = [
     "RunFacts",
     "TrainingState",
-    "beside",
-    "holds_only_a_checkpoint",
     "is_saved",
     "load_weights",
     "read_checkpoint",
     "save_weights",
+    "writable",
     "write_checkpoint",
 ]
 
@@ -111,17 +110,17 @@ def _materialised(model: Program, guide: Program, args: tuple[object, ...]) -> P
     return pair
 
 
-def beside(directory: pathlib.Path, ending: str) -> pathlib.Path:
+def _beside(directory: pathlib.Path, ending: str) -> pathlib.Path:
     """A hidden neighbour of a directory, on the same disk."""
     return directory.with_name(f".{directory.name}.{ending}")
 
 
 def is_saved(directory: pathlib.Path) -> bool:
     """Whether there is a checkpoint, whole or left behind by a kill between two renames."""
-    return directory.exists() or beside(directory, "old").exists()
+    return directory.exists() or _beside(directory, "old").exists()
 
 
-def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
+def _holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
     """The directory itself, if replacing it loses nothing but an older checkpoint.
 
     Raises:
@@ -143,6 +142,20 @@ def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
     return directory
 
 
+def writable(directory: pathlib.Path, rank: int = 0) -> pathlib.Path:
+    """Make sure, before any training, that checkpoints can be written and overwrite nothing else."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        probe = _beside(directory, f"probe{rank}")
+        probe.write_text("")
+        probe.unlink()
+        return _holds_only_a_checkpoint(directory)
+    except OSError as error:
+        raise ValueError(
+            f"Checkpoints cannot be written to {directory}: {error}. Choose a directory you may write to."
+        ) from error
+
+
 def write_checkpoint(
     directory: pathlib.Path,
     state: Mapping[str, Tensor],
@@ -155,8 +168,8 @@ def write_checkpoint(
         ValueError: The directory cannot be written, or holds other files, which would be
             lost.
     """
-    holds_only_a_checkpoint(directory)
-    fresh, old = beside(directory, "new"), beside(directory, "old")
+    _holds_only_a_checkpoint(directory)
+    fresh, old = _beside(directory, "new"), _beside(directory, "old")
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
     try:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -193,7 +206,7 @@ def read_checkpoint(
     """
     if not (directory / FACTS).exists():
         # a kill between the two renames leaves the old one
-        old = beside(directory, "old")
+        old = _beside(directory, "old")
         if not (old / FACTS).exists():
             raise FileNotFoundError(
                 f"There is no checkpoint in {directory}: {FACTS} is missing. Is the path right?"

@@ -10,8 +10,7 @@ from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.bounds.host_sync import without_host_sync
 from pyro_vaes.infer.checks.arguments import as_bound
 from pyro_vaes.infer.checks.bound_problems import mean_field_problems
-from pyro_vaes.infer.checks.check import check
-from pyro_vaes.infer.checks.problems import raise_if_fatal
+from pyro_vaes.infer.checks.check import CheckReport, check
 from pyro_vaes.programs import Pair, Program, UnitCounter, preserve_rng
 
 __all__ = ["evaluate", "total_loss"]
@@ -57,7 +56,8 @@ def evaluate(
     try:
         if facts_of(bound).analytic_kl:  # as in fit: it would be wrong without a word
             with pair.evaluating():
-                raise_if_fatal(mean_field_problems(pair, first()))
+                problems = tuple(mean_field_problems(pair, first()))
+            CheckReport("", problems).raise_if_fatal()
         total, count = total_loss(pair, bound, batches, seed, place)
     except (RuntimeError, TypeError):
         with pair.in_evaluation_mode(), preserve_rng():

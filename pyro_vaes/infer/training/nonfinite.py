@@ -1,4 +1,7 @@
-"""What to do about losses and gradients that are not finite, without a host synchronisation in every step."""
+"""What to do about losses and gradients that are not finite.
+
+It needs no host synchronisation in every step.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -39,10 +42,11 @@ class _Deferred(NamedTuple):
 
 
 class Guard:
-    """Steps the optimiser where loss and gradients are finite, and keeps the epoch's sums on the device.
+    """Steps the optimiser where loss and gradients are finite.
 
-    On the CPU each step is looked at before it is taken. On other devices an optimiser that knows ``found_inf`` (the
-    fused ones) skips bad steps by itself and the flags are read every 50 steps.
+    It keeps the epoch's sums on the device. On the CPU each step is looked at before it is
+    taken. On other devices an optimiser that knows ``found_inf`` (the fused ones) skips bad
+    steps by itself and the flags are read every 50 steps.
 
     Arguments:
         run: The run whose optimiser is stepped.
@@ -60,7 +64,8 @@ class Guard:
         self.parameters = list(run.pair.parameters.values())
 
     def start_epoch(self) -> None:
-        self.total = torch.zeros((), dtype=torch.float64 if self.device.type == "cpu" else None, device=self.device)
+        dtype = torch.float64 if self.device.type == "cpu" else None
+        self.total = torch.zeros((), dtype=dtype, device=self.device)
         self.norms = torch.zeros_like(self.total)
         self.rows = self.steps = 0
         self.pending: list[_Deferred] = []
@@ -113,7 +118,7 @@ class Guard:
         return sums, self.norms.item() / max(self.steps, 1)
 
     def release(self) -> None:
-        """Take the flag back from the optimiser: that of the last step must not rule the user's next one."""
+        """Take the flag back from the optimiser."""
         release_found_inf(self.run.optimizer)
 
     def _count(self, value: Tensor, norm: Tensor, rows: int) -> None:
@@ -141,6 +146,7 @@ class Guard:
         run = self.run
         run.history.skipped += 1
         self.in_a_row += 1
+
         if self.on_nan == "rollback" and self.rollbacks < MAX_ROLLBACKS:
             self._roll_back()
             return
@@ -172,7 +178,7 @@ class Guard:
         )
 
     def _roll_back(self) -> None:
-        """Back to the epoch's start at half the learning rate; a second time, at a quarter, and so on."""
+        """Back to the epoch's start at half the learning rate; then at a quarter, and so on."""
         run = self.run
         self.rollbacks += 1
         run.pair.load_state(self.weights)
@@ -183,7 +189,7 @@ class Guard:
         self._take_snapshot()
 
     def _mend_buffers(self) -> None:
-        """A skipped batch has been through the networks all the same: running statistics must not stay NaN."""
+        """Give running statistics that a skipped batch has made NaN their old values."""
         for name, tensor in self.run.pair.state().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 tensor.copy_(self.weights[name])

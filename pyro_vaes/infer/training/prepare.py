@@ -1,23 +1,22 @@
 """Before the first step: what was asked for is read, checked, and put together."""
 
 import pathlib
-from collections.abc import Sequence
 
 import torch
-from pyro.infer import ELBO
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.infer.batches.batches import as_batches, train_and_valid
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.facts import facts_of, layers
-from pyro_vaes.infer.callback import Callback, Run
+from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.checks.arguments import as_bound, as_callbacks, as_device
 from pyro_vaes.infer.checks.last_batch import keep_or_drop_last
 from pyro_vaes.infer.optimizers import make_optimizer
+from pyro_vaes.infer.training.checkpoint import writable
 from pyro_vaes.infer.training.nonfinite import Guard
 from pyro_vaes.infer.training.plan import Plan, Prepared, Training
 from pyro_vaes.infer.training.preflight import preflight
-from pyro_vaes.infer.training.resume import resume_run, writable
+from pyro_vaes.infer.training.resume import resume_run
 from pyro_vaes.infer.training.step import Step
 from pyro_vaes.programs import Pair, Program, UnitCounter
 
@@ -32,7 +31,14 @@ def prepare(plan: Plan, model: Program, guide: Program, data: object, valid: obj
     """
     pair, bound = Pair(model, guide), as_bound(plan.loss)
     callbacks = as_callbacks(plan.callbacks)
-    _refuse_idle_kl_weights(bound, callbacks)
+    for callback in callbacks:
+        if callback.weighs_kl and not facts_of(bound).has_kl:
+            raise UsageError(
+                f"{type(callback).__name__} weighs the KL term, and the bound "
+                f"{type(bound).__name__} has none: it would do nothing.",
+                use_bound(),
+                Cure("callbacks", words="leave the callback out"),
+            )
     for layer in layers(bound):
         if isinstance(layer, Bound):
             callbacks = (*callbacks, *layer.callbacks())
@@ -92,15 +98,3 @@ def start(prepared: Prepared) -> Training:
     seed = resume_run(prepared, run, guard)
     step = Step(run, prepared.bound, plan.fabric)
     return Training(prepared, run, guard, step, units, seed)
-
-
-def _refuse_idle_kl_weights(bound: ELBO, callbacks: Sequence[Callback]) -> None:
-    """Raise where a callback weighs a KL term that the bound does not have."""
-    for callback in callbacks:
-        if callback.weighs_kl and not facts_of(bound).has_kl:
-            raise UsageError(
-                f"{type(callback).__name__} weighs the KL term, and the bound "
-                f"{type(bound).__name__} has none: it would do nothing.",
-                use_bound(),
-                Cure("callbacks", words="leave the callback out"),
-            )

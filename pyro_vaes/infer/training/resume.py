@@ -16,8 +16,6 @@ from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.training.checkpoint import (
     RunFacts,
     TrainingState,
-    beside,
-    holds_only_a_checkpoint,
     is_saved,
     read_checkpoint,
     write_checkpoint,
@@ -25,26 +23,12 @@ from pyro_vaes.infer.training.checkpoint import (
 from pyro_vaes.infer.training.nonfinite import Guard
 from pyro_vaes.infer.training.plan import Prepared, Training
 
-__all__ = ["resume_run", "save_run", "writable"]
+__all__ = ["resume_run", "save_run"]
 
 logger = logging.getLogger(__name__)
 _START_ANEW = Cure(
     "resume", False, words="load the weights with load_weights(directory, model, guide) and start a new run"
 )
-
-
-def writable(directory: pathlib.Path, rank: int = 0) -> pathlib.Path:
-    """Make sure, before any training, that checkpoints can be written and overwrite nothing else."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        probe = beside(directory, f"probe{rank}")
-        probe.write_text("")
-        probe.unlink()
-        return holds_only_a_checkpoint(directory)
-    except OSError as error:
-        raise ValueError(
-            f"Checkpoints cannot be written to {directory}: {error}. Choose a directory you may write to."
-        ) from error
 
 
 def save_run(training: Training, last: Mapping[str, Tensor]) -> None:
