@@ -32,15 +32,14 @@ __all__ = [
 ]
 
 
-def enumeration_problems(
-    guide: ProgramRecord, model: ProgramRecord, bound: ELBO
-) -> Iterator[Problem]:
+def enumeration_problems(guide: ProgramRecord, model: ProgramRecord, bound: ELBO) -> Iterator[Problem]:
     """Sites that are left to be summed over, with a bound that does not sum."""
     for name, site in {**model.sites, **guide.sites}.items():
         if is_enumerated(site) and is_latent(site):
             does = "draw it from the prior"
             if name in guide.sites:
                 does = "draw it, at a high variance"
+
             words = "a model without the site, whose prior is the mixture itself"
             yield Problem(
                 f"The site {name!r} is to be enumerated, but {type(bound).__name__} does not "
@@ -93,6 +92,7 @@ def loss_problems(pair: Pair, loss: ELBO, args: Args, *, trains: bool) -> Iterat
     that finds its parameters.
     """
     value: Tensor | float | None
+
     try:
         with pyro.validation_enabled(True):
             if trains:
@@ -101,6 +101,7 @@ def loss_problems(pair: Pair, loss: ELBO, args: Args, *, trains: bool) -> Iterat
             else:
                 with torch.no_grad():
                     value = loss.loss(pair.model, pair.guide, *args)
+
     except Exception as error:
         message, cures = explain(error)
         yield Problem(f"{type(loss).__name__} fails on this pair: {message}", cures=cures)

@@ -147,9 +147,7 @@ def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> C
     return CheckReport(trace_table(guide, model), tuple(problems))
 
 
-def _problems(
-    pair: Pair, bound: ELBO, args: Args, guide: ProgramRecord, model: ProgramRecord
-) -> list[Problem]:
+def _problems(pair: Pair, bound: ELBO, args: Args, guide: ProgramRecord, model: ProgramRecord) -> list[Problem]:
     """What a dry run of each program shows."""
     facts = facts_of(bound)
     problems = [*site_problems(guide, model)]

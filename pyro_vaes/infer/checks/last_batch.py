@@ -56,10 +56,7 @@ def keep_or_drop_last(
                 "in batches of their own. Leave the short one out there: DataLoader(..., "
                 "drop_last=True)."
             )
-    elif drop_last or (
-        drop_last is None
-        and (min_rows > 1 or _is_refused(pair, batches, batches.last_size))
-    ):
+    elif drop_last or (drop_last is None and (min_rows > 1 or _is_refused(pair, batches, batches.last_size))):
         batches = batches.whole()
 
     if isinstance(batches, SourceBatches):
@@ -94,8 +91,7 @@ def _too_few(pair: Pair, batches: SourceBatches, bound: ELBO, min_rows: int) -> 
 
     if rows < min_rows:
         return (
-            f"a size of {rows}, but {type(bound).__name__} compares the rows of a batch and "
-            f"needs at least {min_rows}"
+            f"a size of {rows}, but {type(bound).__name__} compares the rows of a batch and needs at least {min_rows}"
         )
     if _is_refused(pair, batches, last):
         return f"a size of {last}, but {BATCH_NORM}"

@@ -64,10 +64,7 @@ def data_problems(args: Args) -> Iterator[Problem]:
             continue
 
         if value.dim() and len(value) == 0:
-            yield Problem(
-                f"The batch is empty: {name} has shape {tuple(value.shape)}. Is the split "
-                "or filter right?"
-            )
+            yield Problem(f"The batch is empty: {name} has shape {tuple(value.shape)}. Is the split or filter right?")
         elif value.is_floating_point() and not value.isfinite().all():
             bad = (~value.isfinite()).sum().item()
             yield Problem(
@@ -143,10 +140,7 @@ def site_problems(guide: ProgramRecord, model: ProgramRecord) -> Iterator[Proble
 
     for name, site in model.drawn.items():
         if name not in guide.sites and not is_enumerated(site):
-            yield Problem(
-                f"The model's latent site {name!r} has no counterpart in the guide; sample "
-                "it there too."
-            )
+            yield Problem(f"The model's latent site {name!r} has no counterpart in the guide; sample it there too.")
 
     for name, site in guide.sites.items():
         if name not in model.sites and not is_auxiliary(site) and not site["is_observed"]:
@@ -223,10 +217,7 @@ def support_problems(pair: Pair, model: ProgramRecord) -> Iterator[Problem]:
         kind = type(fn).__name__
         cure = _hint(pair, value)
         if not cure and kind == "Bernoulli":
-            cure = (
-                "the data are grey but the likelihood is binary: binarise them, or use a "
-                "continuous Bernoulli."
-            )
+            cure = "the data are grey but the likelihood is binary: binarise them, or use a continuous Bernoulli."
         low, high = value.min().item(), value.max().item()
         yield Problem(
             f"The observed {name!r} lies outside the support of its {kind} distribution "

@@ -46,9 +46,7 @@ class LearningRate(Callback):
         per_step: Whether it moves after each step rather than each epoch.
     """
 
-    def __init__(
-        self, schedule: Callable[[Optimizer], LRScheduler], *, per_step: bool = False
-    ) -> None:
+    def __init__(self, schedule: Callable[[Optimizer], LRScheduler], *, per_step: bool = False) -> None:
         self.schedule, self.per_step = schedule, per_step
 
     def start(self, run: Run) -> None:
@@ -173,9 +171,7 @@ class EarlyStopping(Callback):
 
     def start(self, run: Run) -> None:
         if not run.held_out:
-            raise ValueError(
-                "EarlyStopping watches held-out data, but there are none: pass valid=... to fit."
-            )
+            raise ValueError("EarlyStopping watches held-out data, but there are none: pass valid=... to fit.")
         self.best, self.best_epoch = math.inf, 0
         self.weights: dict[str, Tensor] = {}
 

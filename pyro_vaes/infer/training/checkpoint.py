@@ -208,16 +208,11 @@ def read_checkpoint(
         # a kill between the two renames leaves the old one
         old = _beside(directory, "old")
         if not (old / FACTS).exists():
-            raise FileNotFoundError(
-                f"There is no checkpoint in {directory}: {FACTS} is missing. Is the path right?"
-            )
+            raise FileNotFoundError(f"There is no checkpoint in {directory}: {FACTS} is missing. Is the path right?")
         directory = old
 
     def damaged(what: str) -> ValueError:
-        return ValueError(
-            f"The checkpoint in {directory} is damaged: {what}. Restore it from a copy, or "
-            "train again."
-        )
+        return ValueError(f"The checkpoint in {directory} is damaged: {what}. Restore it from a copy, or train again.")
 
     try:
         facts = json.loads((directory / FACTS).read_text())

@@ -62,6 +62,8 @@ def _args_to_check(prepared: Prepared, batches: Batches, rows: int | None = None
 
     with preserve_rng():
         for batch in batches.epoch(prepared.seed, 0, prepared.place):
-            args = pair.arguments(batch)
-            return tuple(v[:rows] if isinstance(v, Tensor) else v for v in args)
+            args = []
+            for value in pair.arguments(batch):
+                args.append(value[:rows] if isinstance(value, Tensor) else value)
+            return tuple(args)
     raise ValueError("The data has no batches. Is the loader's data set empty?")

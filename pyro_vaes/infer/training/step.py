@@ -144,14 +144,10 @@ class _LossModule(nn.Module):
         super().__init__()
         if not hasattr(loss, "differentiable_loss"):
             raise ValueError(
-                f"Fabric needs a bound with a differentiable loss, but {type(loss).__name__} "
-                "has none; use Trace_ELBO?"
+                f"Fabric needs a bound with a differentiable loss, but {type(loss).__name__} has none; use Trace_ELBO?"
             )
         if not facts_of(loss).one_loss:
-            raise ValueError(
-                "Fabric takes one step per batch; use schedule='simultaneous' with several "
-                "processes."
-            )
+            raise ValueError("Fabric takes one step per batch; use schedule='simultaneous' with several processes.")
         if getattr(fabric.strategy.precision, "scaler", None) is not None:
             raise ValueError(
                 "Fabric's precision '16-mixed' scales the loss, which clipping and the NaN policy "
@@ -171,8 +167,10 @@ class _LossModule(nn.Module):
         self.pair, self.loss, self.fabric = pair, loss, fabric
 
     def forward(self, *args: object) -> Tensor:
-        shared = self.fabric.world_size > 1
-        with global_batch(self._all_gather if shared else None):
+        all_gather = None
+        if self.fabric.world_size > 1:
+            all_gather = self._all_gather
+        with global_batch(all_gather):
             return self.loss.differentiable_loss(self.pair.model, self.pair.guide, *args)
 
     def _all_gather(self, rows: Tensor) -> Tensor:
