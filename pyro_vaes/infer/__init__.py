@@ -46,6 +46,7 @@ from pyro_vaes.infer.training.callbacks import (
     TensorBoard,
 )
 from pyro_vaes.infer.training.checkpoint import (
+    is_saved,
     load_weights,
     read_checkpoint,
     save_weights,
@@ -54,7 +55,6 @@ from pyro_vaes.infer.training.evaluation import evaluate
 from pyro_vaes.infer.training.fit import fit
 from pyro_vaes.infer.training.nonfinite import NonFiniteError, OnNaN
 from pyro_vaes.infer.training.progressive import ProgressiveRungs
-from pyro_vaes.infer.training.resume import is_saved
 from pyro_vaes.infer.training.weight_average import WeightAverage
 from pyro_vaes.programs import local_parameters
 

@@ -5,8 +5,8 @@ remember goes through ``state_dict``, so that a resumed run goes on exactly as a
 uninterrupted one.
 """
 
-import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from pyro_vaes.infer.history import History
 from pyro_vaes.programs import Pair
 
-__all__ = ["Callback", "Run", "State"]
+__all__ = ["Callback", "Handler", "Run", "State"]
 
+Handler = AbstractContextManager[object]
 State = dict[str, object]
 
 
@@ -54,14 +55,16 @@ class Callback:
 
     Attributes:
         weighs_kl: Whether its handler weighs the KL term, which some bounds do not have.
+        remembered: Names of the attributes that a resumed run must know.
     """
 
     weighs_kl = False
+    remembered: Sequence[str] = ()
 
     def start(self, run: Run) -> None:
         """Before the first step, resumed or not."""
 
-    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+    def handler(self, run: Run) -> Handler | None:
         """An effect handler to run this step's loss under, or None."""
         return None
 
@@ -72,23 +75,32 @@ class Callback:
         """After the optimiser's step."""
 
     def kept(self, run: Run) -> None:
-        """After a run that may roll back has kept a copy of the weights, at an epoch's start or after a rollback."""
+        """After a run that may roll back has kept a copy of the weights.
+
+        It does so at an epoch's start and after a rollback.
+        """
 
     def rolled_back(self, run: Run) -> None:
-        """After the weights went back to the epoch's start and the learning rate was halved."""
+        """After a return to the weights of the epoch's start, at half the learning rate."""
 
     def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
-        """The weights by name to evaluate and to leave behind, or None for those that the steps have reached."""
+        """The weights by name to evaluate and to leave behind.
+
+        None stands for those that the steps have reached.
+        """
         return None
 
     def epoch(self, run: Run) -> None:
-        """After an epoch and its held-out evaluation, with the weights that were evaluated in place."""
+        """After an epoch and its held-out evaluation, whose weights are in place."""
 
     def finish(self, run: Run) -> None:
         """After the last epoch, also when stopped early."""
 
     def state_dict(self) -> State:
-        return {}
+        """What a resumed run must know."""
+        return {name: getattr(self, name) for name in self.remembered}
 
     def load_state_dict(self, state: State) -> None:
-        pass
+        """Take up what a checkpoint remembers."""
+        for name in self.remembered:
+            setattr(self, name, state[name])

@@ -1,6 +1,8 @@
 """Optimisers as users give them, and steps that are taken only where they are finite."""
 
 from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import TypeAlias
 
 import torch
 from pyro.optim import PyroOptim
@@ -9,6 +11,8 @@ from torch.optim import Optimizer
 
 __all__ = [
     "MakeOptimizer",
+    "OptimizerLike",
+    "gradient_norm",
     "halve_learning_rate",
     "knows_found_inf",
     "make_optimizer",
@@ -18,9 +22,10 @@ __all__ = [
 ]
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+OptimizerLike: TypeAlias = MakeOptimizer | Optimizer | PyroOptim
 
 
-def make_optimizer(optim: MakeOptimizer | Optimizer | PyroOptim | None, parameters: list[Tensor]) -> Optimizer:
+def make_optimizer(optim: OptimizerLike | None, parameters: list[Tensor]) -> Optimizer:
     """A torch optimiser of the parameters, from any of the things that ``fit`` takes for one.
 
     Raises:
@@ -69,13 +74,16 @@ def halve_learning_rate(optimizer: Optimizer) -> None:
                 group[rate] = 0.5 * group[rate]
 
 
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The norm of all gradients together; 0 without any."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
 def step_if_finite(optimizer: Optimizer, loss: Tensor) -> None:
     """Take an optimiser's step unless the loss or a gradient is not finite."""
-    gradients = []
-    for group in optimizer.param_groups:
-        gradients += [p.grad for p in group["params"] if p.grad is not None]
-
-    good = torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients))
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    good = torch.isfinite(loss + gradient_norm(parameters))
     if knows_found_inf(optimizer, loss.device):
         step_where(optimizer, good)
         release_found_inf(optimizer)

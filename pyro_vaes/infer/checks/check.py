@@ -6,43 +6,38 @@ from dataclasses import dataclass
 import pyro
 from pyro.infer import ELBO
 
+from pyro_vaes.errors import UsageError
 from pyro_vaes.infer.batches.batches import first_batch
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.checks.arguments import as_bound
 from pyro_vaes.infer.checks.bound_problems import (
     density_problems,
     enumeration_problems,
-    gradient_problems,
+    loss_problems,
     mean_field_problems,
-    value_problems,
 )
 from pyro_vaes.infer.checks.problems import (
     Problem,
     data_problems,
     failure,
     plate_problems,
-    raise_if_fatal,
     scale_problems,
     shape_problems,
     site_problems,
     support_problems,
 )
-from pyro_vaes.infer.checks.tables import trace_table
+from pyro_vaes.infer.checks.program_record import ProgramRecord, record
+from pyro_vaes.infer.checks.tables import Args, trace_table
 from pyro_vaes.programs import (
-    OBJECTIVE,
     Pair,
     Program,
-    Sites,
     dry_run,
     dry_run_pair,
     preserve_rng,
     share_dry_runs,
-    sites,
 )
 
 __all__ = ["CheckReport", "check", "check_pair"]
-
-Args = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -63,12 +58,16 @@ class CheckReport:
         return not any(p.fatal for p in self.problems)
 
     def raise_if_fatal(self, before: str = "") -> None:
-        """Raise a ValueError that holds the fatal problems, if there are any.
+        """Raise a ValueError with the fatal problems and their cures, if there are any.
 
         Arguments:
             before: What to say first.
         """
-        raise_if_fatal(self.problems, before)
+        fatal = [problem for problem in self.problems if problem.fatal]
+        if fatal:
+            text = " ".join(problem.message for problem in fatal)
+            cures = dict.fromkeys(cure for problem in fatal for cure in problem.cures)
+            raise UsageError(before + text, *cures)
 
     def __str__(self) -> str:
         lines = [f"{'error' if p.fatal else 'note'}: {p.text}" for p in self.problems] or ["no problems found"]
@@ -111,14 +110,15 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
     pair, bound = Pair(model, guide), as_bound(loss)
     with preserve_rng():
         args = pair.arguments(first_batch(batch, pair.device() or "cpu"))
-    with pair.aside():
+    with pair.aside(), share_dry_runs():
         return check_pair(pair, bound, args)
 
 
 def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> CheckReport:
     """The same for a pair that is run aside already; its parameters are found on the way.
 
-    Both programs are run once, and the loss is computed once.
+    Both programs are run once, and the loss is computed once, if the caller shares dry
+    runs.
 
     Arguments:
         pair: Model and guide.
@@ -130,39 +130,39 @@ def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> C
     if problems:
         return CheckReport("", tuple(problems))
 
-    with warnings.catch_warnings(), share_dry_runs():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pyro.validation_enabled(False):
             try:
                 traces = dry_run_pair(pair.model, pair.guide, args)
             except Exception as error:
                 return _report_failure(pair, args, error)
-            guide = sites(traces.guide, OBJECTIVE)
-            model = sites(traces.model, OBJECTIVE)
+            guide = record("guide", traces.guide)
+            model = record("model", traces.model)
             problems = _problems(pair, bound, args, guide, model)
 
         if not any(p.fatal for p in problems):
-            of_the_loss = gradient_problems if trains else value_problems
-            problems += of_the_loss(pair, bound, args)
+            problems += loss_problems(pair, bound, args, trains=trains)
 
-    by_weight = sorted(problems, key=lambda problem: not problem.fatal)
-    table = trace_table(sites(traces.guide), sites(traces.model))
-    return CheckReport(table, tuple(by_weight))
+    problems.sort(key=lambda problem: not problem.fatal)
+    return CheckReport(trace_table(guide, model), tuple(problems))
 
 
-def _problems(pair: Pair, bound: ELBO, args: Args, guide: Sites, model: Sites) -> list[Problem]:
-    """What the sites of a dry run show."""
-    problems = [
-        *site_problems(guide, model),
-        *enumeration_problems(guide, model, bound),
-        *shape_problems(guide, "guide"),
-        *shape_problems(model, "model"),
-        *support_problems(pair, model),
-        *plate_problems(guide, model, args),
-        *scale_problems(guide, model),
-    ]
-    if facts_of(bound).analytic_kl and not any(p.fatal for p in problems):
-        problems += mean_field_problems(pair.model, pair.guide, args)
+def _problems(pair: Pair, bound: ELBO, args: Args, guide: ProgramRecord, model: ProgramRecord) -> list[Problem]:
+    """What a dry run of each program shows."""
+    facts = facts_of(bound)
+    problems = [*site_problems(guide, model)]
+    if not facts.enumerates:
+        problems += enumeration_problems(guide, model, bound)
+
+    problems += shape_problems(guide)
+    problems += shape_problems(model)
+    problems += support_problems(pair, model)
+    problems += plate_problems(guide, model, args)
+    problems += scale_problems(guide, model)
+
+    if facts.analytic_kl and not any(p.fatal for p in problems):
+        problems += mean_field_problems(pair, args)
         problems += density_problems(guide)
     return problems
 
@@ -170,8 +170,7 @@ def _problems(pair: Pair, bound: ELBO, args: Args, guide: Sites, model: Sites) -
 def _report_failure(pair: Pair, args: Args, error: Exception) -> CheckReport:
     """Which of the programs fails, and why."""
     try:
-        guide = sites(dry_run(pair.guide, args))
+        guide = record("guide", dry_run(pair.guide, args))
     except Exception as failed:
         return CheckReport("", (failure(pair, "guide", args, failed),))
-    problem = failure(pair, "model", args, error)
-    return CheckReport(trace_table(guide, None), (problem,))
+    return CheckReport(trace_table(guide), (failure(pair, "model", args, error),))

@@ -1,4 +1,7 @@
-"""Whether the bound and the networks can take the last, short batch of the data: found before any training."""
+"""Whether bound and networks can take the last, short batch of the data.
+
+That is found out before any training.
+"""
 
 import warnings
 
@@ -53,11 +56,11 @@ def keep_or_drop_last(
                 "in batches of their own. Leave the short one out there: DataLoader(..., "
                 "drop_last=True)."
             )
-    elif drop_last or (drop_last is None and (min_rows > 1 or _is_refused(pair, batches))):
+    elif drop_last or (drop_last is None and (min_rows > 1 or _is_refused(pair, batches, batches.last_size))):
         batches = batches.whole()
 
     if isinstance(batches, SourceBatches):
-        too_few = _too_few(pair, batches, batches.last_size, bound, min_rows)
+        too_few = _too_few(pair, batches, bound, min_rows)
         cures = [ANOTHER_SIZE, LEAVE_OUT]
         if drop_last is False:
             detail = ", which leaves out another row in each epoch"
@@ -67,9 +70,7 @@ def keep_or_drop_last(
             raise UsageError(message, *cures)
 
     if isinstance(held_out, SourceBatches):
-        # each process evaluates rows of its own, where there are any for it
-        rows = max(held_out.last_size // held_out.world_size, 1)
-        too_few = _too_few(pair, held_out, rows, bound, min_rows)
+        too_few = _too_few(pair, held_out, bound, min_rows)
         if too_few:
             raise UsageError(
                 f"The last batch of the held-out data has {too_few} (a batch of held-out data "
@@ -81,27 +82,32 @@ def keep_or_drop_last(
     return batches
 
 
-def _too_few(pair: Pair, batches: SourceBatches, rows: int, bound: ELBO, min_rows: int) -> str | None:
-    """Why a last batch with that many rows cannot be taken, if it cannot."""
+def _too_few(pair: Pair, batches: SourceBatches, bound: ELBO, min_rows: int) -> str | None:
+    """Why the last batch cannot be taken, if it cannot."""
+    last = rows = batches.last_size
+    if not batches.shuffle:
+        # each process evaluates rows of its own, where there are any for it
+        rows = max(last // batches.world_size, 1)
+
     if rows < min_rows:
         return (
             f"a size of {rows}, but {type(bound).__name__} compares the rows of a batch and needs at least {min_rows}"
         )
-    if _is_refused(pair, batches):
-        return f"a size of {batches.last_size}, but {BATCH_NORM}"
+    if _is_refused(pair, batches, last):
+        return f"a size of {last}, but {BATCH_NORM}"
     return None
 
 
-def _is_refused(pair: Pair, batches: SourceBatches) -> bool:
+def _is_refused(pair: Pair, batches: SourceBatches, last: int) -> bool:
     """Whether torch refuses a last batch that has one row in a process.
 
     It is tried, as that depends on the networks: one row has many values per channel where
     there are pixels, and statistics may be frozen.
     """
     # while training, equally many in each process
-    shares = {-(-batches.last_size // batches.world_size)}
+    shares = {-(-last // batches.world_size)}
     if not batches.shuffle:
-        shares.add(batches.last_size // batches.world_size)
+        shares.add(last // batches.world_size)
     if 1 not in shares:
         return False
 

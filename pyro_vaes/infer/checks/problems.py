@@ -1,40 +1,39 @@
-"""What may be wrong with a batch and the traces of a pair on it, in words: sites, shapes, supports, plates, scales."""
+"""What may be wrong with a batch and the dry runs of a pair on it, in words.
+
+It looks at sites, shapes, supports, plates and scales.
+"""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
-from pyro_vaes.infer.checks.tables import explain
-from pyro_vaes.programs import (
-    Pair,
-    Sites,
-    is_auxiliary,
-    is_enumerated,
-    is_latent,
-    plates,
-    required_arguments,
-)
+from pyro_vaes.infer.checks.program_record import ProgramRecord
+from pyro_vaes.infer.checks.tables import Args, explain
+from pyro_vaes.programs import Pair, is_auxiliary, is_enumerated, required_arguments
 
 __all__ = [
     "Problem",
     "data_problems",
     "failure",
     "plate_problems",
-    "raise_if_fatal",
     "scale_problems",
     "shape_problems",
     "site_problems",
     "support_problems",
 ]
 
-CASTS = {torch.float32: "float", torch.float64: "double", torch.float16: "half", torch.bfloat16: "bfloat16"}
-DTYPE_ERROR = re.compile(r"dtype|scalar type|should be the same")  # of torch, where an operation gets two dtypes
-Hint = Callable[[Tensor], str | None]  # what a likelihood says about data that it cannot score
+CASTS = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.float16: "half",
+    torch.bfloat16: "bfloat16",
+}
+# of torch, where an operation gets two dtypes
+DTYPE_ERROR = re.compile(r"dtype|scalar type|should be the same")
 
 
 @dataclass(frozen=True)
@@ -57,43 +56,32 @@ class Problem:
         return str(UsageError(self.message, *self.cures))
 
 
-def raise_if_fatal(problems: Iterable[Problem], before: str = "") -> None:
-    """Raise an error that holds the fatal problems, if there are any, and their cures.
-
-    Arguments:
-        problems: What was found.
-        before: What to say first.
-    """
-    fatal = [problem for problem in problems if problem.fatal]
-    if fatal:
-        text = " ".join(problem.message for problem in fatal)
-        cures = dict.fromkeys(cure for problem in fatal for cure in problem.cures)
-        raise UsageError(before + text, *cures)
-
-
-def data_problems(args: tuple[object, ...]) -> Iterator[Problem]:
+def data_problems(args: Args) -> Iterator[Problem]:
     """Data that are missing, not finite, or no floats."""
     for position, value in enumerate(args):
         name = "x" if position == 0 else f"argument {position + 1}"
         if not isinstance(value, Tensor):
             continue
+
         if value.dim() and len(value) == 0:
             yield Problem(f"The batch is empty: {name} has shape {tuple(value.shape)}. Is the split or filter right?")
         elif value.is_floating_point() and not value.isfinite().all():
             bad = (~value.isfinite()).sum().item()
             yield Problem(
-                f"{name} holds {bad} values that are NaN or infinite (of {value.numel()}). Drop those rows, or fill "
-                "them in, for example with torch.nan_to_num."
+                f"{name} holds {bad} values that are NaN or infinite (of {value.numel()}). "
+                "Drop those rows, or fill them in, for example with torch.nan_to_num."
             )
-        elif value.dtype == torch.uint8 and (position == 0 or value.dim() > 1):  # one byte for each datum is a label
+        # one byte for each datum is a label
+        elif value.dtype == torch.uint8 and (position == 0 or value.dim() > 1):
             yield Problem(
-                f"{name} has dtype uint8, but networks compute in floats. Divide pixels by 255 (x.float() / 255), or "
-                "use pyro_vaes.data.from_tensors, which does it batch by batch."
+                f"{name} has dtype uint8, but networks compute in floats. Divide pixels by "
+                "255 (x.float() / 255), or use pyro_vaes.data.from_tensors, which does it "
+                "batch by batch."
             )
 
 
-def failure(pair: Pair, label: str, args: tuple[object, ...], error: Exception) -> Problem:
-    """An error of one of the programs, with the cure where the batch lacks an argument or has another dtype."""
+def failure(pair: Pair, label: str, args: Args, error: Exception) -> Problem:
+    """An error of a program, with the cure for a missing argument or another dtype."""
     text = _missing_arguments(pair, args, error) or _other_dtype(pair, args, error)
     if text is not None:
         return Problem(text)
@@ -101,158 +89,199 @@ def failure(pair: Pair, label: str, args: tuple[object, ...], error: Exception) 
     return Problem(f"The {label} fails on this batch: {message}", cures=cures)
 
 
-def _missing_arguments(pair: Pair, args: tuple[object, ...], error: Exception) -> str | None:
+def _missing_arguments(pair: Pair, args: Args, error: Exception) -> str | None:
     """What to say where the data have fewer entries than the model needs."""
     names = required_arguments(pair.model)
-    if not isinstance(error, TypeError) or "required positional argument" not in str(error) or len(args) >= len(names):
+    refused = isinstance(error, TypeError) and "required positional argument" in str(error)
+    if not refused or len(args) >= len(names):
         return None
+
     given = " and ".join(names[: len(args)]) + " alone" if args else "nothing"
     x_and_y = "x, y" if len(names) == 2 else ", ".join(names)
     return (
-        f"This model takes ({', '.join(names)}), but the data give {given}: load_data(..., labels=True), or "
-        f"fit(model, guide, ({x_and_y}))."
+        f"This model takes ({', '.join(names)}), but the data give {given}: "
+        f"load_data(..., labels=True), or fit(model, guide, ({x_and_y}))."
     )
 
 
-def _other_dtype(pair: Pair, args: tuple[object, ...], error: Exception) -> str | None:
-    """What to say where an operation fails because the data have another dtype than all networks."""
-    networks = {p.dtype for m in pair.modules.values() for p in m.parameters() if p.is_floating_point()}
-    if not isinstance(error, RuntimeError) or not DTYPE_ERROR.search(str(error)) or len(networks) != 1:
+def _other_dtype(pair: Pair, args: Args, error: Exception) -> str | None:
+    """What to say where the data have another dtype than all networks."""
+    if not isinstance(error, RuntimeError) or not DTYPE_ERROR.search(str(error)):
         return None
+
+    networks = set()
+    for module in pair.modules.values():
+        networks |= {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if len(networks) != 1 or not networks <= CASTS.keys():
+        return None
+
     (wanted,) = networks
     for position, value in enumerate(args):
-        if not isinstance(value, Tensor) or value.dtype == wanted or wanted not in CASTS:
+        if not isinstance(value, Tensor) or value.dtype == wanted:
             continue
         if value.dtype not in CASTS and position > 0:  # whole numbers may be labels
             continue
-        subject, variable = ("x", "x") if position == 0 else (f"argument {position + 1}", "c")
+
+        subject, variable = f"argument {position + 1}", "c"
+        if position == 0:
+            subject = variable = "x"
         cure = f"{variable}.{CASTS[wanted]}()"
         if value.dtype in CASTS:
             cure += f", or model.{CASTS[value.dtype]}()"
-        got, theirs = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, wanted))
-        return f"{subject} is {got}, but the networks compute in {theirs}: {cure}."
+        text = f"{subject} is {value.dtype}, but the networks compute in {wanted}: {cure}."
+        return text.replace("torch.", "")
     return None
 
 
-def site_problems(guide: Sites, model: Sites) -> Iterator[Problem]:
+def site_problems(guide: ProgramRecord, model: ProgramRecord) -> Iterator[Problem]:
     """Sites of one program that the other lacks, or has with other events."""
-    latents = {n: s for n, s in model.items() if is_latent(s)}
-    if not any(s["is_observed"] for s in model.values()):
+    if not any(site["is_observed"] for site in model.sites.values()):
         yield Problem("The model observes nothing: give one sample statement the data (obs=x).")
-    for name, site in latents.items():
-        if name not in guide and not is_enumerated(site):
+
+    for name, site in model.drawn.items():
+        if name not in guide.sites and not is_enumerated(site):
             yield Problem(f"The model's latent site {name!r} has no counterpart in the guide; sample it there too.")
-    for name, site in guide.items():
-        if name not in model and not is_auxiliary(site) and not site["is_observed"]:
+
+    for name, site in guide.sites.items():
+        if name not in model.sites and not is_auxiliary(site) and not site["is_observed"]:
             yield Problem(
-                f"The guide samples {name!r}, which the model does not have. Rename it to one of "
-                f"{sorted(latents)}, or mark it infer={{'is_auxiliary': True}}."
+                f"The guide samples {name!r}, which the model does not have. Rename it to "
+                f"one of {sorted(model.drawn)}, or mark it infer={{'is_auxiliary': True}}."
             )
-        elif name in latents and site["fn"].event_shape != latents[name]["fn"].event_shape:
+        if name not in model.drawn:
+            continue
+        ours, theirs = (tuple(s["fn"].event_shape) for s in (site, model.drawn[name]))
+        if ours != theirs:
             yield Problem(
-                f"At {name!r} the guide's events have shape {tuple(site['fn'].event_shape)} but the model's have "
-                f"{tuple(latents[name]['fn'].event_shape)}. Is .to_event(1) missing on one side?"
+                f"At {name!r} the guide's events have shape {ours} but the model's have "
+                f"{theirs}. Is .to_event(1) missing on one side?"
             )
 
 
-def shape_problems(found: Sites, label: str) -> Iterator[Problem]:
-    """Values that do not fit their distribution, and batch dimensions that do not fit the plates."""
-    for name, site in found.items():
-        frames = {plate.dim: plate for plate in plates(site)}
-        if not frames and label == "model" and site["is_observed"]:
+def shape_problems(program: ProgramRecord) -> Iterator[Problem]:
+    """Values that do not fit their distribution, and dimensions that no plate declares."""
+    label = program.label
+    for name, site in program.sites.items():
+        around = {plate.dim: plate for plate in program.plates[name]}
+        if not around and label == "model" and site["is_observed"]:
             yield Problem(
-                f"The observed site {name!r} lies in no plate, so its data do not count as independent. Put it into "
-                "`with pyro.plate('data', len(x)):`."
+                f"The observed site {name!r} lies in no plate, so its data do not count as "
+                "independent. Put it into `with pyro.plate('data', len(x)):`."
             )
-        fn, value = site["fn"], site["value"]
+
+        fn, shape = site["fn"], site["value"].shape
+        events_from = len(shape) - len(fn.event_shape)
         try:
-            torch.broadcast_shapes(fn.event_shape, value.shape[value.dim() - len(fn.event_shape) :])
-            batch_shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - len(fn.event_shape)])
+            torch.broadcast_shapes(fn.event_shape, shape[events_from:])
+            batch_shape = torch.broadcast_shapes(fn.batch_shape, shape[:events_from])
         except RuntimeError:
             yield Problem(
-                f"At {name!r} the {label}'s distribution has shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)} "
-                f"but the value has {tuple(value.shape)}. Does the decoder's last layer, or the plate's size, follow "
-                "the data?"
+                f"At {name!r} the {label}'s distribution has shape {tuple(fn.batch_shape)} "
+                f"+ {tuple(fn.event_shape)} but the value has {tuple(shape)}. Does the "
+                "decoder's last layer, or the plate's size, follow the data?"
             )
             continue
-        for dim in range(-len(batch_shape), 0):
-            size = batch_shape[dim]
-            if dim in frames and size not in (1, frames[dim].size):
+
+        for dim, size in enumerate(batch_shape, -len(batch_shape)):
+            plate = around.get(dim)
+            if plate is not None and size not in (1, plate.size):
                 yield Problem(
-                    f"At {name!r} the {label}'s batch dimension {dim} has size {size} but the plate "
-                    f"{frames[dim].name!r} has {frames[dim].size}. Does the plate's size follow len(x)?"
+                    f"At {name!r} the {label}'s batch dimension {dim} has size {size} but "
+                    f"the plate {plate.name!r} has {plate.size}. Does the plate's size "
+                    "follow len(x)?"
                 )
-            elif dim not in frames and size > 1:
+            elif plate is None and size > 1:
                 yield Problem(
-                    f"At {name!r} the {label} has batch shape {tuple(batch_shape)}, whose dimension {dim} of size "
-                    f"{size} no plate declares. If it belongs to one datum, call "
-                    f".to_event({len(batch_shape) - len(frames)}) on the distribution; else open a plate for it."
+                    f"At {name!r} the {label} has batch shape {tuple(batch_shape)}, whose "
+                    f"dimension {dim} of size {size} no plate declares. If it belongs to "
+                    f"one datum, call .to_event({len(batch_shape) - len(around)}) on the "
+                    "distribution; else open a plate for it."
                 )
                 break
 
 
-def support_problems(pair: Pair, found: Sites) -> Iterator[Problem]:
-    """Data outside the support of their distribution, with the likelihood's advice where it has some."""
-    modules = [m for module in pair.modules.values() for m in module.modules()]
-    hints = cast(list[Hint], [m.hint for m in modules if callable(getattr(m, "hint", None))])
-    for name, site in found.items():
+def support_problems(pair: Pair, model: ProgramRecord) -> Iterator[Problem]:
+    """Data outside the support of their distribution, with the likelihood's advice."""
+    for name, site in model.sites.items():
         if not site["is_observed"]:
             continue
+        fn, value = site["fn"], site["value"]
         try:
-            inside = bool(site["fn"].support.check(site["value"]).all())
+            if fn.support.check(value).all():
+                continue
         except NotImplementedError:
             continue
-        if not inside:
-            hint = next(filter(None, (find(site["value"]) for find in hints)), None)
-            value, fn = site["value"], site["fn"]
-            while hasattr(fn, "base_dist"):
-                fn = fn.base_dist
-            cure = hint or (
-                "the data are grey but the likelihood is binary: binarise them, or use a continuous Bernoulli."
-                if type(fn).__name__ == "Bernoulli"
-                else "rescale the data or choose a likelihood for them."
-            )
-            yield Problem(
-                f"The observed {name!r} lies outside the support of its {type(fn).__name__} distribution (values from "
-                f"{value.min().item():g} to {value.max().item():g}): {cure}"
-            )
+
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        kind = type(fn).__name__
+        cure = _hint(pair, value)
+        if not cure and kind == "Bernoulli":
+            cure = "the data are grey but the likelihood is binary: binarise them, or use a continuous Bernoulli."
+        low, high = value.min().item(), value.max().item()
+        yield Problem(
+            f"The observed {name!r} lies outside the support of its {kind} distribution "
+            f"(values from {low:g} to {high:g}): "
+            f"{cure or 'rescale the data or choose a likelihood for them.'}"
+        )
 
 
-def _plate_sizes(found: Sites) -> dict[str, int]:
-    """The number of data that each plate stands for."""
-    sizes: dict[str, int] = {}
-    for site in found.values():
-        sizes |= {plate.name: plate.num_data for plate in plates(site)}
-    return sizes
+def _hint(pair: Pair, value: Tensor) -> str:
+    """What a likelihood of the pair says about data that it cannot score."""
+    for module in pair.modules.values():
+        for part in module.modules():
+            hint = getattr(part, "hint", None)
+            text = hint(value) if callable(hint) else None
+            if text:
+                return str(text)
+    return ""
 
 
-def plate_problems(guide: Sites, model: Sites, args: tuple[object, ...]) -> Iterator[Problem]:
+def plate_problems(guide: ProgramRecord, model: ProgramRecord, args: Args) -> Iterator[Problem]:
     """Plates with another size in the guide, and data without a row for each datum."""
-    in_guide = _plate_sizes(guide)
-    for name, size in _plate_sizes(model).items():
+    in_guide = _num_data(guide)
+    for name, size in _num_data(model).items():
         if in_guide.get(name, size) != size:
             yield Problem(
-                f"The plate {name!r} has size {size} in the model but {in_guide[name]} in the guide. Give both the "
-                "number of data, len(x) where there is no subsampling."
+                f"The plate {name!r} has size {size} in the model but {in_guide[name]} in "
+                "the guide. Give both the number of data, len(x) where there is no "
+                "subsampling."
             )
-    for name, site in model.items():
-        value, sizes = site["value"], [plate.size for plate in plates(site)]
-        # a constant may be observed in each row (soft constraints), but not the data themselves
-        if max(sizes, default=1) > 1 and value.dim() == len(site["fn"].event_shape) and any(value is a for a in args):
+
+    for name, site in model.sites.items():
+        value = site["value"]
+        rows = max((plate.size for plate in model.plates[name]), default=1)
+        # a constant may be observed in each row (soft constraints), but not the data
+        is_one_datum = value.dim() == len(site["fn"].event_shape)
+        if rows > 1 and is_one_datum and any(value is arg for arg in args):
             yield Problem(
-                f"The observed {name!r} has shape {tuple(value.shape)}, which is one datum: there is no row for each "
-                f"of the {max(sizes)} that its plate holds. Is the batch dimension missing (x.unsqueeze(0))?"
+                f"The observed {name!r} has shape {tuple(value.shape)}, which is one datum: "
+                f"there is no row for each of the {rows} that its plate holds. Is the batch "
+                "dimension missing (x.unsqueeze(0))?"
             )
 
 
-def scale_problems(guide: Sites, model: Sites) -> Iterator[Problem]:
+def _num_data(program: ProgramRecord) -> dict[str, int]:
+    """The number of data that each plate stands for."""
+    found = {}
+    for name in program.sites:
+        for plate in program.plates[name]:
+            found[plate.name] = plate.num_data
+    return found
+
+
+def scale_problems(guide: ProgramRecord, model: ProgramRecord) -> Iterator[Problem]:
     """Weights that only one of the programs has."""
-    for name, site in model.items():
-        if is_latent(site) and name in guide:
-            ours, theirs = torch.as_tensor(site["scale"]).mean(), torch.as_tensor(guide[name]["scale"]).mean()
-            if not torch.isclose(ours, theirs, rtol=1e-6):
-                yield Problem(
-                    f"The latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the guide. A KL "
-                    "weight goes on both sides: scale_latents around the step, or on both programs.",
-                    fatal=False,
-                )
+    for name, site in model.drawn.items():
+        if name not in guide.sites:
+            continue
+
+        scales = site["scale"], guide.sites[name]["scale"]
+        ours, theirs = (torch.as_tensor(scale).mean() for scale in scales)
+        if not torch.isclose(ours, theirs, rtol=1e-6):
+            yield Problem(
+                f"The latent site {name!r} has scale {ours:g} in the model but {theirs:g} in "
+                "the guide. A KL weight goes on both sides: scale_latents around the step, "
+                "or on both programs.",
+                fatal=False,
+            )

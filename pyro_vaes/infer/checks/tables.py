@@ -1,4 +1,7 @@
-"""The sample sites of a pair as tables to read: shapes before training, ranges of values when something went wrong."""
+"""The sample sites of a pair as tables to read.
+
+Before training they show shapes; when something went wrong, ranges of values.
+"""
 
 import pyro
 import torch
@@ -6,10 +9,13 @@ from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent
 
 from pyro_vaes.errors import CurableError, Cure, message_and_cures
+from pyro_vaes.infer.checks.program_record import ProgramRecord
 from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
-from pyro_vaes.programs import Pair, Sites, plates, run_pair, sites
+from pyro_vaes.programs import Pair, run_pair, sites
 
-__all__ = ["explain", "site_table", "trace_table"]
+__all__ = ["Args", "explain", "site_table", "trace_table"]
+
+Args = tuple[object, ...]
 
 
 def explain(error: Exception) -> tuple[str, tuple[Cure, ...]]:
@@ -50,21 +56,19 @@ def _without_table(error: Exception) -> Exception:
     return error
 
 
-def trace_table(guide: Sites, model: Sites | None) -> str:
-    """The sites of both programs with distributions, shapes and plates."""
+def trace_table(*programs: ProgramRecord) -> str:
+    """The sites of programs with distributions, shapes and plates."""
     columns = f"{'site':<24}{'distribution':<40}{'batch shape':<16}{'event shape':<16}"
     lines = [f"{columns}plates"]
 
-    for label, found in (("guide", guide), ("model", model)):
-        if found is None:
-            continue
-        lines.append(label)
-        for name, site in found.items():
+    for program in programs:
+        lines.append(program.label)
+        for name, site in program.all_sites.items():
             fn = site["fn"]
             kind = _family(fn) + (" (observed)" if site["is_observed"] else "")
             shapes = f"{tuple(fn.batch_shape)!s:<16}{tuple(fn.event_shape)!s:<16}"
-            around = ", ".join(f"{plate.name}[{plate.size}]" for plate in plates(site))
-            lines.append(f"  {name:<22}{kind:<40}{shapes}{around}")
+            around = [f"{plate.name}[{plate.size}]" for plate in program.plates[name]]
+            lines.append(f"  {name:<22}{kind:<40}{shapes}{', '.join(around)}")
 
     return "\n".join(lines)
 
@@ -76,7 +80,7 @@ def _family(fn: object) -> str:
     return type(fn).__name__
 
 
-def site_table(pair: Pair, args: tuple[object, ...]) -> str:
+def site_table(pair: Pair, args: Args) -> str:
     """The sites of both programs on a batch, with ranges of values and log-densities.
 
     It shows where a NaN came from.

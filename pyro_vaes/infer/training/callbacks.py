@@ -3,7 +3,6 @@
 Their base is :class:`~pyro_vaes.infer.Callback`.
 """
 
-import contextlib
 import math
 import pathlib
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyro_vaes.infer.callback import Callback, Run, State
+from pyro_vaes.infer.callback import Callback, Handler, Run, State
 from pyro_vaes.infer.handlers import scale_latents
 
 __all__ = [
@@ -49,7 +48,6 @@ class LearningRate(Callback):
 
     def __init__(self, schedule: Callable[[Optimizer], LRScheduler], *, per_step: bool = False) -> None:
         self.schedule, self.per_step = schedule, per_step
-        self.scheduler: LRScheduler | None = None
 
     def start(self, run: Run) -> None:
         self.scheduler = self.schedule(run.optimizer)
@@ -57,27 +55,24 @@ class LearningRate(Callback):
             raise ValueError("ReduceLROnPlateau watches the loss of an epoch; leave per_step out.")
 
     def stepped(self, run: Run) -> None:
-        if self.per_step and self.scheduler is not None:
+        if self.per_step:
             self.scheduler.step()
 
     def epoch(self, run: Run) -> None:
-        if self.per_step or self.scheduler is None:
-            return
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step((run.history.valid or run.history.train)[-1])
-        else:
+        elif not self.per_step:
             self.scheduler.step()
 
     def rolled_back(self, run: Run) -> None:
-        if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
+        if hasattr(self.scheduler, "base_lrs"):
             self.scheduler.base_lrs = [0.5 * rate for rate in self.scheduler.base_lrs]
 
     def state_dict(self) -> State:
-        return {} if self.scheduler is None else dict(self.scheduler.state_dict())
+        return dict(self.scheduler.state_dict())
 
     def load_state_dict(self, state: State) -> None:
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state)
+        self.scheduler.load_state_dict(state)
 
 
 class KLWarmup(Callback):
@@ -106,7 +101,7 @@ class KLWarmup(Callback):
             return self.end - (self.end - self.begin) * math.exp(-5.0 * share)
         return self.begin + (self.end - self.begin) * min(1.0, share)
 
-    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+    def handler(self, run: Run) -> Handler | None:
         beta = self.beta(run.step)
         return None if beta == 1.0 else scale_latents(beta)
 
@@ -129,6 +124,7 @@ class SoftFreeBits(Callback):
     """
 
     weighs_kl = True
+    remembered = ("weight",)
 
     def __init__(
         self, nats: float, measure: Callable[[], float], *, slack: float = 0.05, every: int | None = None
@@ -139,7 +135,7 @@ class SoftFreeBits(Callback):
             raise ValueError(f"slack is a share, at least 0, and every a number of steps, but got {slack} and {every}.")
         self.nats, self.measure, self.slack, self.every, self.weight = nats, measure, slack, every, 1.0
 
-    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+    def handler(self, run: Run) -> Handler | None:
         return None if self.weight == 1.0 else scale_latents(self.weight)
 
     def stepped(self, run: Run) -> None:
@@ -157,12 +153,6 @@ class SoftFreeBits(Callback):
         elif kl < self.nats:
             self.weight *= 0.9
 
-    def state_dict(self) -> State:
-        return {"weight": self.weight}
-
-    def load_state_dict(self, state: State) -> None:
-        self.weight = float(str(state["weight"]))
-
 
 class EarlyStopping(Callback):
     """Stop when the held-out loss has not fallen for ``patience`` epochs, and restore the best weights.
@@ -172,17 +162,18 @@ class EarlyStopping(Callback):
         min_delta: A fall smaller than this many nats per datum does not count.
     """
 
+    remembered = ("best", "best_epoch", "weights")
+
     def __init__(self, patience: int = 10, *, min_delta: float = 0.0) -> None:
         if patience < 1:
             raise ValueError(f"patience must be at least 1 epoch, but got {patience}.")
         self.patience, self.min_delta = patience, min_delta
-        self.best, self.best_epoch = math.inf, 0
-        self.weights: dict[str, Tensor] = {}
 
     def start(self, run: Run) -> None:
         if not run.held_out:
             raise ValueError("EarlyStopping watches held-out data, but there are none: pass valid=... to fit.")
-        self.best, self.best_epoch, self.weights = math.inf, 0, {}
+        self.best, self.best_epoch = math.inf, 0
+        self.weights: dict[str, Tensor] = {}
 
     def epoch(self, run: Run) -> None:
         if run.history.valid[-1] < self.best - self.min_delta:
@@ -195,12 +186,6 @@ class EarlyStopping(Callback):
         if self.weights:
             run.pair.load_state(self.weights)
             run.history.best_epoch = self.best_epoch
-
-    def state_dict(self) -> State:
-        return {"best": self.best, "best_epoch": self.best_epoch, "weights": self.weights}
-
-    def load_state_dict(self, state: State) -> None:
-        self.best, self.best_epoch, self.weights = state["best"], state["best_epoch"], state["weights"]  # type: ignore[assignment]
 
 
 class TensorBoard(Callback):
@@ -219,10 +204,14 @@ class TensorBoard(Callback):
 
     def epoch(self, run: Run) -> None:
         history = run.history
-        self.writer.add_scalar("loss/train", history.train[-1], run.epoch)
-        if history.valid:
-            self.writer.add_scalar("loss/valid", history.valid[-1], run.epoch)
-        self.writer.add_scalar("learning_rate", history.learning_rate[-1], run.epoch)
+        curves = {
+            "loss/train": history.train,
+            "loss/valid": history.valid,
+            "learning_rate": history.learning_rate,
+        }
+        for name, values in curves.items():
+            if values:
+                self.writer.add_scalar(name, values[-1], run.epoch)
 
     def finish(self, run: Run) -> None:
         self.writer.close()

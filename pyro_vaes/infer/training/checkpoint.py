@@ -26,10 +26,11 @@ from pyro_vaes.programs import Pair, Program
 __all__ = [
     "RunFacts",
     "TrainingState",
-    "holds_only_a_checkpoint",
+    "is_saved",
     "load_weights",
     "read_checkpoint",
     "save_weights",
+    "writable",
     "write_checkpoint",
 ]
 
@@ -109,23 +110,50 @@ def _materialised(model: Program, guide: Program, args: tuple[object, ...]) -> P
     return pair
 
 
-def holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
-    """The directory itself, if replacing it as a whole loses nothing but an older checkpoint.
+def _beside(directory: pathlib.Path, ending: str) -> pathlib.Path:
+    """A hidden neighbour of a directory, on the same disk."""
+    return directory.with_name(f".{directory.name}.{ending}")
+
+
+def is_saved(directory: pathlib.Path) -> bool:
+    """Whether there is a checkpoint, whole or left behind by a kill between two renames."""
+    return directory.exists() or _beside(directory, "old").exists()
+
+
+def _holds_only_a_checkpoint(directory: pathlib.Path) -> pathlib.Path:
+    """The directory itself, if replacing it loses nothing but an older checkpoint.
 
     Raises:
         ValueError: It is a file, or holds other files.
     """
-    if directory.exists() and not directory.is_dir():
+    if not directory.exists():
+        return directory
+    if not directory.is_dir():
         raise ValueError(f"The checkpoint {directory} is a file; a directory is wanted.")
-    others = sorted({f.name for f in directory.iterdir()} - {WEIGHTS, FACTS, TRAINING}) if directory.exists() else []
+
+    others = {file.name for file in directory.iterdir()} - {WEIGHTS, FACTS, TRAINING}
     if others:
         own = directory / "checkpoint"
         raise UsageError(
-            f"A checkpoint replaces its directory as a whole, but {directory} holds other files "
-            f"({', '.join(others[:4])}).",
+            f"A checkpoint replaces its directory as a whole, but {directory} holds other "
+            f"files ({', '.join(sorted(others)[:4])}).",
             Cure("checkpoint", str(own), words=f"choose a directory of its own, such as {own}"),
         )
     return directory
+
+
+def writable(directory: pathlib.Path, rank: int = 0) -> pathlib.Path:
+    """Make sure, before any training, that checkpoints can be written and overwrite nothing else."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        probe = _beside(directory, f"probe{rank}")
+        probe.write_text("")
+        probe.unlink()
+        return _holds_only_a_checkpoint(directory)
+    except OSError as error:
+        raise ValueError(
+            f"Checkpoints cannot be written to {directory}: {error}. Choose a directory you may write to."
+        ) from error
 
 
 def write_checkpoint(
@@ -137,21 +165,24 @@ def write_checkpoint(
     """Write a checkpoint directory in one atomic step.
 
     Raises:
-        ValueError: The directory cannot be written, or holds other files, which would be lost.
+        ValueError: The directory cannot be written, or holds other files, which would be
+            lost.
     """
-    holds_only_a_checkpoint(directory)
-    fresh = directory.with_name(f".{directory.name}.new")
-    old = directory.with_name(f".{directory.name}.old")
+    _holds_only_a_checkpoint(directory)
+    fresh, old = _beside(directory, "new"), _beside(directory, "old")
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, fresh / WEIGHTS)
+        save_file(tensors, fresh / WEIGHTS)
         if training is not None:
             torch.save(dict(training), fresh / TRAINING)
-        hashes = {f.name: _hash(f) for f in sorted(fresh.iterdir())}
+
+        hashes = {file.name: _hash(file) for file in sorted(fresh.iterdir())}
         versions = {"torch": torch.__version__, "pyro": pyro.__version__}
         text = json.dumps({**facts, "sha256": hashes, "versions": versions}, indent=1)
         (fresh / FACTS).write_text(text)
+
         if directory.exists():
             shutil.rmtree(old, ignore_errors=True)
             directory.rename(old)
@@ -159,45 +190,53 @@ def write_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ValueError(
-            f"The checkpoint cannot be written to {directory}: {error}. Choose a directory that you may write to, on "
-            "a disk with space."
+            f"The checkpoint cannot be written to {directory}: {error}. Choose a directory "
+            "that you may write to, on a disk with space."
         ) from error
 
 
 def read_checkpoint(
     directory: pathlib.Path,
 ) -> tuple[dict[str, Tensor], RunFacts, TrainingState | None]:
-    """Weights, facts and training state (None where there is none) of a checkpoint directory, hashes compared.
+    """Weights, facts and training state (None without one) of a directory, hashes compared.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
         ValueError: A file is missing, truncated or changed.
     """
     if not (directory / FACTS).exists():
-        old = directory.with_name(f".{directory.name}.old")  # a kill between the two renames leaves the old one
+        # a kill between the two renames leaves the old one
+        old = _beside(directory, "old")
         if not (old / FACTS).exists():
             raise FileNotFoundError(f"There is no checkpoint in {directory}: {FACTS} is missing. Is the path right?")
         directory = old
-    damaged = f"The checkpoint in {directory} is damaged: {{}}. Restore it from a copy, or train again."
+
+    def damaged(what: str) -> ValueError:
+        return ValueError(f"The checkpoint in {directory} is damaged: {what}. Restore it from a copy, or train again.")
+
     try:
         facts = json.loads((directory / FACTS).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(damaged.format(f"{FACTS} is no JSON ({error})")) from error
+        raise damaged(f"{FACTS} is no JSON ({error})") from error
     hashes = facts.get("sha256") if isinstance(facts, dict) else None
     if not isinstance(hashes, dict) or WEIGHTS not in hashes:
-        raise ValueError(damaged.format(f"{FACTS} does not say which files belong to it"))
+        raise damaged(f"{FACTS} does not say which files belong to it")
+
     for name, wanted in hashes.items():
-        if not (directory / name).exists():
-            raise ValueError(damaged.format(f"{name} is missing"))
-        if _hash(directory / name) != wanted:
-            raise ValueError(damaged.format(f"{name} has {(directory / name).stat().st_size} bytes whose hash differs"))
+        file = directory / name
+        if not file.exists():
+            raise damaged(f"{name} is missing")
+        if _hash(file) != wanted:
+            raise damaged(f"{name} has {file.stat().st_size} bytes whose hash differs")
+
+    training = None
     try:
         weights = load_file(directory / WEIGHTS)
-        training = directory / TRAINING if TRAINING in hashes else None
-        state = None if training is None else torch.load(training, map_location="cpu", weights_only=True)
+        if TRAINING in hashes:
+            training = torch.load(directory / TRAINING, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(damaged.format(f"a file cannot be read ({error})")) from error
-    return weights, facts, state
+        raise damaged(f"a file cannot be read ({error})") from error
+    return weights, facts, training
 
 
 def _hash(path: pathlib.Path) -> str:

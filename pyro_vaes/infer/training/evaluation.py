@@ -10,8 +10,7 @@ from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.bounds.host_sync import without_host_sync
 from pyro_vaes.infer.checks.arguments import as_bound
 from pyro_vaes.infer.checks.bound_problems import mean_field_problems
-from pyro_vaes.infer.checks.check import check
-from pyro_vaes.infer.checks.problems import raise_if_fatal
+from pyro_vaes.infer.checks.check import CheckReport, check
 from pyro_vaes.programs import Pair, Program, UnitCounter, preserve_rng
 
 __all__ = ["evaluate", "total_loss"]
@@ -57,7 +56,8 @@ def evaluate(
     try:
         if facts_of(bound).analytic_kl:  # as in fit: it would be wrong without a word
             with pair.evaluating():
-                raise_if_fatal(mean_field_problems(model, guide, first()))
+                problems = tuple(mean_field_problems(pair, first()))
+            CheckReport("", problems).raise_if_fatal()
         total, count = total_loss(pair, bound, batches, seed, place)
     except (RuntimeError, TypeError):
         with pair.in_evaluation_mode(), preserve_rng():
@@ -73,9 +73,9 @@ def total_loss(
     seed: int,
     place: torch.device,
     rank: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """The loss summed over the data (this process's share of them), and their number."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    sums = torch.zeros(2, dtype=torch.float64)
     counter = UnitCounter(pair.model)
 
     with pair.evaluating(), without_host_sync():
@@ -86,7 +86,7 @@ def total_loss(
             value = torch.as_tensor(loss.loss(pair.model, pair.guide, *args))
 
             # of all data that the loss stands for, these rows' share
-            total += units.size / units.num_data * value.double().cpu()
-            count += units.size
+            sums[0] += units.size / units.num_data * value.double().cpu()
+            sums[1] += units.size
 
-    return total, torch.tensor(count, dtype=torch.float64)
+    return sums

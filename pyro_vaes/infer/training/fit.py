@@ -14,13 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from pyro.infer import ELBO
-from pyro.optim import PyroOptim
-from torch.optim import Optimizer
 
 from pyro_vaes.infer.callback import Callback
 from pyro_vaes.infer.history import History
-from pyro_vaes.infer.optimizers import MakeOptimizer
-from pyro_vaes.infer.training.close import close
+from pyro_vaes.infer.optimizers import OptimizerLike
 from pyro_vaes.infer.training.loop import run_epochs
 from pyro_vaes.infer.training.nonfinite import OnNaN
 from pyro_vaes.infer.training.plan import Plan
@@ -39,7 +36,7 @@ def fit(
     data: object,
     *,
     loss: ELBO | None = None,
-    optim: MakeOptimizer | Optimizer | PyroOptim | None = None,
+    optim: OptimizerLike | None = None,
     epochs: int = 10,
     batch_size: int = 128,
     valid: object | None = None,
@@ -126,7 +123,6 @@ def fit(
         warnings.filterwarnings("ignore", message=".*was not registered in the param store.*")
         training = start(prepared)
         try:
-            run_epochs(training, progress=progress)
-            return close(training)
+            return run_epochs(training, progress=progress)
         finally:
             training.guard.release()

@@ -1,18 +1,21 @@
-"""Epochs of steps, the held-out evaluation after each, and its row of the history."""
+"""Epochs of steps, the held-out evaluation after each, and what a run leaves behind."""
 
 import time
 from typing import TYPE_CHECKING
 
 import pyro
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vaes.infer.batches.batches import derived_seed
+from pyro_vaes.infer.history import History
 from pyro_vaes.infer.training.evaluation import total_loss
 from pyro_vaes.infer.training.plan import Training
 from pyro_vaes.infer.training.resume import save_run
-from pyro_vaes.infer.training.weight_average import evaluation_weights
+from pyro_vaes.infer.training.weight_average import (
+    evaluation_weights,
+    use_evaluation_weights,
+)
 from pyro_vaes.programs import Pair
 
 if TYPE_CHECKING:
@@ -21,18 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["run_epochs"]
 
 
-def run_epochs(training: Training, *, progress: bool) -> None:
+def run_epochs(training: Training, *, progress: bool) -> History:
     """Train until the epochs are over or a callback stops the run.
 
     Arguments:
         training: The run.
         progress: Whether to show a progress bar.
     """
-    run, prepared = training.run, training.prepared
-    plan = prepared.plan
+    run, plan = training.run, training.prepared.plan
     _share_buffers(run.pair, plan.fabric)
 
-    total = (plan.epochs - run.epoch) * len(prepared.batches) or None
+    total = (plan.epochs - run.epoch) * run.steps_per_epoch or None
     hidden = not progress or plan.rank > 0
     with tqdm(total=total, disable=hidden, unit="step", dynamic_ncols=True) as bar:
         while run.epoch < plan.epochs and not run.stop:
@@ -45,9 +47,12 @@ def run_epochs(training: Training, *, progress: bool) -> None:
                 run.history.stopped = run.stop
                 save_run(training, last)
 
+    _close(training)
+    return run.history
+
 
 def _epoch(training: Training, bar: "tqdm[object]") -> None:
-    """One pass over the data and the held-out evaluation; fills one row of the history."""
+    """One pass over the data and the held-out evaluation; fills a row of the history."""
     run, guard, prepared = training.run, training.guard, training.prepared
     fabric, history = prepared.plan.fabric, run.history
     started = time.perf_counter()
@@ -57,45 +62,53 @@ def _epoch(training: Training, bar: "tqdm[object]") -> None:
     for batch in prepared.batches.epoch(training.seed, run.epoch, prepared.place):
         args = run.pair.arguments(batch)
         units = training.units.of(args)
-        value = training.step(run, args, units.num_data)
+        value = training.step(args, units.num_data)
         guard.step(args, value, units.size)
 
         run.step += 1
         for callback in run.callbacks:
             callback.stepped(run)
         bar.update()
-    train, norm = guard.finish_epoch()
+    sums, norm = guard.finish_epoch()
     _share_buffers(run.pair, fabric)
 
     run.epoch += 1
     history.epochs.append(run.epoch)
-    history.train.append(_mean(torch.tensor(train, dtype=torch.float64), fabric))
+    history.train.append(_mean(sums, fabric))
     history.grad_norm.append(norm)
     history.learning_rate.append(float(run.optimizer.param_groups[0]["lr"]))
     shown = {"train": f"{history.train[-1]:.2f}"}
 
     if prepared.held_out is not None:
-        history.valid.append(_held_out_loss(training))
+        with evaluation_weights(run):
+            sums = total_loss(
+                run.pair,
+                prepared.bound,
+                prepared.held_out,
+                training.seed,
+                prepared.place,
+                prepared.plan.rank,
+            )
+        history.valid.append(_mean(sums, fabric))
         shown["valid"] = f"{history.valid[-1]:.2f}"
 
     history.seconds.append(time.perf_counter() - started)
     bar.set_postfix(shown | {"unit": "nats/datum"})
 
 
-def _held_out_loss(training: Training) -> float:
-    """The loss per held-out datum, at the weights on which the run is to be evaluated."""
-    run, prepared = training.run, training.prepared
-    assert prepared.held_out is not None
-    with evaluation_weights(run):
-        total, count = total_loss(
-            run.pair,
-            prepared.bound,
-            prepared.held_out,
-            training.seed,
-            prepared.place,
-            prepared.plan.rank,
-        )
-    return _mean(torch.stack([total, count]), prepared.plan.fabric)
+def _close(training: Training) -> None:
+    """Leave the right weights behind, let callbacks finish, write the last checkpoint."""
+    run, fabric = training.run, training.prepared.plan.fabric
+    last = run.pair.snapshot()
+
+    use_evaluation_weights(run)
+    for callback in run.callbacks:
+        callback.finish(run)
+    if run.callbacks:  # without any, the weights are those of the last epoch's checkpoint
+        save_run(training, last)
+
+    if fabric is not None:
+        fabric.barrier()  # nobody may look for the checkpoint before it is written
 
 
 def _mean(sums: Tensor, fabric: "Fabric | None") -> float:

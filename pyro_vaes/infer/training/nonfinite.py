@@ -1,4 +1,7 @@
-"""What to do about losses and gradients that are not finite, without a host synchronisation in every step."""
+"""What to do about losses and gradients that are not finite.
+
+It needs no host synchronisation in every step.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -9,8 +12,9 @@ from torch import Tensor
 
 from pyro_vaes.errors import CurableError, Cure
 from pyro_vaes.infer.callback import Run
-from pyro_vaes.infer.checks.tables import site_table
+from pyro_vaes.infer.checks.tables import Args, site_table
 from pyro_vaes.infer.optimizers import (
+    gradient_norm,
     halve_learning_rate,
     knows_found_inf,
     release_found_inf,
@@ -20,7 +24,6 @@ from pyro_vaes.infer.optimizers import (
 __all__ = ["Guard", "NonFiniteError", "OnNaN"]
 
 OnNaN = Literal["raise", "skip", "rollback"]
-Args = tuple[object, ...]
 MAX_IN_A_ROW = 20  # steps that may be skipped one after the other
 MAX_ROLLBACKS = 5
 
@@ -39,10 +42,11 @@ class _Deferred(NamedTuple):
 
 
 class Guard:
-    """Steps the optimiser where loss and gradients are finite, and keeps the epoch's sums on the device.
+    """Steps the optimiser where loss and gradients are finite.
 
-    On the CPU each step is looked at before it is taken. On other devices an optimiser that knows ``found_inf`` (the
-    fused ones) skips bad steps by itself and the flags are read every 50 steps.
+    It keeps the epoch's sums on the device. On the CPU each step is looked at before it is
+    taken. On other devices an optimiser that knows ``found_inf`` (the fused ones) skips bad
+    steps by itself and the flags are read every 50 steps.
 
     Arguments:
         run: The run whose optimiser is stepped.
@@ -60,7 +64,8 @@ class Guard:
         self.parameters = list(run.pair.parameters.values())
 
     def start_epoch(self) -> None:
-        self.total = torch.zeros((), dtype=torch.float64 if self.device.type == "cpu" else None, device=self.device)
+        dtype = torch.float64 if self.device.type == "cpu" else None
+        self.total = torch.zeros((), dtype=dtype, device=self.device)
         self.norms = torch.zeros_like(self.total)
         self.rows = self.steps = 0
         self.pending: list[_Deferred] = []
@@ -89,7 +94,7 @@ class Guard:
             value: The loss per datum.
             size: How many data the batch holds.
         """
-        norm = self._norm()
+        norm = gradient_norm(self.parameters).to(self.device)
         good = torch.isfinite(value + norm)
 
         if self.deferred:
@@ -106,20 +111,15 @@ class Guard:
         else:
             self._act(args, value)
 
-    def finish_epoch(self) -> tuple[tuple[float, float], float]:
-        """(Sum of losses, number of rows) of the epoch and the mean gradient norm."""
+    def finish_epoch(self) -> tuple[Tensor, float]:
+        """The epoch's sum of losses and number of rows, ``(2,)``; its mean gradient norm."""
         self._read_flags()
-        return (self.total.item(), float(max(self.rows, 1))), self.norms.item() / max(self.steps, 1)
+        sums = torch.tensor([self.total.item(), max(self.rows, 1)], dtype=torch.float64)
+        return sums, self.norms.item() / max(self.steps, 1)
 
     def release(self) -> None:
-        """Take the flag back from the optimiser: that of the last step must not rule the user's next one."""
+        """Take the flag back from the optimiser."""
         release_found_inf(self.run.optimizer)
-
-    def _norm(self) -> Tensor:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if not gradients:
-            return torch.zeros((), device=self.device)
-        return torch.nn.utils.get_total_norm(gradients)
 
     def _count(self, value: Tensor, norm: Tensor, rows: int) -> None:
         self.total += rows * value
@@ -146,23 +146,30 @@ class Guard:
         run = self.run
         run.history.skipped += 1
         self.in_a_row += 1
+
         if self.on_nan == "rollback" and self.rollbacks < MAX_ROLLBACKS:
             self._roll_back()
             return
         if self.on_nan == "skip" and self.in_a_row < MAX_IN_A_ROW:
             self._mend_buffers()
             return
+
         tried = {
             "raise": "",
             "skip": f" {self.in_a_row} steps in a row were skipped.",
             "rollback": f" {self.rollbacks} rollbacks did not help.",
-        }[self.on_nan]
-        gradients = [n for n, p in run.pair.parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
-        named = f" ({', '.join(gradients[:4])})" if gradients else ""
+        }
+        parameters = run.pair.parameters
+        bad = []
+        for name, parameter in parameters.items():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                bad.append(name)
+        named = f" ({', '.join(bad[:4])})" if bad else ""
+
         raise NonFiniteError(
-            f"At step {run.step} the loss is {value.item():g} nats per datum and {len(gradients)} of "
-            f"{len(run.pair.parameters)} gradients are not finite{named}.{tried} The sites on that batch:\n"
-            f"{site_table(run.pair, args)}",
+            f"At step {run.step} the loss is {value.item():g} nats per datum and {len(bad)} of "
+            f"{len(parameters)} gradients are not finite{named}.{tried[self.on_nan]} The "
+            f"sites on that batch:\n{site_table(run.pair, args)}",
             Cure("scale", words="put a floor under the scale"),
             Cure("callbacks", "ClipGradNorm", words="add the callback ClipGradNorm"),
             Cure("callbacks", "KLWarmup", words="add the callback KLWarmup"),
@@ -171,7 +178,7 @@ class Guard:
         )
 
     def _roll_back(self) -> None:
-        """Back to the epoch's start at half the learning rate; a second time, at a quarter, and so on."""
+        """Back to the epoch's start at half the learning rate; then at a quarter, and so on."""
         run = self.run
         self.rollbacks += 1
         run.pair.load_state(self.weights)
@@ -182,7 +189,7 @@ class Guard:
         self._take_snapshot()
 
     def _mend_buffers(self) -> None:
-        """A skipped batch has been through the networks all the same: running statistics must not stay NaN."""
+        """Give running statistics that a skipped batch has made NaN their old values."""
         for name, tensor in self.run.pair.state().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 tensor.copy_(self.weights[name])

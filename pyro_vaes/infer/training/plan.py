@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from pyro.infer import ELBO
-from pyro.optim import PyroOptim
-from torch.optim import Optimizer
 
 from pyro_vaes.infer.batches.batches import Batches
 from pyro_vaes.infer.callback import Callback, Run
-from pyro_vaes.infer.optimizers import MakeOptimizer
+from pyro_vaes.infer.optimizers import OptimizerLike
 from pyro_vaes.infer.training.nonfinite import Guard, OnNaN
 from pyro_vaes.infer.training.step import Step
 from pyro_vaes.infer.whole_numbers import whole_number
@@ -33,7 +31,7 @@ class Plan:
     """
 
     loss: ELBO | None
-    optim: MakeOptimizer | Optimizer | PyroOptim | None
+    optim: OptimizerLike | None
     epochs: int
     batch_size: int
     callbacks: Sequence[Callback]

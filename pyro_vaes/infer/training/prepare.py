@@ -1,23 +1,22 @@
 """Before the first step: what was asked for is read, checked, and put together."""
 
 import pathlib
-from collections.abc import Sequence
 
 import torch
-from pyro.infer import ELBO
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.batches.batches import Batches, as_batches, train_and_valid
+from pyro_vaes.infer.batches.batches import as_batches, train_and_valid
 from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.infer.bounds.facts import facts_of, layers
-from pyro_vaes.infer.callback import Callback, Run
+from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.checks.arguments import as_bound, as_callbacks, as_device
 from pyro_vaes.infer.checks.last_batch import keep_or_drop_last
-from pyro_vaes.infer.checks.preflight import preflight, preflight_held_out
 from pyro_vaes.infer.optimizers import make_optimizer
+from pyro_vaes.infer.training.checkpoint import writable
 from pyro_vaes.infer.training.nonfinite import Guard
 from pyro_vaes.infer.training.plan import Plan, Prepared, Training
-from pyro_vaes.infer.training.resume import is_saved, resume_run, writable
+from pyro_vaes.infer.training.preflight import preflight
+from pyro_vaes.infer.training.resume import resume_run
 from pyro_vaes.infer.training.step import Step
 from pyro_vaes.programs import Pair, Program, UnitCounter
 
@@ -32,7 +31,14 @@ def prepare(plan: Plan, model: Program, guide: Program, data: object, valid: obj
     """
     pair, bound = Pair(model, guide), as_bound(plan.loss)
     callbacks = as_callbacks(plan.callbacks)
-    _refuse_idle_kl_weights(bound, callbacks)
+    for callback in callbacks:
+        if callback.weighs_kl and not facts_of(bound).has_kl:
+            raise UsageError(
+                f"{type(callback).__name__} weighs the KL term, and the bound "
+                f"{type(bound).__name__} has none: it would do nothing.",
+                use_bound(),
+                Cure("callbacks", words="leave the callback out"),
+            )
     for layer in layers(bound):
         if isinstance(layer, Bound):
             callbacks = (*callbacks, *layer.callbacks())
@@ -46,12 +52,13 @@ def prepare(plan: Plan, model: Program, guide: Program, data: object, valid: obj
         place, seed = plan.fabric.device, plan.fabric.broadcast(seed)
 
     train_data, valid_data = train_and_valid(data, valid)
-    batches = _batches(plan, train_data, plan.batch_size, shuffle=True).to(place)
+    share = {"rank": plan.rank, "world_size": plan.world_size}
+    batches = as_batches(train_data, plan.batch_size, shuffle=True, **share).to(place)
     held_out = None
     if valid_data is not None:
+        rows = 4 * plan.batch_size
         try:
-            held_out = _batches(plan, valid_data, 4 * plan.batch_size, shuffle=False)
-            held_out = held_out.to(place)
+            held_out = as_batches(valid_data, rows, shuffle=False, **share).to(place)
         except ValueError as error:
             raise ValueError(f"In the held-out data, valid: {error}") from error
 
@@ -71,48 +78,23 @@ def start(prepared: Prepared) -> Training:
     Raises:
         ValueError: The pair cannot be trained, or the checkpoint belongs to another run.
     """
-    plan, pair, place = prepared.plan, prepared.pair, prepared.place
-    held_out = prepared.held_out
+    plan, pair = prepared.plan, prepared.pair
 
     units = UnitCounter(pair.model)
-    rows = preflight(pair, prepared.bound, prepared.batches, units, prepared.seed, place)
-    if held_out is not None:
-        preflight_held_out(pair, prepared.bound, held_out, prepared.seed, place, rows)
+    preflight(prepared, units)
 
-    optimizer = make_optimizer(plan.optim, list(pair.parameters.values()))
     run = Run(
         pair,
-        optimizer,
+        make_optimizer(plan.optim, list(pair.parameters.values())),
         total_epochs=plan.epochs,
         steps_per_epoch=len(prepared.batches),
-        held_out=held_out is not None,
+        held_out=prepared.held_out is not None,
         callbacks=prepared.callbacks,
     )
-    guard = Guard(run, plan.on_nan, place)
-    for callback in prepared.callbacks:
+    guard = Guard(run, plan.on_nan, prepared.place)
+    for callback in run.callbacks:
         callback.start(run)
 
-    seed, directory = prepared.seed, prepared.directory
-    if directory is not None and plan.resume and is_saved(directory):
-        seed = resume_run(directory, run, guard, prepared.batches)
-
-    step = Step(pair, prepared.bound, optimizer, prepared.callbacks, plan.fabric)
+    seed = resume_run(prepared, run, guard)
+    step = Step(run, prepared.bound, plan.fabric)
     return Training(prepared, run, guard, step, units, seed)
-
-
-def _batches(plan: Plan, data: object, batch_size: int, *, shuffle: bool) -> Batches:
-    return as_batches(data, batch_size, shuffle=shuffle, rank=plan.rank, world_size=plan.world_size)
-
-
-def _refuse_idle_kl_weights(bound: ELBO, callbacks: Sequence[Callback]) -> None:
-    """Raise where a callback weighs a KL term that the bound does not have."""
-    if facts_of(bound).has_kl:
-        return
-    for callback in callbacks:
-        if callback.weighs_kl:
-            raise UsageError(
-                f"{type(callback).__name__} weighs the KL term, and the bound "
-                f"{type(bound).__name__} has none: it would do nothing.",
-                use_bound(),
-                Cure("callbacks", words="leave the callback out"),
-            )

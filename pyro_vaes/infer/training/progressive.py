@@ -15,11 +15,12 @@ References:
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-from pyro_vaes.infer.callback import Callback, Run
+from pyro_vaes.infer.callback import Callback, Handler, Run
 from pyro_vaes.infer.handlers import scale_latents
 
 __all__ = ["ProgressiveRungs"]
@@ -77,27 +78,23 @@ class ProgressiveRungs(Callback):
         below = range(len(self.sites) - 1, 0, -1)  # L - l for l = 1 .. L - 1
         return [min(1.0, max(0.0, (step - n * self.stage) / self.steps)) for n in below] + [1.0]
 
-    def handler(self, run: Run) -> contextlib.AbstractContextManager[object] | None:
+    def handler(self, run: Run) -> Handler | None:
         alpha = self.weights(run.step)
         if min(alpha) == 1.0:
             return None
+
         stack = contextlib.ExitStack()
-        stack.enter_context(_scaled_outputs(self.injections, alpha[:-1]))
-        beta = {name: max(a, self.begin) for names, a in zip(self.sites, alpha, strict=True) for name in names}
+        for module, factor in zip(self.injections, alpha[:-1], strict=True):
+            hook = functools.partial(_multiply_output, factor)
+            stack.enter_context(module.register_forward_hook(hook))
+
+        beta: dict[str, float] = {}
+        for names, weight in zip(self.sites, alpha, strict=True):
+            beta |= dict.fromkeys(names, max(weight, self.begin))
         stack.enter_context(scale_latents(beta))
         return stack
 
 
-@contextlib.contextmanager
-def _scaled_outputs(modules: Sequence[nn.Module], factors: Sequence[float]) -> Iterator[None]:
-    """Multiply what the modules return."""
-
-    def by(factor: float):  # noqa: ANN202 - a forward hook
-        return lambda module, inputs, output: factor * output
-
-    hooks = [m.register_forward_hook(by(f)) for m, f in zip(modules, factors, strict=True)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _multiply_output(factor: float, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    """A forward hook."""
+    return factor * output

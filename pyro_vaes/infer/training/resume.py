@@ -11,43 +11,24 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
-from pyro_vaes.infer.batches.batches import Batches, LoaderBatches
+from pyro_vaes.infer.batches.batches import LoaderBatches
 from pyro_vaes.infer.callback import Run
 from pyro_vaes.infer.training.checkpoint import (
     RunFacts,
     TrainingState,
-    holds_only_a_checkpoint,
+    is_saved,
     read_checkpoint,
     write_checkpoint,
 )
 from pyro_vaes.infer.training.nonfinite import Guard
-from pyro_vaes.infer.training.plan import Training
+from pyro_vaes.infer.training.plan import Prepared, Training
 
-__all__ = ["is_saved", "resume_run", "save_run", "writable"]
+__all__ = ["resume_run", "save_run"]
 
 logger = logging.getLogger(__name__)
 _START_ANEW = Cure(
     "resume", False, words="load the weights with load_weights(directory, model, guide) and start a new run"
 )
-
-
-def writable(directory: pathlib.Path, rank: int = 0) -> pathlib.Path:
-    """Make sure, before any training, that checkpoints can be written and overwrite nothing else."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        probe = directory.with_name(f".{directory.name}.probe{rank}")
-        probe.write_text("")
-        probe.unlink()
-        return holds_only_a_checkpoint(directory)
-    except OSError as error:
-        raise ValueError(
-            f"Checkpoints cannot be written to {directory}: {error}. Choose a directory you may write to."
-        ) from error
-
-
-def is_saved(directory: pathlib.Path) -> bool:
-    """Whether there is a checkpoint, whole or left behind by a kill between two renames."""
-    return directory.exists() or directory.with_name(f".{directory.name}.old").exists()
 
 
 def save_run(training: Training, last: Mapping[str, Tensor]) -> None:
@@ -81,12 +62,19 @@ def save_run(training: Training, last: Mapping[str, Tensor]) -> None:
     write_checkpoint(prepared.directory, run.pair.state(), facts, state)
 
 
-def resume_run(directory: pathlib.Path, run: Run, guard: Guard, batches: Batches) -> int:
-    """Put a run back where its checkpoint left it; returns the run's seed.
+def resume_run(prepared: Prepared, run: Run, guard: Guard) -> int:
+    """Put a run back where its checkpoint left it, where that is wanted and there is one.
+
+    Returns:
+        The run's seed.
 
     Raises:
-        ValueError: The checkpoint is damaged, holds no training state, or belongs to another run.
+        ValueError: The checkpoint is damaged, has no training state, or is of another run.
     """
+    directory, batches = prepared.directory, prepared.batches
+    if directory is None or not prepared.plan.resume or not is_saved(directory):
+        return prepared.seed
+
     state, facts, training = read_checkpoint(directory)
     if training is None:
         raise UsageError(

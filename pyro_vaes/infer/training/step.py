@@ -1,28 +1,27 @@
 """One training step: the loss per datum and its gradients."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from pyro_vaes.infer.bounds.bound import Loss, step_losses
+from pyro_vaes.infer.bounds.bound import step_losses
 from pyro_vaes.infer.bounds.facts import facts_of
-from pyro_vaes.infer.bounds.global_batch import AllGather, global_batch
+from pyro_vaes.infer.bounds.global_batch import global_batch
 from pyro_vaes.infer.bounds.host_sync import without_host_sync
-from pyro_vaes.infer.callback import Callback, Run
+from pyro_vaes.infer.callback import Run
+from pyro_vaes.infer.checks.tables import Args
+from pyro_vaes.infer.optimizers import gradient_norm
 from pyro_vaes.programs import Pair, local_parameters
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Step", "around_a_loss"]
-
-Args = tuple[object, ...]
 
 
 @contextlib.contextmanager
@@ -42,161 +41,139 @@ class Step:
     The optimiser's step that follows is the guard's.
 
     Arguments:
-        pair: The pair, its parameters discovered.
+        run: The run, the parameters of its pair discovered. The gradients of its optimiser
+            are zeroed before each step; its callbacks' handlers surround the loss, and
+            they see the gradients.
         loss: The bound.
-        optimizer: Its gradients are zeroed before each step.
-        callbacks: Their handlers surround the loss, and they see the gradients.
         fabric: Shares gradients and losses between processes.
     """
 
-    def __init__(
-        self,
-        pair: Pair,
-        loss: ELBO,
-        optimizer: Optimizer,
-        callbacks: Sequence[Callback],
-        fabric: "Fabric | None",
-    ) -> None:
-        self.pair, self.loss, self.optimizer = pair, loss, optimizer
-        self.callbacks, self.fabric = callbacks, fabric
-        self.parameters = list(pair.parameters.values())
-        self.differentiable = hasattr(loss, "differentiable_loss")
+    def __init__(self, run: Run, loss: ELBO, fabric: "Fabric | None") -> None:
+        self.run, self.loss = run, loss
+        self.parameters = list(run.pair.parameters.values())
 
-        self.module: nn.Module | None = None
+        self._backward: Callable[[Args, int], Tensor] = self._one_by_one
         if fabric is not None:
-            module = _loss_module(pair, loss, fabric)
-            self.module, _ = fabric.setup(module, optimizer)
+            self._backward = _on_all_processes(run, loss, fabric)
+        elif not hasattr(loss, "differentiable_loss"):
+            self._backward = self._loss_and_grads
 
-    def __call__(self, run: Run, args: Args, num_data: int) -> Tensor:
+    def __call__(self, args: Args, num_data: int) -> Tensor:
         """The loss per datum, detached; gradients are in place afterwards.
 
         Arguments:
-            run: The run, for the callbacks.
             args: The programs' arguments.
             num_data: How many data the loss stands for.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        run = self.run
+        run.optimizer.zero_grad(set_to_none=True)
 
         with contextlib.ExitStack() as stack:
-            for callback in self.callbacks:
+            for callback in run.callbacks:
                 handler = callback.handler(run)
                 if handler is not None:
                     stack.enter_context(handler)
-            value = self._backward(run, args, num_data)
+            value = self._backward(args, num_data)
 
-        for callback in self.callbacks:
-            callback.gradients(run, self.parameters)
+        self._show_gradients()
         return value
 
-    def _backward(self, run: Run, args: Args, num_data: int) -> Tensor:
-        if self.fabric is not None:
-            return self._backward_on_all(self.fabric, args, num_data)
-        if not self.differentiable:
-            return self._loss_and_grads(args, num_data)
+    def _show_gradients(self) -> None:
+        for callback in self.run.callbacks:
+            callback.gradients(self.run, self.parameters)
 
-        *earlier, last = step_losses(self.loss, self.pair.model, self.pair.guide, args)
+    def _one_by_one(self, args: Args, num_data: int) -> Tensor:
+        """The losses of the bound in turn; most bounds have one."""
+        pair, optimizer = self.run.pair, self.run.optimizer
+
+        *earlier, last = step_losses(self.loss, pair.model, pair.guide, args)
         for loss in earlier:
-            value = self._differentiate(loss, num_data)
-            if not self._is_finite(value):
+            value = _differentiate(loss, num_data)
+            if not torch.isfinite(value + gradient_norm(self.parameters)):
                 return value  # the guard sees to it
-            for callback in self.callbacks:
-                callback.gradients(run, self.parameters)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._show_gradients()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        return self._differentiate(last, num_data)
-
-    def _differentiate(self, loss: Loss, num_data: int) -> Tensor:
-        with around_a_loss():
-            value = loss() / num_data
-            value.backward()
-        return value.detach()
-
-    def _is_finite(self, value: Tensor) -> bool:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return bool(torch.isfinite(value + norm))
+        return _differentiate(last, num_data)
 
     def _loss_and_grads(self, args: Args, num_data: int) -> Tensor:
         """A step of a bound that computes its gradients itself."""
         with around_a_loss():
-            total = self.loss.loss_and_grads(self.pair.model, self.pair.guide, *args)
+            total = self.loss.loss_and_grads(self.run.pair.model, self.run.pair.guide, *args)
 
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= num_data
         return (torch.as_tensor(total) / num_data).detach()
 
-    def _backward_on_all(self, fabric: "Fabric", args: Args, num_data: int) -> Tensor:
-        """A step whose gradients and loss are shared between processes."""
-        assert self.module is not None
-        with around_a_loss():
-            value = self.module(*args) / num_data
-            fabric.backward(value)
 
+def _differentiate(
+    loss: Callable[[], Tensor],
+    num_data: int,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Tensor:
+    with around_a_loss():
+        value = loss() / num_data
+        backward(value)
+    return value.detach()
+
+
+def _on_all_processes(run: Run, loss: ELBO, fabric: "Fabric") -> Callable[[Args, int], Tensor]:
+    """A backward pass whose gradients and loss are shared between processes."""
+    module, _ = fabric.setup(_LossModule(run.pair, loss, fabric), run.optimizer)
+
+    def backward(args: Args, num_data: int) -> Tensor:
+        value = _differentiate(lambda: module(*args), num_data, fabric.backward)
         # all must agree on whether the step is good, and on what the history says
-        mean = fabric.all_reduce(value.detach(), reduce_op="mean")
+        mean = fabric.all_reduce(value, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean
 
+    return backward
+
 
 class _LossModule(nn.Module):
-    """The loss as a module of the trained parameters, as Fabric's strategies want it."""
-
-    def __init__(
-        self,
-        pair: Pair,
-        loss: ELBO,
-        parameters: Iterable[nn.Parameter],
-        all_gather: AllGather | None,
-    ) -> None:
-        super().__init__()
-        self.parts = nn.ParameterList(parameters)
-        self.pair, self.loss, self.all_gather = pair, loss, all_gather
-
-    def forward(self, *args: object) -> Tensor:
-        with global_batch(self.all_gather):
-            return self.loss.differentiable_loss(self.pair.model, self.pair.guide, *args)
-
-
-def _loss_module(pair: Pair, loss: ELBO, fabric: "Fabric") -> _LossModule:
-    """What Fabric shares out, if this pair, bound and Fabric allow it.
+    """The loss as a module of the trained parameters, as Fabric's strategies want it.
 
     Raises:
-        ValueError: They do not.
+        ValueError: The pair, the bound or the Fabric do not allow it.
     """
-    if not hasattr(loss, "differentiable_loss"):
-        raise ValueError(
-            f"Fabric needs a bound with a differentiable loss, but {type(loss).__name__} has none; use Trace_ELBO?"
-        )
-    if not facts_of(loss).one_loss:
-        raise ValueError("Fabric takes one step per batch; use schedule='simultaneous' with several processes.")
-    if getattr(fabric.strategy.precision, "scaler", None) is not None:
-        raise ValueError(
-            "Fabric's precision '16-mixed' scales the loss, which clipping and the NaN policy "
-            "would have to undo. Use precision='bf16-mixed' or '32-true'."
-        )
 
-    reached, foreign = [], []
-    for name, parameter in pair.parameters.items():
-        if name in pair.unreached:
-            continue
-        if isinstance(parameter, nn.Parameter):
-            reached.append(parameter)
-        else:
-            foreign.append(name)
-    if foreign:
-        raise ValueError(
-            "Several processes need parameters that are nn.Parameters of modules, but "
-            f"{foreign[:3]} are pyro.param statements. Make the program a PyroModule with "
-            "PyroParam attributes."
-        )
+    def __init__(self, pair: Pair, loss: ELBO, fabric: "Fabric") -> None:
+        super().__init__()
+        if not hasattr(loss, "differentiable_loss"):
+            raise ValueError(
+                f"Fabric needs a bound with a differentiable loss, but {type(loss).__name__} has none; use Trace_ELBO?"
+            )
+        if not facts_of(loss).one_loss:
+            raise ValueError("Fabric takes one step per batch; use schedule='simultaneous' with several processes.")
+        if getattr(fabric.strategy.precision, "scaler", None) is not None:
+            raise ValueError(
+                "Fabric's precision '16-mixed' scales the loss, which clipping and the NaN policy "
+                "would have to undo. Use precision='bf16-mixed' or '32-true'."
+            )
 
-    def all_gather(rows: Tensor) -> Tensor:
-        gathered = fabric.all_gather(rows, sync_grads=True)
+        reached = {n: p for n, p in pair.parameters.items() if n not in pair.unreached}
+        foreign = [n for n, p in reached.items() if not isinstance(p, nn.Parameter)]
+        if foreign:
+            raise ValueError(
+                "Several processes need parameters that are nn.Parameters of modules, but "
+                f"{foreign[:3]} are pyro.param statements. Make the program a PyroModule with "
+                "PyroParam attributes."
+            )
+
+        self.parts = nn.ParameterList(reached.values())
+        self.pair, self.loss, self.fabric = pair, loss, fabric
+
+    def forward(self, *args: object) -> Tensor:
+        all_gather = None
+        if self.fabric.world_size > 1:
+            all_gather = self._all_gather
+        with global_batch(all_gather):
+            return self.loss.differentiable_loss(self.pair.model, self.pair.guide, *args)
+
+    def _all_gather(self, rows: Tensor) -> Tensor:
+        gathered = self.fabric.all_gather(rows, sync_grads=True)
         assert isinstance(gathered, Tensor)
         return gathered
-
-    if fabric.world_size == 1:
-        return _LossModule(pair, loss, reached, None)
-    return _LossModule(pair, loss, reached, all_gather)

@@ -13,7 +13,6 @@ References:
 
 import contextlib
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -25,7 +24,9 @@ __all__ = ["WeightAverage", "evaluation_weights", "use_evaluation_weights"]
 
 
 class WeightAverage(Callback):
-    """Average all floating-point parameters and buffers of the pair; other buffers are taken as they are.
+    """Average all floating-point parameters and buffers of the pair.
+
+    Other buffers are taken as they are.
 
     Give it to :func:`~pyro_vaes.infer.fit` once the weights are initialised from the data, if they are. After a
     rollback the average starts anew.
@@ -44,21 +45,24 @@ class WeightAverage(Callback):
         >>> history = fit(vae.model, vae.guide, torch.randn(64, 3), callbacks=[WeightAverage(0.9)], progress=False)
     """
 
+    remembered = ("average", "count")
+
     def __init__(self, decay: float = 0.998) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is the share of the old average, in [0, 1), but got {decay}; 0.998?")
         self.update = get_ema_multi_avg_fn(decay)
-        self.count = 0
-        self.live: dict[str, Tensor] = {}
-        self.average: dict[str, Tensor] = {}
 
     def start(self, run: Run) -> None:
         self.live = run.pair.state()  # the tensors that the steps change in place
-        self.average, self.count = {n: t.clone() for n, t in self.live.items()}, 0
+        self.average: dict[str, Tensor] = {}
+        self.count = 0
+        for name, tensor in self.live.items():
+            if tensor.is_floating_point():
+                self.average[name] = tensor.clone()
 
     def stepped(self, run: Run) -> None:
-        moving = [n for n, t in self.live.items() if t.is_floating_point()]
-        averages, weights = [self.average[n] for n in moving], [self.live[n] for n in moving]
+        averages = list(self.average.values())
+        weights = [self.live[name] for name in self.average]
         if self.count:
             self.update(averages, weights, self.count)
         else:
@@ -70,17 +74,14 @@ class WeightAverage(Callback):
 
     def evaluation_weights(self, run: Run) -> dict[str, Tensor] | None:
         """The average, or None before the first step."""
-        if not self.count:
-            return None
-        return {n: self.average[n] if t.is_floating_point() else t.clone() for n, t in self.live.items()}
-
-    def state_dict(self) -> State:
-        return {"average": self.average, "count": self.count}
+        return {**self.live, **self.average} if self.count else None
 
     def load_state_dict(self, state: State) -> None:
-        for name, tensor in cast(dict[str, Tensor], state["average"]).items():
-            self.average[name].copy_(tensor)
-        self.count = int(str(state["count"]))
+        average = self.average
+        super().load_state_dict(state)
+        for name, tensor in average.items():  # on the device of the run
+            tensor.copy_(self.average[name])
+        self.average = average
 
 
 def use_evaluation_weights(run: Run) -> None:
