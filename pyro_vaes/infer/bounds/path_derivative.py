@@ -23,6 +23,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
+from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.programs import DENSITIES, Program, is_latent, run, sites
 
 __all__ = ["Gates", "gated_trace"]
@@ -69,7 +70,7 @@ class Gates(Messenger):
         return total - total.detach()
 
 
-def gated_trace(guide: Program, args: tuple[object, ...], bound: str) -> tuple[Trace, Gates]:
+def gated_trace(guide: Program, args: Args, bound: str) -> tuple[Trace, Gates]:
     """A trace of the guide, its draws behind gates, and the gates.
 
     Raises:

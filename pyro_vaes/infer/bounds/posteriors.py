@@ -12,11 +12,10 @@ from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_vaes.distributions import event_elements, has_transforms, map_parameters
 from pyro_vaes.errors import Cure, UsageError, use_bound
+from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.programs import (
-    DRAWN,
     OBJECTIVE,
     Program,
-    SiteRecorder,
     Sites,
     dependencies,
     dry_run,
@@ -32,11 +31,9 @@ from pyro_vaes.programs import (
 __all__ = [
     "PosteriorSite",
     "find_posteriors",
-    "record_posteriors",
     "sites_given_others",
 ]
 
-Args = tuple[object, ...]
 OTHER_SITES = Cure("sites", words="compare other sites, sites=[...]")
 
 
@@ -123,11 +120,6 @@ def _is_plain(fn: Distribution, data_dim: int) -> bool:
     event_dim = len(fn.event_shape)
     same = torch.allclose(value, value.narrow(data_dim - event_dim, 0, 1).expand_as(value), rtol=1e-6)
     return same and _is_plain(fn.base_dist, data_dim)
-
-
-def record_posteriors() -> SiteRecorder:
-    """Around a guide: keeps the distributions of its latest run, particles and all."""
-    return SiteRecorder(DRAWN)
 
 
 def sites_given_others(program: Program, args: Args, own_sites: Sites) -> set[str]:

@@ -26,21 +26,16 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vaes.distributions import log_weights
-from pyro_vaes.infer.bounds.bound import Bound, Loss
-from pyro_vaes.infer.bounds.component_draws import (
-    ComponentDraws,
-    draw_from_components,
-    find_mixture,
-)
-from pyro_vaes.programs import DataPlate, Findings, Program, bind_keywords, data_plate, dry_run_pair
+from pyro_vaes.infer.bounds.bound import Loss
+from pyro_vaes.infer.bounds.component_draws import ComponentDraws, MixtureBound
+from pyro_vaes.programs import Program, bind_keywords
 
 __all__ = ["RecursiveMixture_ELBO"]
 
-Args = tuple[object, ...]
 Schedule = Literal["simultaneous", "sequential"]
 
 
-class RecursiveMixture_ELBO(Bound):
+class RecursiveMixture_ELBO(MixtureBound):
     """The bound of the full mixture, whose gradients are those of the blocks' own objectives.
 
     The value is that of :class:`~pyro_vaes.infer.StratifiedMixture_ELBO`. With the simultaneous schedule all blocks
@@ -80,8 +75,6 @@ class RecursiveMixture_ELBO(Bound):
         True
     """
 
-    plain_draws = False
-
     @property
     def one_loss(self) -> bool:
         """Whether all blocks move at once."""
@@ -108,11 +101,10 @@ class RecursiveMixture_ELBO(Bound):
         super().__init__()
         self.cap, self.num_kl_samples, self.schedule = cap, num_kl_samples, schedule
         self.entropy, self.optim, self.vectorize_components = entropy, optim, vectorize_components
-        self._looks = Findings[_Look]()
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q_M), with the gradients of all blocks' objectives."""
-        draws = self._draw(model, guide, args)
+        draws = self._draw(model, guide, args, detached=True)
         value = -draws.bound(draws.log_alpha(), draws.log_mixture())
         if not torch.is_grad_enabled():
             return value
@@ -132,7 +124,7 @@ class RecursiveMixture_ELBO(Bound):
         if self.one_loss:
             return super().sub_losses(model, guide, *args)
 
-        draw = partial(self._draw, model, guide, args)
+        draw = partial(self._draw, model, guide, args, detached=True)
 
         def component(m: int) -> Tensor:
             draws = draw(indices=(m,))
@@ -149,7 +141,8 @@ class RecursiveMixture_ELBO(Bound):
             return _carry(value, -_model_objective(draws, draws.log_joint))
 
         losses: list[Loss] = [partial(component, 0)]
-        for m in range(1, self._look(model, guide, args).num_components):
+        _, num_components = self._mixture(model, guide, args)
+        for m in range(1, num_components):
             losses += [partial(component, m), partial(weight, m)]
         return [*losses, whole]
 
@@ -172,34 +165,6 @@ class RecursiveMixture_ELBO(Bound):
         for sub_loss in self.sub_losses(model, guide, *args):
             loss = _sub_step(sub_loss, self.optim)
         return loss.item()
-
-    def _look(self, model: Program, guide: Program, args: Args) -> "_Look":
-        """The data plate and the number of components."""
-
-        def find() -> _Look:
-            traces = dry_run_pair(model, guide, args)
-            mixture = find_mixture(traces, type(self).__name__)
-            return _Look(data_plate(traces), mixture.num_components)
-
-        return self._looks.of((model, guide), args, find)
-
-    def _draw(
-        self,
-        model: Program,
-        guide: Program,
-        args: Args,
-        indices: Sequence[int] | None = None,
-    ) -> ComponentDraws:
-        """Draws of these components as leaves of their own; of all by default."""
-        return draw_from_components(
-            model,
-            guide,
-            args,
-            self._look(model, guide, args).plate,
-            indices=indices,
-            detached=True,
-            vectorize=self.vectorize_components,
-        )
 
     def _components(self, draws: ComponentDraws, log_joint: Tensor) -> "_Objective":
         """The objectives of the components that were drawn from, summed.
@@ -257,11 +222,6 @@ class RecursiveMixture_ELBO(Bound):
         own = (within * log_q.mean(0) - log_q[0]).sum()
         value = torch.minimum(divergence, cap).sum() - log_q[0].detach().sum()
         return _Component(own, value, -(within * below).sum(), more_leaves, more)
-
-
-class _Look(NamedTuple):
-    plate: DataPlate
-    num_components: int
 
 
 class _Objective(NamedTuple):

@@ -17,6 +17,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal
 from pyro_vaes.errors import Cure, UsageError, use_bound
+from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.infer.bounds.posteriors import (
     OTHER_SITES,
     PosteriorSite,
@@ -27,7 +28,6 @@ from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run_pair, sites
 
 __all__ = ["NormalSite", "Standardised", "find_normal_sites"]
 
-Args = tuple[object, ...]
 NORMAL_GUIDE = Cure("guide", "AmortizedNormal", words="AmortizedNormal")
 NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)
 
