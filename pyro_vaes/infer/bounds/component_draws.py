@@ -9,6 +9,7 @@ model is replayed against it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -60,7 +61,7 @@ class ComponentDraws:
     guide_terms: list[Tensor]
     weight: Tensor
 
-    @property
+    @cached_property
     def log_joint(self) -> Tensor:
         """log p(x, z_m) in the space where the mixture lives, scaled and masked, ``(C, B)``."""
         first, *others = self.model_terms
@@ -76,11 +77,7 @@ class ComponentDraws:
         """log alpha_m of all components, ``(M + 1, B)``."""
         return self.per_datum(self.mixture.log_alpha.movedim(-1, 0))
 
-    def log_mixture(self) -> Tensor:
-        """log Q at the points that the programs met, ``(C, B)``."""
-        return self.per_datum(self.mixture.log_prob(self.points))
-
-    def bound(self, log_alpha: Tensor, log_q: Tensor) -> Tensor:
+    def bound(self, log_alpha: Tensor) -> Tensor:
         """sum_n sum_m alpha_m [log p(x_n, z_m) - log Q(z_m)].
 
         Site by site, in the order in which :class:`~pyro.infer.Trace_ELBO` sums, so that a
@@ -88,7 +85,6 @@ class ComponentDraws:
 
         Arguments:
             log_alpha: Logarithms of the weights, ``(C, B)``.
-            log_q: log Q at the draws, ``(C, B)``.
         """
         alpha = log_alpha.exp()
 
@@ -96,6 +92,7 @@ class ComponentDraws:
         for term in self.model_terms:
             log_p = log_p + (alpha * term).sum()
 
+        log_q = self.per_datum(self.mixture.log_prob(self.points))
         total_q = (alpha * self.weight * log_q).sum()
         for term in self.guide_terms:
             total_q = total_q + (alpha * term).sum()

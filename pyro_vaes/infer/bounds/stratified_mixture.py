@@ -57,4 +57,4 @@ class StratifiedMixture_ELBO(MixtureBound):
         # each component's weight is shared by its draws
         log_alpha = draws.log_alpha().repeat_interleave(self.num_particles, 0)
         log_alpha = log_alpha - math.log(self.num_particles)
-        return -draws.bound(log_alpha, draws.log_mixture())
+        return -draws.bound(log_alpha)
