@@ -127,12 +127,14 @@ class Adversarial_ELBO(Bound):
                 "guide.",
                 use_bound(),
             )
+
         if not isinstance(discriminator, nn.Module) or not any(p.requires_grad for p in discriminator.parameters()):
             raise ValueError(
                 f"The discriminator must be a module with parameters to train, but got {type(discriminator).__name__}."
             )
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight is that of a penalty, a number of 0 or more, but got {weight}.")
+
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.discriminator, self.weight, self.site = base, discriminator, weight, site
         self._optim = optim

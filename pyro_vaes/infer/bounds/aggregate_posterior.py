@@ -35,7 +35,6 @@ from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.infer.bounds.global_batch import all_rows
 from pyro_vaes.infer.bounds.standardised import (
     NormalSite,
-    Standardised,
     find_normal_sites,
 )
 from pyro_vaes.programs import (
@@ -160,20 +159,21 @@ class AggregatePosterior_ELBO(Bound):
     def _terms(self, site: NormalSite, guide_trace: Trace, model_trace: Trace) -> AggregateTerms:
         device = guide_trace.nodes[site.posterior.name]["value"].device
         with torch.autocast(device.type, enabled=False):
-            return self._of(site.standardised(guide_trace.nodes, model_trace.nodes))
+            q = site.standardised(guide_trace.nodes, model_trace.nodes)
+            loc, scale = all_rows(q.loc), all_rows(q.scale)
 
-    def _of(self, q: Standardised) -> AggregateTerms:
-        loc, scale = all_rows(q.loc), all_rows(q.scale)
-        if len(loc) < 2:
-            raise ValueError(
-                "A batch with one row has no aggregate posterior: the variance of its means is 0. Leave the last, "
-                "short batch out, with fit(drop_last=True) or DataLoader(drop_last=True); or choose a batch size that "
-                "does not leave one row over."
-            )
-        aggregate = AggregateGaussian(loc, scale, self.moment, validate_args=False)
-        trace = q.scale.square().sum(1)  # of each covariance S_i
-        divergence = 0.5 * (trace + loc.shape[1] * math.log(2 * math.pi)) - q.entropy  # KL(N(0, S_i) || N(0, I))
-        return AggregateTerms(aggregate.kl_units(), 2 * self.variance_weight * divergence.mean())
+            if len(loc) < 2:
+                raise ValueError(
+                    "A batch with one row has no aggregate posterior: the variance of its means is 0. Leave the last, "
+                    "short batch out, with fit(drop_last=True) or DataLoader(drop_last=True); or choose a batch size "
+                    "that does not leave one row over."
+                )
+            aggregate = AggregateGaussian(loc, scale, self.moment, validate_args=False)
+
+            # KL(N(0, S_i) || N(0, I))
+            trace = q.scale.square().sum(1)  # of each covariance S_i
+            divergence = 0.5 * (trace + loc.shape[1] * math.log(2 * math.pi)) - q.entropy
+            return AggregateTerms(aggregate.kl_units(), 2 * self.variance_weight * divergence.mean())
 
 
 def _weight(site: NormalSite, guide_sites: Sites, model_sites: Sites) -> float | Tensor:

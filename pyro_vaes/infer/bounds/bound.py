@@ -111,7 +111,8 @@ class Bound(ELBO):
         self._refuse_missing(*traces)
         return traces
 
-    _get_trace = Trace_ELBO._get_trace  # what Pyro's ELBO calls for each particle
+    # what Pyro's ELBO calls for each particle
+    _get_trace = Trace_ELBO._get_trace
 
 
 def found_once(find: Find[B, T]) -> Find[B, T]:

@@ -94,7 +94,7 @@ class FreeBits_ELBO(Bound):
             weight = weight.unsqueeze(-1)
 
         # masked terms may be NaN
-        kept = torch.where(weight == 0, torch.zeros_like(term), term)
+        kept = torch.where(weight == 0, 0, term)
         data_dims = tuple(range(term.dim() - int(self.per_unit)))
         total, weighted = weight, weight * kept
         if data_dims:

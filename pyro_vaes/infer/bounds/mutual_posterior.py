@@ -45,7 +45,6 @@ from pyro_vaes.ops import off_diagonal
 from pyro_vaes.programs import (
     DRAWN,
     Findings,
-    Plate,
     Program,
     SiteRecorder,
     Sites,
@@ -148,6 +147,7 @@ class MutualPosterior_ELBO(Bound):
                 "base takes several optimiser steps for each batch (schedule='sequential'), and the terms belong to "
                 "one loss. Use schedule='simultaneous'."
             )
+
         for name, weight in (("eta", eta), ("gamma", gamma)):
             if not weight >= 0:
                 raise ValueError(f"{name} is the weight of a penalty and cannot be negative, but got {weight}.")
@@ -158,6 +158,7 @@ class MutualPosterior_ELBO(Bound):
                 f"sites is a list of names and num_samples at least 1, but got sites={sites!r} and "
                 f"num_samples={num_samples}; sites=['z']?"
             )
+
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.eta, self.gamma, self.diverse = base, eta, gamma, diverse
         self.sites, self.num_samples = None if sites is None else tuple(sites), num_samples
@@ -185,18 +186,19 @@ class MutualPosterior_ELBO(Bound):
         loss = bound(model, self._guides(guide), *args)
 
         found = self._guides.recorder.take_all()
-        plate = _data_plate(found, sites[0])
+        first = found[sites[0].name]
+        plate = find_plate(first, sites[0].plate)
         if plate.size < 2 and not is_shared():
             return loss, None
 
         terms = []
-        device = found[sites[0].name]["value"].device
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(first["value"].device.type, enabled=False):
             pairs = self._pairs(found, sites)
             if self.eta > 0:
                 terms.append(self.eta * pairs.diversity(self.diverse))
             if self.gamma > 0:
                 terms.append(self.gamma * pairs.smoothness())
+
         return loss, plate.num_data * torch.stack(terms).sum()
 
     def pairs(self, guide: Program, *args: object) -> PosteriorPairs:
@@ -204,7 +206,7 @@ class MutualPosterior_ELBO(Bound):
         sites = self._posteriors(guide, args)
         self._guides(guide)(*args)
         found = self._guides.recorder.take_all()
-        if _data_plate(found, sites[0]).size < 2:
+        if find_plate(found[sites[0].name], sites[0].plate).size < 2:
             raise ValueError("One row has no pair: give the guide at least two rows.")
         return self._pairs(found, sites)
 
@@ -214,7 +216,3 @@ class MutualPosterior_ELBO(Bound):
     def _pairs(self, found: Sites, sites: Sequence[PosteriorSite]) -> PosteriorPairs:
         parts = [pairs_of(s.rows(found[s.name]), self.num_samples, s.name) for s in sites]
         return PosteriorPairs(tuple(parts))
-
-
-def _data_plate(found: Sites, site: PosteriorSite) -> Plate:
-    return find_plate(found[site.name], site.plate)

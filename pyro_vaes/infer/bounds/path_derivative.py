@@ -57,6 +57,8 @@ class Gates(Messenger):
         """
         if not self._gates or not log_q.requires_grad:
             return torch.zeros_like(log_q.sum())
+
+        # shut the gates for one backward pass
         handles = [before.register_hook(torch.zeros_like) for before, _ in self._gates]
         try:
             draws = [after for _, after in self._gates]
@@ -65,6 +67,7 @@ class Gates(Messenger):
         finally:
             for handle in handles:
                 handle.remove()
+
         inner = [(g * z).sum() for g, z in zip(h, draws, strict=True) if g is not None]
         total = sum(inner, start=log_q.new_zeros(()))
         return total - total.detach()

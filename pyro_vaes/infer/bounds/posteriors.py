@@ -197,7 +197,8 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
         if not (functions and isinstance(site["fn"], Delta)):
             candidates[name] = site
 
-    unknown = [] if names is None else sorted(set(names) - candidates.keys())
+    chosen = set(candidates if names is None else names)
+    unknown = sorted(chosen - candidates.keys())
     if unknown or not candidates:
         raise UsageError(
             f"The posteriors of the sites {unknown or 'of this guide'} cannot be compared: the "
@@ -206,7 +207,7 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
             Cure("sites", tuple(sorted(candidates)), words="name some of these, sites=[...]"),
         )
 
-    wanted = {n: s for n, s in candidates.items() if names is None or n in names}
+    wanted = {n: s for n, s in candidates.items() if n in chosen}
     conditional = sites_given_others(guide, args, own_sites)
     for problem in _problems(wanted, conditional, candidates):
         raise problem
