@@ -17,10 +17,10 @@ References:
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import torch
 from pyro.infer import ELBO
@@ -31,11 +31,11 @@ from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.infer.bounds.facts import facts_of, layers
 from pyro_vaes.infer.bounds.global_batch import is_shared
-from pyro_vaes.infer.bounds.observations import ObservationRecorder
-from pyro_vaes.infer.bounds.posteriors import record_posteriors
+from pyro_vaes.infer.bounds.observations import ObservationRecorder, observation_mean
+from pyro_vaes.infer.bounds.recorded import Recorded
 from pyro_vaes.infer.callback import Callback, Run, State
 from pyro_vaes.infer.optimizers import (
     MakeOptimizer,
@@ -44,38 +44,25 @@ from pyro_vaes.infer.optimizers import (
     step_if_finite,
 )
 from pyro_vaes.programs import (
+    DRAWN,
     DataPlate,
-    Findings,
     Program,
     SiteRecorder,
-    bind_keywords,
     find_data_plate,
+    find_plate,
     modes,
-    unbind_keywords,
 )
 
 __all__ = ["Adversarial_ELBO"]
 
-Args = tuple[object, ...]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Images:
+class _Images(NamedTuple):
     """What the discriminator is shown of one run: data ``(B, *event)`` and reconstructions ``(K B, *event)``."""
 
     real: Tensor
     fake: Tensor
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """A pair with recorders around both programs."""
-
-    model: Program
-    guide: Program
-    observed: ObservationRecorder
-    drawn: SiteRecorder
 
 
 class Adversarial_ELBO(Bound):
@@ -140,27 +127,25 @@ class Adversarial_ELBO(Bound):
                 "guide.",
                 use_bound(),
             )
+
         if not isinstance(discriminator, nn.Module) or not any(p.requires_grad for p in discriminator.parameters()):
             raise ValueError(
                 f"The discriminator must be a module with parameters to train, but got {type(discriminator).__name__}."
             )
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight is that of a penalty, a number of 0 or more, but got {weight}.")
+
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.discriminator, self.weight, self.site = base, discriminator, weight, site
         self._optim = optim
-        self._optimizer: Optimizer | None = None
-        self._recorded = Findings[_Recorded]()
-        self._plates = Findings[DataPlate]()
+        self._models, self._guides = Recorded(ObservationRecorder()), Recorded(SiteRecorder(DRAWN))
         self._images: _Images | None = None
 
-    @property
+    @functools.cached_property
     def optimizer(self) -> Optimizer:
         """The discriminator's optimiser, made when it is first asked for."""
-        if self._optimizer is None:
-            parameters: list[Tensor] = [p for p in self.discriminator.parameters() if p.requires_grad]
-            self._optimizer = make_optimizer(self._optim, parameters)
-        return self._optimizer
+        parameters: list[Tensor] = [p for p in self.discriminator.parameters() if p.requires_grad]
+        return make_optimizer(self._optim, parameters)
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The base's loss plus N w BCE(1, D(x_hat)), without a gradient for the discriminator."""
@@ -222,17 +207,11 @@ class Adversarial_ELBO(Bound):
 
     def _run(self, bound: Callable[..., T], model: Program, guide: Program, args: Args) -> tuple[T, _Images, int]:
         """A function of the base's, the images that it has met, and the number of data that they stand for."""
-        recorded = self._record(model, guide)
-        keywords = unbind_keywords(model)[1]
-        plate = self._plates.of((model, guide), args, lambda: find_data_plate(model, guide, args))
-        loss = bound(
-            bind_keywords(recorded.model, keywords),
-            bind_keywords(recorded.guide, keywords),
-            *args,
-        )
+        plate = self._plate(model, guide, args)
+        loss = bound(self._models(model), self._guides(guide), *args)
 
-        drawn = recorded.drawn.take_all()
-        observation = recorded.observed.take(self.site)
+        drawn = self._guides.recorder.take_all()
+        observation = self._models.recorder.take(self.site)
         for name, message in drawn.items():
             if torch.is_grad_enabled() and not message["fn"].has_rsample:
                 raise UsageError(
@@ -242,22 +221,14 @@ class Adversarial_ELBO(Bound):
                     Cure("guide", "AmortizedNormal", words="AmortizedNormal"),
                 )
 
-        event_shape = observation.fn.event_shape
-        images = _Images(
-            real=observation.value.reshape(-1, *event_shape),
-            fake=observation.mean.reshape(-1, *event_shape),
-        )
-        return loss, images, observation.num_data(plate.name)
+        shape = (-1, *observation["fn"].event_shape)
+        real = observation["value"].reshape(shape)
+        fake = observation_mean(observation).reshape(shape)
+        return loss, _Images(real, fake), find_plate(observation, plate.name).num_data
 
-    def _record(self, model: Program, guide: Program) -> "_Recorded":
-        """The pair within recorders; found once, so that ``base`` meets one pair."""
-        p, q = unbind_keywords(model)[0], unbind_keywords(guide)[0]
-
-        def record() -> _Recorded:
-            observed, drawn = ObservationRecorder(), record_posteriors()
-            return _Recorded(observed(p), drawn(q), observed, drawn)
-
-        return self._recorded.of((p, q), (), record)
+    @found_once
+    def _plate(self, model: Program, guide: Program, args: Args) -> DataPlate:
+        return find_data_plate(model, guide, args)
 
 
 class _DiscriminatorSteps(Callback):
@@ -266,6 +237,13 @@ class _DiscriminatorSteps(Callback):
     def __init__(self, bound: Adversarial_ELBO) -> None:
         self.bound = bound
         self.back_to: State = {}
+
+    @property
+    def parts(self) -> dict[str, nn.Module | Optimizer]:
+        return {
+            "discriminator": self.bound.discriminator,
+            "optimizer": self.bound.optimizer,
+        }
 
     def stepped(self, run: Run) -> None:
         if self.bound._images is not None:  # as after a rollback
@@ -280,9 +258,10 @@ class _DiscriminatorSteps(Callback):
         halve_learning_rate(self.bound.optimizer)
 
     def state_dict(self) -> State:
-        bound = self.bound
-        return {"discriminator": bound.discriminator.state_dict(), "optimizer": bound.optimizer.state_dict()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: State) -> None:
-        self.bound.discriminator.load_state_dict(cast(dict[str, Tensor], state["discriminator"]))
-        self.bound.optimizer.load_state_dict(cast(dict[str, object], state["optimizer"]))
+        for name, part in self.parts.items():
+            saved = state[name]
+            assert isinstance(saved, dict)
+            part.load_state_dict(saved)

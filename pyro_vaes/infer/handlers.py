@@ -64,7 +64,7 @@ class scale_latents(Messenger):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        result = super().__exit__(kind, error, traceback)  # type: ignore[arg-type]
+        result = super().__exit__(kind, error, traceback)
         if needs_common_scale(error):
             raise ValueError(f"The KL weights are {self.beta}. {COMMON_SCALE}") from error
         if kind is None and isinstance(self.beta, Mapping) and self._met:

@@ -117,8 +117,7 @@ def test_one_pass_of_the_decoder():
         bound.differentiable_loss(vae.model, vae.guide, faces())
         bound.discriminator_step()
         assert wanted is None or len(calls) == wanted
-    (recorded,) = bound._recorded.values()
-    assert bound._images is None and recorded.observed.found == {} and recorded.drawn.found == {}
+    assert bound._images is None and bound._models.recorder.found == {} and bound._guides.recorder.found == {}
 
 
 def by_hand(steps=6):

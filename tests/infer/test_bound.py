@@ -190,7 +190,7 @@ def test_a_copy_of_a_bound_takes_no_programs_along():
 
     bound.loss(minibatch, draw, torch.randn(4, 3))
     again = pickle.loads(pickle.dumps(bound))  # a local program could not be pickled
-    assert len(again._plates) == 0 and len(bound._plates) == 1
+    assert len(again._found_plate) == 0 and len(bound._found_plate) == 1
     assert isinstance(again.loss(minibatch, draw, torch.randn(4, 3)), float)
 
 

@@ -468,8 +468,7 @@ def test_the_guide_runs_once_in_a_step():
     calls.clear()
     bound.differentiable_loss(vae.model, guide, binary(6))
     assert calls == [6]
-    (recorded,) = bound._recorded.values()
-    assert recorded.recorder.found == {}  # nothing holds on to the step's graph
+    assert bound._guides.recorder.found == {}  # nothing holds on to the step's graph
 
 
 def test_subsampling_plates_scale_the_terms_like_the_bound():

@@ -31,16 +31,14 @@ from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian, Moment
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.infer.bounds.global_batch import all_rows
 from pyro_vaes.infer.bounds.standardised import (
     NormalSite,
-    Standardised,
     find_normal_sites,
 )
 from pyro_vaes.programs import (
     OBJECTIVE,
-    Findings,
     Program,
     Sites,
     find_data_plate,
@@ -50,8 +48,6 @@ from pyro_vaes.programs import (
 )
 
 __all__ = ["AggregatePosterior_ELBO", "AggregateTerms"]
-
-Args = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -124,11 +120,10 @@ class AggregatePosterior_ELBO(Bound):
         super().__init__()
         self.moment, self.variance_weight = moment, variance_weight
         self.sites = None if sites is None else tuple(sites)
-        self._normal_sites = Findings[tuple[NormalSite, ...]]()
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log p(x_n | z_n) + N (K_g + K_i)."""
-        sites = self._look(model, guide, args)
+        sites = self._normal_sites(model, guide, args)
         guide_trace, model_trace = run_pair(model, guide, args)
         self._refuse_score_function(guide_trace)
 
@@ -151,35 +146,34 @@ class AggregatePosterior_ELBO(Bound):
 
     def terms(self, model: Program, guide: Program, *args: object) -> AggregateTerms:
         """Run a pair once, and return K_g of each unit and K_i of the rows of its arguments."""
-        sites = self._look(model, guide, args)
+        sites = self._normal_sites(model, guide, args)
         traces = run_pair(model, guide, args)
         terms = [self._terms(site, *traces) for site in sites]
         return AggregateTerms(torch.cat([t.kl for t in terms]), torch.stack([t.penalty for t in terms]).sum())
 
-    def _look(self, model: Program, guide: Program, args: Args) -> tuple[NormalSite, ...]:
-        def find() -> tuple[NormalSite, ...]:
-            find_data_plate(model, guide, args)  # refuses what lies outside the data plate
-            return find_normal_sites(model, guide, args, self.sites, type(self).__name__)
-
-        return self._normal_sites.of((model, guide), args, find)
+    @found_once
+    def _normal_sites(self, model: Program, guide: Program, args: Args) -> tuple[NormalSite, ...]:
+        find_data_plate(model, guide, args)  # refuses what lies outside the data plate
+        return find_normal_sites(model, guide, args, self.sites, type(self).__name__)
 
     def _terms(self, site: NormalSite, guide_trace: Trace, model_trace: Trace) -> AggregateTerms:
         device = guide_trace.nodes[site.posterior.name]["value"].device
         with torch.autocast(device.type, enabled=False):
-            return self._of(site.standardised(guide_trace.nodes, model_trace.nodes))
+            q = site.standardised(guide_trace.nodes, model_trace.nodes)
+            loc, scale = all_rows(q.loc), all_rows(q.scale)
 
-    def _of(self, q: Standardised) -> AggregateTerms:
-        loc, scale = all_rows(q.loc), all_rows(q.scale)
-        if len(loc) < 2:
-            raise ValueError(
-                "A batch with one row has no aggregate posterior: the variance of its means is 0. Leave the last, "
-                "short batch out, with fit(drop_last=True) or DataLoader(drop_last=True); or choose a batch size that "
-                "does not leave one row over."
-            )
-        aggregate = AggregateGaussian(loc, scale, self.moment, validate_args=False)
-        trace = q.scale.square().sum(1)  # of each covariance S_i
-        divergence = 0.5 * (trace + loc.shape[1] * math.log(2 * math.pi)) - q.entropy  # KL(N(0, S_i) || N(0, I))
-        return AggregateTerms(aggregate.kl_units(), 2 * self.variance_weight * divergence.mean())
+            if len(loc) < 2:
+                raise ValueError(
+                    "A batch with one row has no aggregate posterior: the variance of its means is 0. Leave the last, "
+                    "short batch out, with fit(drop_last=True) or DataLoader(drop_last=True); or choose a batch size "
+                    "that does not leave one row over."
+                )
+            aggregate = AggregateGaussian(loc, scale, self.moment, validate_args=False)
+
+            # KL(N(0, S_i) || N(0, I))
+            trace = q.scale.square().sum(1)  # of each covariance S_i
+            divergence = 0.5 * (trace + loc.shape[1] * math.log(2 * math.pi)) - q.entropy
+            return AggregateTerms(aggregate.kl_units(), 2 * self.variance_weight * divergence.mean())
 
 
 def _weight(site: NormalSite, guide_sites: Sites, model_sites: Sites) -> float | Tensor:

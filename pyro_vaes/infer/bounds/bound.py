@@ -1,23 +1,35 @@
 """What our bounds share: a bound is one function, and loss and gradients follow."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
+from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vaes.errors import UsageError, use_bound
-from pyro_vaes.programs import DRAWN, Program, bind_keywords, sites
+from pyro_vaes.programs import (
+    DRAWN,
+    Findings,
+    PairTraces,
+    Program,
+    bind_keywords,
+    run_pair,
+    sites,
+)
 
 if TYPE_CHECKING:
     from pyro_vaes.infer.callback import Callback
 
-__all__ = ["Bound", "Loss", "step_losses"]
+__all__ = ["Args", "Bound", "Loss", "found_once", "step_losses"]
 
+Args = tuple[object, ...]
 Loss = Callable[[], Tensor]
+B = TypeVar("B")
+T = TypeVar("T")
+Find = Callable[[B, Program, Program, Args], T]
 
 
 class Bound(ELBO):
@@ -92,18 +104,32 @@ class Bound(ELBO):
                 "the guide, or sum a discrete one out with TraceEnum_ELBO?"
             )
 
-    def _get_trace(
-        self,
-        model: Program,
-        guide: Program,
-        args: tuple[object, ...],
-        kwargs: dict[str, object],
-    ) -> tuple[Trace, Trace]:
-        # what Pyro's ELBO calls for each particle
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+    def _run_reparameterised(self, model: Program, guide: Program, args: Args) -> PairTraces:
+        """Run a pair whose guide draws every latent site of the model, with gradients."""
+        traces = run_pair(model, guide, args)
+        self._refuse_score_function(traces.guide)
+        self._refuse_missing(*traces)
+        return traces
+
+    # what Pyro's ELBO calls for each particle
+    _get_trace = Trace_ELBO._get_trace
 
 
-def step_losses(bound: ELBO, model: Program, guide: Program, args: tuple[object, ...]) -> list[Loss]:
+def found_once(find: Find[B, T]) -> Find[B, T]:
+    """A method that looks at a pair, once for each structure of the arguments.
+
+    What ``_plate`` has found is kept in the attribute ``_found_plate``.
+    """
+
+    @functools.wraps(find)
+    def found(self: B, model: Program, guide: Program, args: Args) -> T:
+        findings = vars(self).setdefault(f"_found{find.__name__}", Findings[T]())
+        return findings.of((model, guide), args, lambda: find(self, model, guide, args))
+
+    return found
+
+
+def step_losses(bound: ELBO, model: Program, guide: Program, args: Args) -> list[Loss]:
     """The losses of one training step of any bound with a differentiable loss."""
     if isinstance(bound, Bound):
         return bound.sub_losses(model, guide, *args)

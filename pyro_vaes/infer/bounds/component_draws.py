@@ -9,8 +9,8 @@ model is replayed against it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
@@ -21,18 +21,19 @@ from torch import Tensor
 
 from pyro_vaes.distributions import RecursiveMixture
 from pyro_vaes.errors import Cure, UsageError, use_bound
+from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.programs import (
     DataPlate,
-    PairTraces,
     Program,
+    data_plate,
+    dry_run_pair,
+    over_particles,
     per_datum_terms,
     run,
     sites,
 )
 
-__all__ = ["ComponentDraws", "draw_from_components", "find_mixture"]
-
-Args = tuple[object, ...]
+__all__ = ["ComponentDraws", "MixtureBound"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ComponentDraws:
     guide_terms: list[Tensor]
     weight: Tensor
 
-    @property
+    @cached_property
     def log_joint(self) -> Tensor:
         """log p(x, z_m) in the space where the mixture lives, scaled and masked, ``(C, B)``."""
         first, *others = self.model_terms
@@ -76,11 +77,7 @@ class ComponentDraws:
         """log alpha_m of all components, ``(M + 1, B)``."""
         return self.per_datum(self.mixture.log_alpha.movedim(-1, 0))
 
-    def log_mixture(self) -> Tensor:
-        """log Q at the points that the programs met, ``(C, B)``."""
-        return self.per_datum(self.mixture.log_prob(self.points))
-
-    def bound(self, log_alpha: Tensor, log_q: Tensor) -> Tensor:
+    def bound(self, log_alpha: Tensor) -> Tensor:
         """sum_n sum_m alpha_m [log p(x_n, z_m) - log Q(z_m)].
 
         Site by site, in the order in which :class:`~pyro.infer.Trace_ELBO` sums, so that a
@@ -88,7 +85,6 @@ class ComponentDraws:
 
         Arguments:
             log_alpha: Logarithms of the weights, ``(C, B)``.
-            log_q: log Q at the draws, ``(C, B)``.
         """
         alpha = log_alpha.exp()
 
@@ -96,6 +92,7 @@ class ComponentDraws:
         for term in self.model_terms:
             log_p = log_p + (alpha * term).sum()
 
+        log_q = self.per_datum(self.mixture.log_prob(self.points))
         total_q = (alpha * self.weight * log_q).sum()
         for term in self.guide_terms:
             total_q = total_q + (alpha * term).sum()
@@ -126,16 +123,14 @@ class _DrawComponents(Messenger):
         super().__init__()
         self.plate, self.indices = plate, indices
         self.num_particles, self.detached = num_particles, detached
-        self.name: str | None = None
 
     def _pyro_sample(self, msg: Message) -> None:
         fn = msg["fn"]
         if not isinstance(fn, RecursiveMixture) or msg["value"] is not None:
             return
 
-        self.name, self.mixture = msg["name"], fn
-        every = range(fn.num_components)
-        self.chosen = tuple(every if self.indices is None else self.indices)
+        self.name, self.mixture = str(msg["name"]), fn
+        self.chosen = self.indices or range(fn.num_components)
 
         # the weights have no effect here: we draw from every component of this mixture
         some = [fn.components[i] for i in self.chosen]
@@ -155,120 +150,107 @@ class _DrawComponents(Messenger):
         msg["value"] = self.points.reshape(shape[:1] + inner + shape[1:])
 
 
-def find_mixture(traces: PairTraces, bound: str) -> RecursiveMixture:
-    """The one mixture that the guide samples from in these runs.
+class MixtureBound(Bound):
+    """What the bounds of a mixture guide share: draws from the mixture's components.
 
-    Arguments:
-        traces: A run of the pair.
-        bound: Name of the bound that needs it, for the error message.
-
-    Raises:
-        ValueError: The guide samples from no mixture, from several, or from one that holds
-            more than the data plate.
+    Attributes:
+        vectorize_components: Whether the model, which must then broadcast over a leading
+            dimension, runs on all draws at once; else on one after the other.
     """
-    mixtures, others = {}, {}
-    for name, site in sites(traces.guide).items():
-        if isinstance(site["fn"], RecursiveMixture):
-            mixtures[name] = site["fn"]
+
+    plain_draws = False
+    vectorize_components: bool
+
+    @found_once
+    def _mixture(self, model: Program, guide: Program, args: Args) -> tuple[DataPlate, int]:
+        """The data plate, and the number of components of the guide's one mixture.
+
+        Raises:
+            ValueError: The guide samples from no mixture, from several, or from one that
+                holds more than the data plate.
+        """
+        traces = dry_run_pair(model, guide, args)
+        mixtures, others = {}, {}
+        for name, site in sites(traces.guide).items():
+            if isinstance(site["fn"], RecursiveMixture):
+                mixtures[name] = site["fn"]
+            else:
+                others[name] = type(site["fn"]).__name__
+
+        bound = type(self).__name__
+        if len(mixtures) != 1:
+            found = f"none among its sites: {others}"
+            if mixtures:
+                found = f"several: {sorted(mixtures)}"
+            raise UsageError(
+                f"{bound} needs a guide that samples its latents from one RecursiveMixture, as "
+                f"AmortizedMixture does, but this one has {found}.",
+                use_bound(),
+                Cure("guide", "mixture", words="a mixture guide"),
+            )
+
+        ((name, mixture),) = mixtures.items()
+        if sum(size > 1 for size in mixture.batch_shape) > 1:
+            raise ValueError(
+                f"{bound} needs the mixture at {name!r} in the data plate alone, but its batch "
+                f"shape is {tuple(mixture.batch_shape)}. Make the other plates event dimensions "
+                "of the components with .to_event?"
+            )
+        return data_plate(traces), mixture.num_components
+
+    def _draw(
+        self,
+        model: Program,
+        guide: Program,
+        args: Args,
+        *,
+        indices: Sequence[int] | None = None,
+        num_particles: int = 1,
+        detached: bool = False,
+    ) -> ComponentDraws:
+        """Draw from the components of the guide's mixture and run both programs at the draws.
+
+        Arguments:
+            model, guide: The pair.
+            args: Their arguments.
+            indices: The components to draw from; all by default.
+            num_particles: Draws from each component.
+            detached: Whether the programs get the draws as a leaf, so that gradients can be
+                routed.
+        """
+        plate, _ = self._mixture(model, guide, args)
+        with _DrawComponents(plate, indices, num_particles, detached) as drawn:
+            guide_trace = prune_subsample_sites(run(guide, args))
+
+        def model_terms(program: Program, against: Trace, *, particles: bool) -> list[Tensor]:
+            trace = prune_subsample_sites(run(program, args, against=against))
+            return per_datum_terms(trace, plate.dim, particles=particles, scaled=True)
+
+        size = len(drawn.draws)
+        if self.vectorize_components:
+            at_all_draws = over_particles(model, size, plate)
+            log_p = model_terms(at_all_draws, guide_trace, particles=True)
         else:
-            others[name] = type(site["fn"]).__name__
+            each = []
+            for index in range(size):
+                at_one = _at_draw(guide_trace, index, plate)
+                each.append(model_terms(model, at_one, particles=False))
+            log_p = [torch.stack(terms) for terms in zip(*each, strict=True)]
 
-    if len(mixtures) != 1:
-        found = f"none among its sites: {others}"
-        if mixtures:
-            found = f"several: {sorted(mixtures)}"
-        raise UsageError(
-            f"{bound} needs a guide that samples its latents from one RecursiveMixture, as "
-            f"AmortizedMixture does, but this one has {found}.",
-            use_bound(),
-            Cure("guide", "mixture", words="a mixture guide"),
+        site = guide_trace.nodes[drawn.name]
+        ones = torch.ones_like(drawn.mixture.log_alpha[..., 0])
+        weight = scale_and_mask(ones, site["scale"], site["mask"])
+        guide_trace.remove_node(drawn.name)
+
+        return ComponentDraws(
+            mixture=drawn.mixture,
+            indices=tuple(i for i in drawn.chosen for _ in range(num_particles)),
+            draws=drawn.draws,
+            points=drawn.points,
+            model_terms=log_p,
+            guide_terms=per_datum_terms(guide_trace, plate.dim, particles=True, scaled=True),
+            weight=weight.reshape(-1),
         )
-
-    name, mixture = next(iter(mixtures.items()))
-    if sum(size > 1 for size in mixture.batch_shape) > 1:
-        raise ValueError(
-            f"{bound} needs the mixture at {name!r} in the data plate alone, but its batch "
-            f"shape is {tuple(mixture.batch_shape)}. Make the other plates event dimensions "
-            "of the components with .to_event?"
-        )
-    return mixture
-
-
-def draw_from_components(
-    model: Program,
-    guide: Program,
-    args: Args,
-    plate: DataPlate,
-    *,
-    indices: Sequence[int] | None = None,
-    num_particles: int = 1,
-    detached: bool = False,
-    vectorize: bool = True,
-) -> ComponentDraws:
-    """Draw from the components of the guide's mixture and run both programs at the draws.
-
-    Arguments:
-        model: The model; it must broadcast over a leading dimension of components, unless
-            ``vectorize`` is off.
-        guide: The guide.
-        args: Their arguments.
-        plate: The data plate.
-        indices: The components to draw from; all by default.
-        num_particles: Draws from each component.
-        detached: Whether the programs get the draws as a leaf, so that gradients can be
-            routed.
-        vectorize: Whether the model is run on all components at once, or on one after the
-            other.
-    """
-    with _DrawComponents(plate, indices, num_particles, detached) as drawn:
-        guide_trace = prune_subsample_sites(run(guide, args))
-    assert drawn.name is not None
-
-    site = guide_trace.nodes[drawn.name]
-    ones = torch.ones_like(drawn.mixture.log_alpha[..., 0])
-    weight = scale_and_mask(ones, site["scale"], site["mask"])
-
-    if vectorize:
-        model_terms = _terms_at_all_draws(model, guide_trace, args, plate, len(drawn.draws))
-    else:
-        model_terms = _terms_one_by_one(model, guide_trace, args, plate, len(drawn.draws))
-
-    guide_trace.remove_node(drawn.name)
-    guide_terms = per_datum_terms(guide_trace, plate.dim, particles=True, scaled=True)
-
-    return ComponentDraws(
-        mixture=drawn.mixture,
-        indices=tuple(i for i in drawn.chosen for _ in range(num_particles)),
-        draws=drawn.draws,
-        points=drawn.points,
-        model_terms=model_terms,
-        guide_terms=guide_terms,
-        weight=weight.reshape(-1),
-    )
-
-
-def _terms_at_all_draws(model: Program, guide_trace: Trace, args: Args, plate: DataPlate, size: int) -> list[Tensor]:
-    """The model's terms ``(C, B)``, from one run that broadcasts over the draws."""
-
-    def at_all_draws(*args: object) -> object:
-        with pyro.plate("_components", size, dim=-plate.depth - 1):
-            return model(*args)
-
-    return _model_terms(at_all_draws, guide_trace, args, plate, particles=True)
-
-
-def _terms_one_by_one(model: Program, guide_trace: Trace, args: Args, plate: DataPlate, size: int) -> list[Tensor]:
-    """The same from one run for each draw."""
-    each = []
-    for index in range(size):
-        at_one = _at_draw(guide_trace, index, plate)
-        each.append(_model_terms(model, at_one, args, plate, particles=False))
-    return [torch.stack(terms) for terms in zip(*each, strict=True)]
-
-
-def _model_terms(model: Program, guide_trace: Trace, args: Args, plate: DataPlate, *, particles: bool) -> list[Tensor]:
-    model_trace = prune_subsample_sites(run(model, args, against=guide_trace))
-    return per_datum_terms(model_trace, plate.dim, particles=particles, scaled=True)
 
 
 def _at_draw(trace: Trace, index: int, plate: DataPlate) -> Trace:

@@ -16,6 +16,7 @@ References:
 """
 
 import math
+from functools import partial
 
 import torch
 from pyro.poutine import Trace
@@ -84,7 +85,8 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
 
         whole = _whole_gradients(model_trace, guide_trace, handed_over, v, plate)
         # by v_k what log p sends back to z_k, which has one v_k already
-        _multiply_gradients(handed_over, v, plate)
+        for site in _draws(handed_over).values():
+            site["value"].register_hook(partial(torch.mul, _aligned(v, site, plate)))
 
         bound = log_w.logsumexp(0) - math.log(num)
         bound = (bound + objective_terms(model_trace, drawn, plate.dim)).sum()
@@ -113,13 +115,6 @@ def _aligned(factor: Tensor, site: Message, plate: DataPlate) -> Tensor:
     shape = [1] * (plate.depth + 1)  # batch dimensions, the particles' one first
     shape[0], shape[plate.dim] = factor.shape
     return factor.reshape(*shape, *[1] * len(site["fn"].event_shape))
-
-
-def _multiply_gradients(trace: Trace, factor: Tensor, plate: DataPlate) -> None:
-    """Let the gradient of each draw be multiplied by a factor ``(K, B)`` in the backward pass to come."""
-    for site in _draws(trace).values():
-        aligned = _aligned(factor, site, plate)
-        site["value"].register_hook(lambda gradient, aligned=aligned: gradient * aligned)
 
 
 def _whole_gradients(

@@ -5,7 +5,7 @@ one that wraps another in an attribute of any name, has the facts of the bounds 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pyro.infer import (
     ELBO,
@@ -59,27 +59,18 @@ def facts_of(bound: ELBO) -> BoundFacts:
         >>> facts_of(TraceMeanField_ELBO()).analytic_kl
         True
     """
-    inner = [facts_of(part) for part in _inner(bound)]
+    inner = [facts_of(part) for part in _inner(bound)] or [BoundFacts()]
 
-    def fact(name: str) -> bool | int:
+    def fact(name: str) -> bool:  # min_rows is a number
         stated = _stated(bound, name)
         if stated is not None:
             return stated
         inherited = [getattr(facts, name) for facts in inner]
-        if not inherited:
-            return getattr(BoundFacts, name)
         # needs add up; what one part cannot do, the whole cannot
         demanding = name in ("min_rows", "enumerates", "analytic_kl")
         return max(inherited) if demanding else min(inherited)
 
-    return BoundFacts(
-        has_kl=bool(fact("has_kl")),
-        min_rows=int(fact("min_rows")),
-        one_loss=bool(fact("one_loss")),
-        enumerates=bool(fact("enumerates")),
-        analytic_kl=bool(fact("analytic_kl")),
-        plain_draws=bool(fact("plain_draws")),
-    )
+    return BoundFacts(**{field.name: fact(field.name) for field in fields(BoundFacts)})
 
 
 def layers(bound: ELBO) -> Iterator[ELBO]:
@@ -94,15 +85,11 @@ def _inner(bound: ELBO) -> list[ELBO]:
     return [value for value in vars(bound).values() if isinstance(value, ELBO)]
 
 
-def _stated(bound: ELBO, name: str) -> bool | int | None:
+def _stated(bound: ELBO, name: str) -> bool | None:
     """A fact that the bound or a class of it states."""
-    if name in vars(bound):
-        return vars(bound)[name]
     for kind in type(bound).__mro__:
-        if isinstance(vars(kind).get(name), property):
+        if name in vars(bound) or name in vars(kind):
             return getattr(bound, name)
-        if name in vars(kind):
-            return vars(kind)[name]
         if name in OF_PYRO.get(kind, {}):
             return OF_PYRO[kind][name]
     return None

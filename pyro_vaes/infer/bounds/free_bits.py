@@ -26,7 +26,6 @@ from pyro_vaes.programs import (
     is_latent,
     log_density,
     log_density_sum,
-    run_pair,
     sites,
 )
 
@@ -53,9 +52,7 @@ class FreeBits_ELBO(Bound):
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """The negative bound, summed over the batch."""
-        guide_trace, model_trace = run_pair(model, guide, args)
-        self._refuse_score_function(guide_trace)
-        self._refuse_missing(guide_trace, model_trace)
+        guide_trace, model_trace = self._run_reparameterised(model, guide, args)
         if self.nats == 0:  # no floor: a KL is never negative, only its estimate is
             return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
 
@@ -97,7 +94,7 @@ class FreeBits_ELBO(Bound):
             weight = weight.unsqueeze(-1)
 
         # masked terms may be NaN
-        kept = torch.where(weight == 0, torch.zeros_like(term), term)
+        kept = torch.where(weight == 0, 0, term)
         data_dims = tuple(range(term.dim() - int(self.per_unit)))
         total, weighted = weight, weight * kept
         if data_dims:

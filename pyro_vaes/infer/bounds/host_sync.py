@@ -8,6 +8,7 @@ on the device and has a NaN policy of its own.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo
 from torch import Tensor
@@ -16,16 +17,9 @@ __all__ = ["without_host_sync"]
 
 _MODULES = (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo)
 
-
-class _Depth(threading.local):
-    """How deep this thread is inside :func:`without_host_sync`."""
-
-    value = 0
-
-
-_depth = _Depth()
+_is_inside: ContextVar[bool] = ContextVar("_is_inside", default=False)  # this thread's own
 _lock = threading.Lock()
-_threads_inside = 0
+_num_inside = 0
 _pyros: list[tuple[object, str, Callable[..., object]]] = []
 
 
@@ -35,46 +29,35 @@ def without_host_sync() -> Iterator[None]:
 
     For this thread alone: others meet Pyro's own functions.
     """
-    _enter()
+    global _num_inside
+    with _lock:
+        if not _num_inside:
+            _replace()
+        _num_inside += 1
+
+    token = _is_inside.set(True)
     try:
         yield
     finally:
-        _leave()
-
-
-def _enter() -> None:
-    global _threads_inside
-    _depth.value += 1
-    if _depth.value > 1:
-        return
-
-    with _lock:
-        _threads_inside += 1
-        if _threads_inside == 1:
-            for module in _MODULES:
-                for name, replacement in (("torch_item", _item), ("warn_if_nan", _warn)):
-                    if hasattr(module, name):
-                        original = getattr(module, name)
-                        _pyros.append((module, name, original))
-                        setattr(module, name, replacement(original))
-
-
-def _leave() -> None:
-    global _threads_inside
-    _depth.value -= 1
-    if _depth.value:
-        return
-
-    with _lock:
-        _threads_inside -= 1
-        if not _threads_inside:
-            while _pyros:
+        _is_inside.reset(token)
+        with _lock:
+            _num_inside -= 1
+            while _pyros and not _num_inside:
                 setattr(*_pyros.pop())
+
+
+def _replace() -> None:
+    for module in _MODULES:
+        for name, replacement in (("torch_item", _item), ("warn_if_nan", _warn)):
+            if hasattr(module, name):
+                original = getattr(module, name)
+                _pyros.append((module, name, original))
+                setattr(module, name, replacement(original))
 
 
 def _item(original: Callable[..., object]) -> Callable[..., object]:
     def torch_item(value: object) -> object:
-        if _depth.value and isinstance(value, Tensor):
+        if _is_inside.get() and isinstance(value, Tensor):
             return value.detach()
         return original(value)
 
@@ -82,7 +65,7 @@ def _item(original: Callable[..., object]) -> Callable[..., object]:
 
 
 def _warn(original: Callable[..., object]) -> Callable[..., object]:
-    def warn_if_nan(value: object, *args: object, **kwargs: object) -> object:
-        return None if _depth.value else original(value, *args, **kwargs)
+    def warn_if_nan(*args: object, **kwargs: object) -> object:
+        return None if _is_inside.get() else original(*args, **kwargs)
 
     return warn_if_nan

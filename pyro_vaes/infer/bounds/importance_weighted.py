@@ -14,10 +14,9 @@ import math
 
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.programs import (
     DataPlate,
-    Findings,
     Program,
     find_data_plate,
     objective_terms,
@@ -50,7 +49,6 @@ class ImportanceWeighted_ELBO(Bound):
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         super().__init__(num_particles=num_particles)
-        self._plates = Findings[DataPlate]()
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L_K, differentiable through reparameterised sites."""
@@ -62,6 +60,6 @@ class ImportanceWeighted_ELBO(Bound):
         bound = bound + objective_terms(model_trace, guide_trace, plate.dim)
         return -plate.scale(model_trace) * bound.sum()
 
-    def _plate(self, model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
-        """The pair's data plate."""
-        return self._plates.of((model, guide), args, lambda: find_data_plate(model, guide, args))
+    @found_once
+    def _plate(self, model: Program, guide: Program, args: Args) -> DataPlate:
+        return find_data_plate(model, guide, args)

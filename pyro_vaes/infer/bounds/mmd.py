@@ -21,18 +21,16 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.programs import (
     DENSITIES,
     DataPlate,
-    Findings,
     Program,
     Role,
     find_data_plate,
     is_latent,
     log_density,
     log_density_sum,
-    run_pair,
     sites,
 )
 
@@ -113,32 +111,34 @@ class MMD_ELBO(Bound):
             )
         super().__init__()
         self.weight, self.kl_weight, self.kernel = weight, kl_weight, kernel
-        self._plates = Findings[DataPlate]()
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L, summed over the data."""
-        plate = self._plates.of((model, guide), args, lambda: find_data_plate(model, guide, args))
-        guide_trace, model_trace = run_pair(model, guide, args)
-        self._refuse_score_function(guide_trace)
-        self._refuse_missing(guide_trace, model_trace)
+        plate = self._plate(model, guide, args)
+        guide_trace, model_trace = self._run_reparameterised(model, guide, args)
 
         loss = torch.zeros(()) + log_density_sum(guide_trace, Role.OBJECTIVE_ONLY)
         for site in sites(model_trace).values():
+            share = 1.0  # of log p, in the objective
             if is_latent(site):
                 loss = loss + self.weight * self._discrepancy(site, plate)
-            else:
-                loss = loss - log_density(site).sum()
-            if is_latent(site) and self.kl_weight:
-                loss = loss - self.kl_weight * log_density(site).sum()
+                share = self.kl_weight
+            if share:
+                loss = loss - share * log_density(site).sum()
 
         if self.kl_weight:
             loss = loss + self.kl_weight * log_density_sum(guide_trace, DENSITIES)
         return loss
 
+    @found_once
+    def _plate(self, model: Program, guide: Program, args: Args) -> DataPlate:
+        return find_data_plate(model, guide, args)
+
     def _discrepancy(self, site: Message, plate: DataPlate) -> Tensor:
         """N MMD² of one latent site, where N counts scales and masks."""
         fn, value = site["fn"], site["value"]
         event_dim = len(fn.event_shape)
+
         if torch.is_grad_enabled() and not fn.has_rsample and fn.log_prob(value.detach()).requires_grad:
             raise UsageError(
                 f"MMD_ELBO learns a prior by the gradients of its draws, but the prior of {site['name']!r} "
@@ -146,11 +146,15 @@ class MMD_ELBO(Bound):
                 use_bound(),
                 Cure("prior", words="a prior that is fixed"),
             )
-        prior = fn.rsample() if fn.has_rsample else fn.sample()
-        weight = scale_and_mask(value.new_ones(value.shape[: value.dim() - event_dim]), site["scale"], site["mask"])
+        draw = fn.rsample if fn.has_rsample else fn.sample
+        prior = draw().expand_as(value)
+
+        ones = value.new_ones(value.shape[: value.dim() - event_dim])
+        weight = scale_and_mask(ones, site["scale"], site["mask"])
         row_weight = _rows(weight, plate.dim).mean(1)
-        draws, prior_draws = (_rows(v, plate.dim - event_dim) for v in (value, prior.expand_as(value)))
-        mmd = maximum_mean_discrepancy(draws, prior_draws, kernel=self.kernel, weight=row_weight)
+
+        rows = (_rows(v, plate.dim - event_dim) for v in (value, prior))
+        mmd = maximum_mean_discrepancy(*rows, kernel=self.kernel, weight=row_weight)
         return row_weight.sum() * mmd
 
 

@@ -25,38 +25,35 @@ References:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.bound import Args, Bound
 from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.infer.bounds.global_batch import is_shared
 from pyro_vaes.infer.bounds.posterior_pairs import Pairs, pairs_of
 from pyro_vaes.infer.bounds.posteriors import (
     PosteriorSite,
     find_posteriors,
-    record_posteriors,
 )
+from pyro_vaes.infer.bounds.recorded import Recorded
 from pyro_vaes.ops import off_diagonal
 from pyro_vaes.programs import (
+    DRAWN,
     Findings,
-    Plate,
     Program,
     SiteRecorder,
     Sites,
-    bind_keywords,
     find_plate,
-    unbind_keywords,
 )
 
 __all__ = ["MutualPosterior_ELBO", "PosteriorPairs"]
 
 Diverse = Literal["mean_then_softplus", "pairwise"]
-Args = tuple[object, ...]
 T = TypeVar("T")
 
 
@@ -150,6 +147,7 @@ class MutualPosterior_ELBO(Bound):
                 "base takes several optimiser steps for each batch (schedule='sequential'), and the terms belong to "
                 "one loss. Use schedule='simultaneous'."
             )
+
         for name, weight in (("eta", eta), ("gamma", gamma)):
             if not weight >= 0:
                 raise ValueError(f"{name} is the weight of a penalty and cannot be negative, but got {weight}.")
@@ -160,10 +158,11 @@ class MutualPosterior_ELBO(Bound):
                 f"sites is a list of names and num_samples at least 1, but got sites={sites!r} and "
                 f"num_samples={num_samples}; sites=['z']?"
             )
+
         super().__init__(num_particles=base.num_particles, max_plate_nesting=base.max_plate_nesting)
         self.base, self.eta, self.gamma, self.diverse = base, eta, gamma, diverse
         self.sites, self.num_samples = None if sites is None else tuple(sites), num_samples
-        self._recorded = Findings[_Recorded]()
+        self._guides = Recorded(SiteRecorder(DRAWN))
         self._sites = Findings[tuple[PosteriorSite, ...]]()
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
@@ -183,55 +182,37 @@ class MutualPosterior_ELBO(Bound):
         if not (self.eta > 0 or self.gamma > 0):
             return bound(model, guide, *args), None
 
-        recorded, recorder = self._record(guide)
-        sites = self._sites.of((guide,), args, lambda: find_posteriors(guide, args, self.sites))
-        loss = bound(model, recorded, *args)
+        sites = self._posteriors(guide, args)
+        loss = bound(model, self._guides(guide), *args)
 
-        found = recorder.take_all()
-        plate = _data_plate(found, sites[0])
+        found = self._guides.recorder.take_all()
+        first = found[sites[0].name]
+        plate = find_plate(first, sites[0].plate)
         if plate.size < 2 and not is_shared():
             return loss, None
 
         terms = []
-        device = found[sites[0].name]["value"].device
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(first["value"].device.type, enabled=False):
             pairs = self._pairs(found, sites)
             if self.eta > 0:
                 terms.append(self.eta * pairs.diversity(self.diverse))
             if self.gamma > 0:
                 terms.append(self.gamma * pairs.smoothness())
+
         return loss, plate.num_data * torch.stack(terms).sum()
 
     def pairs(self, guide: Program, *args: object) -> PosteriorPairs:
         """Run the guide once and compare the posteriors of all pairs of rows of its arguments."""
-        sites = self._sites.of((guide,), args, lambda: find_posteriors(guide, args, self.sites))
-        recorded, recorder = self._record(guide)
-        recorded(*args)
-        found = recorder.take_all()
-        if _data_plate(found, sites[0]).size < 2:
+        sites = self._posteriors(guide, args)
+        self._guides(guide)(*args)
+        found = self._guides.recorder.take_all()
+        if find_plate(found[sites[0].name], sites[0].plate).size < 2:
             raise ValueError("One row has no pair: give the guide at least two rows.")
         return self._pairs(found, sites)
 
-    def _record(self, guide: Program) -> tuple[Program, SiteRecorder]:
-        """The guide within a recorder; found once, so that ``base`` meets one program."""
-        program, keywords = unbind_keywords(guide)
-
-        def record() -> _Recorded:
-            recorder = record_posteriors()
-            return _Recorded(recorder(program), recorder)
-
-        recorded = self._recorded.of((program,), (), record)
-        return bind_keywords(recorded.guide, keywords), recorded.recorder
+    def _posteriors(self, guide: Program, args: Args) -> tuple[PosteriorSite, ...]:
+        return self._sites.of((guide,), args, lambda: find_posteriors(guide, args, self.sites))
 
     def _pairs(self, found: Sites, sites: Sequence[PosteriorSite]) -> PosteriorPairs:
         parts = [pairs_of(s.rows(found[s.name]), self.num_samples, s.name) for s in sites]
         return PosteriorPairs(tuple(parts))
-
-
-class _Recorded(NamedTuple):
-    guide: Program
-    recorder: SiteRecorder
-
-
-def _data_plate(found: Sites, site: PosteriorSite) -> Plate:
-    return find_plate(found[site.name], site.plate)

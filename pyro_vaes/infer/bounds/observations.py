@@ -1,72 +1,44 @@
 """What a model says of its observation in the run that a bound makes of it."""
 
-from dataclasses import dataclass
-
 from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.programs import Role, SiteRecorder, find_plate, plates
+from pyro_vaes.programs import Role, SiteRecorder, plates
 
-__all__ = ["Observation", "ObservationRecorder"]
+__all__ = ["ObservationRecorder", "observation_mean"]
 
 
-@dataclass(frozen=True)
-class Observation:
-    """An observed site of one run of a model.
+def observation_mean(site: Message) -> Tensor:
+    """The mean of an observation given its run's latents, ``(*batch, *event)``.
 
-    Attributes:
-        name: Name of the site.
-        message: Its message.
+    Arguments:
+        site: The observed site.
+
+    Raises:
+        ValueError: The distribution has no mean in closed form, or the run enumerates a
+            latent.
     """
+    fn, name = site["fn"], site["name"]
+    declared = {plate.dim for plate in plates(site)}
 
-    name: str
-    message: Message
-
-    @property
-    def fn(self) -> Distribution:
-        fn = self.message["fn"]
-        assert isinstance(fn, Distribution)
-        return fn
-
-    @property
-    def value(self) -> Tensor:
-        value = self.message["value"]
-        assert isinstance(value, Tensor)
-        return value
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of the observation given the run's latents, ``(*batch, *event)``.
-
-        Raises:
-            ValueError: The distribution has none in closed form, or the run enumerates a
-                latent.
-        """
-        fn = self.fn
-        declared = {plate.dim for plate in plates(self.message)}
-        for dim in range(-len(fn.batch_shape), 0):
-            if dim not in declared and fn.batch_shape[dim] > 1:
-                raise UsageError(
-                    f"The observation {self.name!r} has batch shape {tuple(fn.batch_shape)}, "
-                    f"of which no plate declares dimension {dim}: an enumerated latent has no "
-                    "one draw whose mean could be taken.",
-                    use_bound(),
-                )
-        try:
-            return fn.mean
-        except NotImplementedError:
+    for dim in range(-len(fn.batch_shape), 0):
+        if dim not in declared and fn.batch_shape[dim] > 1:
             raise UsageError(
-                f"The distribution of the observation {self.name!r} has no mean in closed "
-                "form, which the reconstruction is.",
+                f"The observation {name!r} has batch shape {tuple(fn.batch_shape)}, "
+                f"of which no plate declares dimension {dim}: an enumerated latent has no "
+                "one draw whose mean could be taken.",
                 use_bound(),
-                Cure("likelihood", words="a likelihood that has one"),
-            ) from None
+            )
 
-    def num_data(self, plate: str) -> int:
-        """The number of data for which the rows of this plate stand."""
-        return find_plate(self.message, plate).num_data
+    try:
+        return fn.mean
+    except NotImplementedError:
+        raise UsageError(
+            f"The distribution of the observation {name!r} has no mean in closed form, which the reconstruction is.",
+            use_bound(),
+            Cure("likelihood", words="a likelihood that has one"),
+        ) from None
 
 
 class ObservationRecorder(SiteRecorder):
@@ -75,7 +47,7 @@ class ObservationRecorder(SiteRecorder):
     def __init__(self) -> None:
         super().__init__(frozenset({Role.OBSERVED}))
 
-    def take(self, name: str | None = None) -> Observation:
+    def take(self, name: str | None = None) -> Message:
         """The one observation whose events have a shape, or that at the given site.
 
         Afterwards nothing holds on to the run's graph.
@@ -85,7 +57,8 @@ class ObservationRecorder(SiteRecorder):
         """
         found = {n: s for n, s in self.take_all().items() if s["fn"].event_shape}
         if name is None and len(found) == 1:
-            name = next(iter(found))
+            (name,) = found
+
         if name is None or name not in found:
             what = "is one of several" if name is None else f"{name!r} is none"
             raise ValueError(
@@ -93,4 +66,4 @@ class ObservationRecorder(SiteRecorder):
                 f"{sorted(found)}. Name one of them, site='x'? A datum's own dimensions are "
                 "event dimensions: .to_event(1)."
             )
-        return Observation(name, found[name])
+        return found[name]

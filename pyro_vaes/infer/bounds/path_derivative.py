@@ -23,6 +23,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
+from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.programs import DENSITIES, Program, is_latent, run, sites
 
 __all__ = ["Gates", "gated_trace"]
@@ -56,6 +57,8 @@ class Gates(Messenger):
         """
         if not self._gates or not log_q.requires_grad:
             return torch.zeros_like(log_q.sum())
+
+        # shut the gates for one backward pass
         handles = [before.register_hook(torch.zeros_like) for before, _ in self._gates]
         try:
             draws = [after for _, after in self._gates]
@@ -64,12 +67,13 @@ class Gates(Messenger):
         finally:
             for handle in handles:
                 handle.remove()
+
         inner = [(g * z).sum() for g, z in zip(h, draws, strict=True) if g is not None]
         total = sum(inner, start=log_q.new_zeros(()))
         return total - total.detach()
 
 
-def gated_trace(guide: Program, args: tuple[object, ...], bound: str) -> tuple[Trace, Gates]:
+def gated_trace(guide: Program, args: Args, bound: str) -> tuple[Trace, Gates]:
     """A trace of the guide, its draws behind gates, and the gates.
 
     Raises:

@@ -10,7 +10,6 @@ its event is one unit.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +17,12 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from torch.distributions.kl import kl_divergence
 from torch.nn.functional import softplus
 
-from pyro_vaes.distributions import PrecisionNormal, RecursiveMixture, map_parameters
+from pyro_vaes.distributions import (
+    PrecisionNormal,
+    RecursiveMixture,
+    event_elements,
+    map_parameters,
+)
 from pyro_vaes.errors import UsageError, use_bound
 from pyro_vaes.infer.bounds.global_batch import all_rows, is_shared
 from pyro_vaes.ops import (
@@ -32,19 +36,6 @@ from pyro_vaes.ops import (
 __all__ = ["Pairs", "pairs_of"]
 
 
-class Pairs(Protocol):
-    """The divergences P_iju = KL(q_i || q_j) of the ordered pairs of n posteriors, at U units."""
-
-    def mean(self) -> Tensor:
-        """The mean over i != j for each unit, ``(U,)``."""
-
-    def mean_softplus(self) -> Tensor:
-        """The mean over i != j of softplus(-P_iju) for each unit, ``(U,)``."""
-
-    def total(self) -> Tensor:
-        """KL(q_i || q_j) of the whole event, ``(n, n)``."""
-
-
 @dataclass(frozen=True)
 class _Normals:
     """Diagonal normals: means and standard deviations ``(n, U)``."""
@@ -53,12 +44,15 @@ class _Normals:
     scale: Tensor
 
     def mean(self) -> Tensor:
+        """The mean over i != j for each unit, ``(U,)``."""
         return normal_mean_kl(self.loc, self.scale)
 
     def mean_softplus(self) -> Tensor:
+        """The mean over i != j of softplus(-P_iju) for each unit, ``(U,)``."""
         return normal_mean_softplus(self.loc, self.scale)
 
     def total(self) -> Tensor:
+        """KL(q_i || q_j) of the whole event, ``(n, n)``."""
         return normal_pairwise_kl(self.loc, self.scale)
 
 
@@ -74,8 +68,8 @@ class _FullNormals(_Normals):
 
     def total(self) -> Tensor:
         means = self.loc.unflatten(1, self.factor.shape[1:3])  # (n, m, d)
-        blocks = zip(means.unbind(1), self.factor.unbind(1), self.inverse.unbind(1), strict=True)
-        return torch.stack([multivariate_normal_pairwise_kl(*block) for block in blocks]).sum(0)
+        blocks = (t.unbind(1) for t in (means, self.factor, self.inverse))
+        return torch.stack(list(map(multivariate_normal_pairwise_kl, *blocks))).sum(0)
 
 
 @dataclass(frozen=True)
@@ -92,6 +86,10 @@ class _Elements:
 
     def total(self) -> Tensor:
         return self.values.sum(-1)
+
+
+# The divergences P_iju = KL(q_i || q_j) of the ordered pairs of n posteriors, at U units.
+Pairs = _Normals | _Elements
 
 
 def pairs_of(fn: Distribution, num_samples: int, name: str) -> Pairs:
@@ -139,20 +137,29 @@ def _full_normals(base: MultivariateNormal | PrecisionNormal) -> _FullNormals:
         factor = base.scale_tril
         eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-    loc, factor, inverse = (all_rows(t) for t in (base.loc, factor, inverse))
+
+    loc, factor, inverse = map(all_rows, (base.loc, factor, inverse))
     scale = factor.square().sum(-1).sqrt()
-    d = loc.shape[-1]
-    factor, inverse = (t.reshape(len(t), -1, d, d) for t in (factor, inverse))
-    return _FullNormals(loc.flatten(1), scale.flatten(1), factor, inverse)
+
+    blocks = (len(loc), -1, *factor.shape[-2:])
+    return _FullNormals(
+        loc.flatten(1),
+        scale.flatten(1),
+        factor.reshape(blocks),
+        inverse.reshape(blocks),
+    )
 
 
 def _closed(fn: Distribution) -> Tensor | None:
     """KL(q_i || q_j) ``(n, n, U)`` of a family for which a closed form is registered."""
     base = fn.base_dist if isinstance(fn, Independent) else fn
     shape = torch.Size([base.batch_shape[0], *base.batch_shape])
+
+    def along(dim: int) -> Distribution:
+        return map_parameters(base, lambda p, _: p.unsqueeze(dim)).expand(shape)
+
     try:
-        of_i, of_j = (map_parameters(base, lambda p, _, d=d: p.unsqueeze(d)).expand(shape) for d in (1, 0))  # type: ignore[misc]
-        return kl_divergence(of_i, of_j).reshape(*shape[:2], -1)
+        return kl_divergence(along(1), along(0)).reshape(*shape[:2], -1)
     except (AttributeError, NotImplementedError, TypeError):
         return None
 
@@ -160,6 +167,7 @@ def _closed(fn: Distribution) -> Tensor | None:
 def _from_draws(fn: Distribution, num_samples: int, name: str) -> Tensor:
     """Estimates of KL(q_i || q_j) ``(n, n, U)``, differentiable through the draws."""
     size = torch.Size([num_samples])
+
     if isinstance(fn, RecursiveMixture):
         draws = fn.stratified_rsample(size).flatten(0, 1)  # num_samples draws from each of M + 1 components
         alpha = fn.log_alpha.exp().repeat_interleave(num_samples, -1).movedim(-1, 0)
@@ -174,10 +182,10 @@ def _from_draws(fn: Distribution, num_samples: int, name: str) -> Tensor:
             use_bound(),
         )
     z, weight = (all_rows(t.movedim(1, 0)).movedim(0, 1) for t in (draws, weight))
-    scored, elements = _gathered(fn, name), 0
-    while isinstance(scored, Independent):
-        scored, elements = scored.base_dist, elements + scored.reinterpreted_batch_ndims
-    ratio = scored.log_prob(z).unsqueeze(2) - scored.log_prob(z.unsqueeze(2))  # (S, n, n, ..., elements of the event)
-    weight = weight.reshape(weight.shape + (1,) * elements).unsqueeze(2)
+
+    scored = event_elements(_gathered(fn, name))
+    ratio = scored.log_prob(z).unsqueeze(2) - scored.log_prob(z.unsqueeze(2))
+    weight = weight.unsqueeze(2)  # of (S, n, n, ..., elements of the event)
+    weight = weight.reshape(weight.shape + (1,) * (ratio.dim() - weight.dim()))
     mean = (weight * ratio).sum(0)
     return mean.reshape(*mean.shape[:2], -1)

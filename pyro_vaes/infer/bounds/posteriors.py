@@ -12,11 +12,10 @@ from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_vaes.distributions import event_elements, has_transforms, map_parameters
 from pyro_vaes.errors import Cure, UsageError, use_bound
+from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.programs import (
-    DRAWN,
     OBJECTIVE,
     Program,
-    SiteRecorder,
     Sites,
     dependencies,
     dry_run,
@@ -32,11 +31,9 @@ from pyro_vaes.programs import (
 __all__ = [
     "PosteriorSite",
     "find_posteriors",
-    "record_posteriors",
     "sites_given_others",
 ]
 
-Args = tuple[object, ...]
 OTHER_SITES = Cure("sites", words="compare other sites, sites=[...]")
 
 
@@ -70,8 +67,8 @@ class PosteriorSite:
             )
         if may_be_point(message):  # labels came after the first look
             raise _is_point(self.name, use_bound(), OTHER_SITES)
-        around = plates(message)
-        dims = {plate.name: plate.dim for plate in around if plate.name in self.plates}
+
+        dims = {p.name: p.dim for p in plates(message) if p.name in self.plates}
         data_dim, kept = dims[self.plate], set(dims.values())
 
         def front(parameter: Tensor, event_dim: int) -> Tensor:
@@ -107,27 +104,31 @@ def _before_maps(fn: Distribution) -> Distribution:
     return fn
 
 
-def _is_plain(fn: Distribution, data_dim: int) -> bool:
-    """Whether all maps are invertible and the same for all rows: whether they map one row's point to one point."""
-    while isinstance(fn, Independent):
-        data_dim, fn = data_dim - fn.reinterpreted_batch_ndims, fn.base_dist
+def _is_plain(fn: Distribution, dim: int) -> bool:
+    """Whether all maps are invertible and the same for all rows: whether they map one row's point to one point.
+
+    Arguments:
+        fn: Posteriors of rows.
+        dim: Dimension of the rows in a value, negative.
+    """
+    fn = event_elements(fn)
     if not has_transforms(fn):
         return True
     if not all(t.bijective for t in fn.transforms):
         return False
-    base = fn.base_dist.sample()
-    dim = data_dim - len(fn.base_dist.event_shape)
-    value = base.narrow(dim, 0, 1).expand_as(base)
+
+    base_dim = dim + len(fn.event_shape) - len(fn.base_dist.event_shape)
+    value = _first_row(fn.base_dist.sample(), base_dim)
     for transform in fn.transforms:
         value = transform(value)
-    event_dim = len(fn.event_shape)
-    same = torch.allclose(value, value.narrow(data_dim - event_dim, 0, 1).expand_as(value), rtol=1e-6)
-    return same and _is_plain(fn.base_dist, data_dim)
+
+    same = torch.allclose(value, _first_row(value, dim), rtol=1e-6)
+    return same and _is_plain(fn.base_dist, base_dim)
 
 
-def record_posteriors() -> SiteRecorder:
-    """Around a guide: keeps the distributions of its latest run, particles and all."""
-    return SiteRecorder(DRAWN)
+def _first_row(value: Tensor, dim: int) -> Tensor:
+    """The first row in place of all."""
+    return value.narrow(dim, 0, 1).expand_as(value)
 
 
 def sites_given_others(program: Program, args: Args, own_sites: Sites) -> set[str]:
@@ -165,8 +166,8 @@ def _moved_by(program: Program, args: Args, site: Message, values: dict[str, Ten
     for value in ends:
         with torch.no_grad(), poutine.block(), preserve_rng(0):
             trace = run(program, args, given={**values, name: value})
-            others = [n for n in values if n != name]
-            densities.append({n: trace.nodes[n]["fn"].log_prob(values[n]) for n in others})
+            others = {n: v for n, v in values.items() if n != name}
+            densities.append({n: trace.nodes[n]["fn"].log_prob(v) for n, v in others.items()})
 
     first, second = densities
     return {n for n in first if not torch.allclose(first[n], second[n], equal_nan=True)}
@@ -190,13 +191,14 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
     """
     own_sites = sites(dry_run(guide, args), OBJECTIVE)
     latent = {n: s for n, s in own_sites.items() if not s["is_observed"]}
-    functions = any(is_auxiliary(s) for s in latent.values())
+    functions = any(map(is_auxiliary, latent.values()))
     candidates = {}
     for name, site in latent.items():
         if not (functions and isinstance(site["fn"], Delta)):
             candidates[name] = site
 
-    unknown = [] if names is None else sorted(set(names) - candidates.keys())
+    chosen = set(candidates if names is None else names)
+    unknown = sorted(chosen - candidates.keys())
     if unknown or not candidates:
         raise UsageError(
             f"The posteriors of the sites {unknown or 'of this guide'} cannot be compared: the "
@@ -205,16 +207,14 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
             Cure("sites", tuple(sorted(candidates)), words="name some of these, sites=[...]"),
         )
 
-    wanted = {n: s for n, s in candidates.items() if names is None or n in names}
+    wanted = {n: s for n, s in candidates.items() if n in chosen}
     conditional = sites_given_others(guide, args, own_sites)
     for problem in _problems(wanted, conditional, candidates):
         raise problem
 
-    first, *others = wanted.values()
-    shared = [p.name for p in plates(first)]
-    for site in others:
-        around = {plate.name for plate in plates(site)}
-        shared = [name for name in shared if name in around]
+    around = {n: tuple(plate.name for plate in plates(s)) for n, s in wanted.items()}
+    first, *others = around.values()
+    shared = [name for name in first if all(name in other for other in others)]
     if not shared:
         raise ValueError(f"The sites {sorted(wanted)} share no plate; put them all into one data plate.")
 
@@ -222,9 +222,9 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
     found = []
     with torch.no_grad(), preserve_rng():
         for name, site in wanted.items():
-            names_around = tuple(plate.name for plate in plates(site))
-            plain = _is_plain(site["fn"], find_plate(site, data_plate).dim)
-            found.append(PosteriorSite(name, data_plate, names_around, plain))
+            fn = site["fn"]
+            dim = find_plate(site, data_plate).dim - len(fn.event_shape)
+            found.append(PosteriorSite(name, data_plate, around[name], _is_plain(fn, dim)))
     return tuple(found)
 
 

@@ -26,21 +26,16 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vaes.distributions import log_weights
-from pyro_vaes.infer.bounds.bound import Bound, Loss
-from pyro_vaes.infer.bounds.component_draws import (
-    ComponentDraws,
-    draw_from_components,
-    find_mixture,
-)
-from pyro_vaes.programs import DataPlate, Findings, Program, bind_keywords, data_plate, dry_run_pair
+from pyro_vaes.infer.bounds.bound import Loss
+from pyro_vaes.infer.bounds.component_draws import ComponentDraws, MixtureBound
+from pyro_vaes.programs import Program, bind_keywords
 
 __all__ = ["RecursiveMixture_ELBO"]
 
-Args = tuple[object, ...]
 Schedule = Literal["simultaneous", "sequential"]
 
 
-class RecursiveMixture_ELBO(Bound):
+class RecursiveMixture_ELBO(MixtureBound):
     """The bound of the full mixture, whose gradients are those of the blocks' own objectives.
 
     The value is that of :class:`~pyro_vaes.infer.StratifiedMixture_ELBO`. With the simultaneous schedule all blocks
@@ -80,8 +75,6 @@ class RecursiveMixture_ELBO(Bound):
         True
     """
 
-    plain_draws = False
-
     @property
     def one_loss(self) -> bool:
         """Whether all blocks move at once."""
@@ -108,20 +101,18 @@ class RecursiveMixture_ELBO(Bound):
         super().__init__()
         self.cap, self.num_kl_samples, self.schedule = cap, num_kl_samples, schedule
         self.entropy, self.optim, self.vectorize_components = entropy, optim, vectorize_components
-        self._looks = Findings[_Look]()
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q_M), with the gradients of all blocks' objectives."""
-        draws = self._draw(model, guide, args)
-        value = -draws.bound(draws.log_alpha(), draws.log_mixture())
+        draws = self._draw(model, guide, args, detached=True)
+        value = -draws.bound(draws.log_alpha())
         if not torch.is_grad_enabled():
             return value
 
-        log_joint = draws.log_joint
-        objectives = [self._components(draws, log_joint).surrogate]
+        objectives = [self._components(draws)]
         for m in range(1, draws.mixture.num_components):
-            objectives.append(_weight_objective(draws, log_joint, m))
-        objectives.append(_model_objective(draws, log_joint))
+            objectives.append(_weight_objective(draws, m))
+        objectives.append(_model_objective(draws))
         return _carry(value, -torch.stack(objectives).sum())
 
     def sub_losses(self, model: Program, guide: Program, *args: object) -> list[Loss]:
@@ -132,24 +123,22 @@ class RecursiveMixture_ELBO(Bound):
         if self.one_loss:
             return super().sub_losses(model, guide, *args)
 
-        draw = partial(self._draw, model, guide, args)
+        draw = partial(self._draw, model, guide, args, detached=True)
 
         def component(m: int) -> Tensor:
-            draws = draw(indices=(m,))
-            objective = self._components(draws, draws.log_joint)
-            return _carry(-objective.value, -objective.surrogate)
+            return -self._components(draw(indices=(m,)))
 
         def weight(m: int) -> Tensor:
-            draws = draw(indices=range(m + 1))
-            return -_weight_objective(draws, draws.log_joint, m)
+            return -_weight_objective(draw(indices=range(m + 1)), m)
 
         def whole() -> Tensor:
             draws = draw()
-            value = -draws.bound(draws.log_alpha(), draws.log_mixture())
-            return _carry(value, -_model_objective(draws, draws.log_joint))
+            value = -draws.bound(draws.log_alpha())
+            return _carry(value, -_model_objective(draws))
 
         losses: list[Loss] = [partial(component, 0)]
-        for m in range(1, self._look(model, guide, args).num_components):
+        _, num_components = self._mixture(model, guide, args)
+        for m in range(1, num_components):
             losses += [partial(component, m), partial(weight, m)]
         return [*losses, whole]
 
@@ -173,35 +162,7 @@ class RecursiveMixture_ELBO(Bound):
             loss = _sub_step(sub_loss, self.optim)
         return loss.item()
 
-    def _look(self, model: Program, guide: Program, args: Args) -> "_Look":
-        """The data plate and the number of components."""
-
-        def find() -> _Look:
-            traces = dry_run_pair(model, guide, args)
-            mixture = find_mixture(traces, type(self).__name__)
-            return _Look(data_plate(traces), mixture.num_components)
-
-        return self._looks.of((model, guide), args, find)
-
-    def _draw(
-        self,
-        model: Program,
-        guide: Program,
-        args: Args,
-        indices: Sequence[int] | None = None,
-    ) -> ComponentDraws:
-        """Draws of these components as leaves of their own; of all by default."""
-        return draw_from_components(
-            model,
-            guide,
-            args,
-            self._look(model, guide, args).plate,
-            indices=indices,
-            detached=True,
-            vectorize=self.vectorize_components,
-        )
-
-    def _components(self, draws: ComponentDraws, log_joint: Tensor) -> "_Objective":
+    def _components(self, draws: ComponentDraws) -> Tensor:
         """The objectives of the components that were drawn from, summed.
 
         Everything but q_m's own density is a function of the draw z_m alone. Its gradient in
@@ -210,7 +171,7 @@ class RecursiveMixture_ELBO(Bound):
         """
         parts = [self._component(draws, row) for row in range(len(draws.indices))]
 
-        at_leaves = log_joint.sum()
+        at_leaves = draws.log_joint.sum()
         leaves, points = [draws.points], [draws.draws]
         for part in parts:
             at_leaves = at_leaves + part.at_leaves
@@ -222,8 +183,8 @@ class RecursiveMixture_ELBO(Bound):
         for gradient, point in zip(gradients, points, strict=True):
             own.append((gradient * point).sum())
 
-        values = [log_joint.detach().sum(), *(part.value for part in parts)]
-        return _Objective(torch.stack(values).sum(), torch.stack(own).sum())
+        values = [draws.log_joint.detach().sum(), *(part.value for part in parts)]
+        return _carry(torch.stack(values).sum(), torch.stack(own).sum())
 
     def _component(self, draws: ComponentDraws, row: int) -> "_Component":
         """What the objective of one component has beside E log p(x, z_m)."""
@@ -257,18 +218,6 @@ class RecursiveMixture_ELBO(Bound):
         own = (within * log_q.mean(0) - log_q[0]).sum()
         value = torch.minimum(divergence, cap).sum() - log_q[0].detach().sum()
         return _Component(own, value, -(within * below).sum(), more_leaves, more)
-
-
-class _Look(NamedTuple):
-    plate: DataPlate
-    num_components: int
-
-
-class _Objective(NamedTuple):
-    """An objective's value, and a tensor with its gradient."""
-
-    value: Tensor
-    surrogate: Tensor
 
 
 class _Component(NamedTuple):
@@ -306,7 +255,7 @@ def _sub_step(sub_loss: Loss, optim: PyroOptim) -> Tensor:
     return loss
 
 
-def _weight_objective(draws: ComponentDraws, log_joint: Tensor, m: int) -> Tensor:
+def _weight_objective(draws: ComponentDraws, m: int) -> Tensor:
     """The bound of Q_m as a function of the m-th weight alone."""
     with torch.no_grad():
         densities = draws.mixture.component_log_prob(draws.points)
@@ -319,13 +268,13 @@ def _weight_objective(draws: ComponentDraws, log_joint: Tensor, m: int) -> Tenso
     log_alpha = log_weights(stacked.mT).mT  # (m + 1, B)
 
     log_q = torch.logsumexp(log_alpha.unsqueeze(1) + densities, dim=0)  # (m + 1, B)
-    log_ratio = log_joint[: m + 1].detach() - draws.weight * log_q
+    log_ratio = draws.log_joint[: m + 1].detach() - draws.weight * log_q
     return (log_alpha.exp() * log_ratio).sum()
 
 
-def _model_objective(draws: ComponentDraws, log_joint: Tensor) -> Tensor:
+def _model_objective(draws: ComponentDraws) -> Tensor:
     """The bound of Q_M as a function of the model's parameters alone."""
-    return (draws.log_alpha().detach().exp() * log_joint).sum()
+    return (draws.log_alpha().detach().exp() * draws.log_joint).sum()
 
 
 def _carry(value: Tensor, surrogate: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from pyro.distributions import Delta
 from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal, Normal
 
-from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal
+from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal, event_elements
 from pyro_vaes.errors import Cure, UsageError, use_bound
+from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.infer.bounds.posteriors import (
     OTHER_SITES,
     PosteriorSite,
@@ -27,7 +28,6 @@ from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run_pair, sites
 
 __all__ = ["NormalSite", "Standardised", "find_normal_sites"]
 
-Args = tuple[object, ...]
 NORMAL_GUIDE = Cure("guide", "AmortizedNormal", words="AmortizedNormal")
 NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)
 
@@ -67,9 +67,9 @@ class NormalSite:
 
     def standardised(self, guide_sites: Sites, model_sites: Sites) -> Standardised:
         """The posteriors that a run of both programs has met."""
-        q = _elements(self.posterior.rows(guide_sites[self.posterior.name]))
+        q = event_elements(self.posterior.rows(guide_sites[self.posterior.name]))
         loc, scale, entropy = _flat(q.mean), _flat(q.stddev), _flat(q.entropy()).sum(1)
-        priors = [_elements(self.posterior.rows(model_sites[name])) for name in self.latents]
+        priors = [event_elements(self.posterior.rows(model_sites[n])) for n in self.latents]
         prior_loc, prior_scale = (torch.cat([_flat(getattr(p, n)) for p in priors], 1) for n in ("loc", "scale"))
         loc, scale = (loc - prior_loc) / prior_scale, scale / prior_scale
         entropy = entropy - prior_scale.log().sum(1)
@@ -79,12 +79,6 @@ class NormalSite:
 def _flat(tensor: Tensor) -> Tensor:
     """``(n, everything else)``, in single precision at least."""
     return tensor.reshape(len(tensor), -1).to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _elements(fn: Distribution) -> Distribution:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
 
 
 def find_normal_sites(
@@ -109,48 +103,52 @@ def find_normal_sites(
 
     own_sites = sites(traces.model, OBJECTIVE)
     conditional = sites_given_others(model, args, own_sites)
-    return tuple(_normal_site(site, guide_sites, model_sites, conditional, bound) for site in found)
 
-
-def _normal_site(
-    site: PosteriorSite, guide_sites: Sites, model_sites: Sites, conditional: set[str], bound: str
-) -> NormalSite:
-    message = guide_sites[site.name]
-    if not isinstance(_elements(message["fn"]), NORMALS):
-        raise UsageError(
-            f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's site "
-            f"{site.name!r} is {_family(message)}.",
-            use_bound(),
-            NORMAL_GUIDE,
-        )
-    latents = (site.name,) if site.name in model_sites else _drawn_together(message, guide_sites, model_sites, bound)
-    for name in latents:
-        prior = model_sites[name]
-        if not isinstance(_elements(prior["fn"]), Normal):
+    def normal_site(site: PosteriorSite) -> NormalSite:
+        message = guide_sites[site.name]
+        if not isinstance(event_elements(message["fn"]), NORMALS):
             raise UsageError(
-                f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed form, "
-                f"but that of {name!r} is {_family(prior)}.",
+                f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's "
+                f"site {site.name!r} is {_family(message)}.",
                 use_bound(),
-                OTHER_SITES,
+                NORMAL_GUIDE,
             )
-        if name in conditional:
-            raise UsageError(
-                f"The prior of {name!r} depends on other latents, so there is no one prior to compare the data's "
-                "posteriors together with.",
-                use_bound(),
-                replace(OTHER_SITES, detail=" with the site of the top level"),
-            )
-    return NormalSite(site, latents)
+
+        latents: tuple[str, ...] = (site.name,)
+        if site.name not in model_sites:
+            points = {n: s for n, s in guide_sites.items() if isinstance(s["fn"], Delta)}
+            parts = {n: s["value"] for n, s in points.items() if n in model_sites}
+            latents = _drawn_together(message, parts, bound)
+
+        for name in latents:
+            prior = model_sites[name]
+            if not isinstance(event_elements(prior["fn"]), Normal):
+                raise UsageError(
+                    f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed "
+                    f"form, but that of {name!r} is {_family(prior)}.",
+                    use_bound(),
+                    OTHER_SITES,
+                )
+            if name in conditional:
+                raise UsageError(
+                    f"The prior of {name!r} depends on other latents, so there is no one prior to compare the data's "
+                    "posteriors together with.",
+                    use_bound(),
+                    replace(OTHER_SITES, detail=" with the site of the top level"),
+                )
+        return NormalSite(site, latents)
+
+    return tuple(map(normal_site, found))
 
 
-def _drawn_together(message: Message, guide_sites: Sites, model_sites: Sites, bound: str) -> tuple[str, ...]:
-    """The sites that are the parts of one joint draw, in order."""
-    parts = {n: s for n, s in guide_sites.items() if n in model_sites and isinstance(s["fn"], Delta)}
-    value, values = message["value"], [s["value"] for s in parts.values()]
+def _drawn_together(message: Message, parts: dict[str, Tensor], bound: str) -> tuple[str, ...]:
+    """The names of the parts, if they side by side are one joint draw."""
+    value, values = message["value"], parts.values()
     rows = value.numel() // value.shape[-1]
     if len(message["fn"].event_shape) == 1 and sum(v.numel() for v in values) == value.numel():
         if torch.equal(torch.cat([v.reshape(rows, -1) for v in values], 1), value.reshape(rows, -1)):
             return tuple(parts)
+
     raise UsageError(
         f"{bound} needs the model's latents in the guide's joint draw {message['name']!r} side by side, but "
         f"{sorted(parts) or 'they'} are another function of it (a map onto a support?).",
@@ -160,4 +158,4 @@ def _drawn_together(message: Message, guide_sites: Sites, model_sites: Sites, bo
 
 
 def _family(message: Message) -> str:
-    return type(_elements(message["fn"])).__name__
+    return type(event_elements(message["fn"])).__name__

@@ -17,7 +17,7 @@ import math
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound
+from pyro_vaes.infer.bounds.bound import Args, Bound
 from pyro_vaes.infer.bounds.path_derivative import gated_trace
 from pyro_vaes.programs import DENSITIES, Program, Role, log_density_sum, run
 
@@ -68,7 +68,7 @@ class StickingTheLanding_ELBO(Bound):
         first, *rest = [self._loss(model, guide, args) for _ in range(runs)]
         return sum(rest, start=first) / self.num_particles
 
-    def _loss(self, model: Program, guide: Program, args: tuple[object, ...]) -> Tensor:
+    def _loss(self, model: Program, guide: Program, args: Args) -> Tensor:
         guide_trace, gates = gated_trace(guide, args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)
         self._refuse_score_function(drawn)

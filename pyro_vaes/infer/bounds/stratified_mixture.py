@@ -11,14 +11,13 @@ import math
 
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound
-from pyro_vaes.infer.bounds.component_draws import draw_from_components, find_mixture
-from pyro_vaes.programs import DataPlate, Findings, Program, data_plate, dry_run_pair
+from pyro_vaes.infer.bounds.component_draws import MixtureBound
+from pyro_vaes.programs import Program
 
 __all__ = ["StratifiedMixture_ELBO"]
 
 
-class StratifiedMixture_ELBO(Bound):
+class StratifiedMixture_ELBO(MixtureBound):
     """The bound of :class:`~pyro.infer.Trace_ELBO` for a mixture guide, without its score function.
 
     One draw picks a component, which leaves no pathwise gradient for the weights; a draw from each component, weighted,
@@ -45,38 +44,17 @@ class StratifiedMixture_ELBO(Bound):
         torch.Size([])
     """
 
-    plain_draws = False
-
     def __init__(self, num_particles: int = 1, *, vectorize_components: bool = True) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, but got {num_particles}.")
         super().__init__(num_particles=num_particles)
         self.vectorize_components = vectorize_components
-        self._plates = Findings[DataPlate]()
 
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q), differentiable with respect to everything."""
-
-        draws = draw_from_components(
-            model,
-            guide,
-            args,
-            self._plate(model, guide, args),
-            num_particles=self.num_particles,
-            vectorize=self.vectorize_components,
-        )
+        draws = self._draw(model, guide, args, num_particles=self.num_particles)
 
         # each component's weight is shared by its draws
         log_alpha = draws.log_alpha().repeat_interleave(self.num_particles, 0)
         log_alpha = log_alpha - math.log(self.num_particles)
-        return -draws.bound(log_alpha, draws.log_mixture())
-
-    def _plate(self, model: Program, guide: Program, args: tuple[object, ...]) -> DataPlate:
-        """The data plate of a pair whose guide is a mixture."""
-
-        def find() -> DataPlate:
-            traces = dry_run_pair(model, guide, args)
-            find_mixture(traces, type(self).__name__)
-            return data_plate(traces)
-
-        return self._plates.of((model, guide), args, find)
+        return -draws.bound(log_alpha)
