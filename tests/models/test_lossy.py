@@ -17,7 +17,7 @@ from papers.variational_lossy import coins
 from pyro_vaes.diagnostics import code_length, log_likelihood, reconstruct, to_datatree
 from pyro_vaes.guides import AmortizedLaplace
 from pyro_vaes.guides.joint import Joint
-from pyro_vaes.guides.laplace.linearise import linearise
+from pyro_vaes.guides.laplace.linearise import Lineariser
 from pyro_vaes.infer import FreeBits_ELBO, check, fit, scale_latents
 from pyro_vaes.models import LossyVAE, UnconditionalDecoder
 from pyro_vaes.nn import (
@@ -266,7 +266,7 @@ def test_the_laplace_guide_linearises_the_conditionals_and_the_flow():
     z = guide.posterior(x).mean.detach()
     joint = Joint(vae.model, guide.latents(x), (x,), {})
     with torch.no_grad():
-        found = linearise(joint, z)
+        found = Lineariser(joint)(z)
     net = vae.likelihood.network
     for i in range(2):
         by_z = torch.autograd.functional.jacobian(lambda z, i=i: net(2 * x[i] - 1, vae.decoder(z)).flatten(), z[i])

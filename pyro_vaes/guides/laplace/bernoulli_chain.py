@@ -31,7 +31,7 @@ class BernoulliChain(ReluChain):
         return self
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
-        """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.laplace.linearise.linearise`."""
+        """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.laplace.linearise.Lineariser`."""
         hidden, region = find_region(self.layers, z)
         probs = self.last(hidden).sigmoid()
         information = self.weight * probs * (1 - probs)

@@ -49,7 +49,7 @@ class GaussianChain(ReluChain):
         return replace(self, gram=_Gram.apply(weight, self.weight), data=(centred * self.weight) @ weight)
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
-        """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.laplace.linearise.linearise`."""
+        """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.laplace.linearise.Lineariser`."""
         with torch.no_grad():  # gradients of the score pass by the residual
             hidden, region = find_region(self.layers, z)
             gradient = self._score(z, hidden, region) if score else None

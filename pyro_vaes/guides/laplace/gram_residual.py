@@ -54,13 +54,13 @@ class _GramResidual(torch.autograd.Function):
         point, data, gram, *parts = inputs
 
         with torch.enable_grad():
-            both = torch.stack([point, cotangent])  # (2, B, d)
+            both = torch.stack([point, cotangent]).unsqueeze(-2)  # (2, B, 1, d)
             for part in parts:
                 if part.dim() == 1:
                     no_offset = torch.zeros_like(part)  # of a tangent
-                    both = both + torch.stack([part, no_offset]).unsqueeze(1)
+                    both = both + torch.stack([part, no_offset])[:, None, None]
                 else:
-                    both = linear(both, part) if part.dim() == 2 else both * part.squeeze(-2)
-            hidden, tangent = both
+                    both = LinearRegion([part]).push(both)
+            hidden, tangent = both.squeeze(-2)
             (tangent * (data - linear(hidden, gram))).sum().backward()
         return None, *(t.grad for t in inputs)
