@@ -15,6 +15,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
+from pyro_vaes.guides.given import Given
 from pyro_vaes.guides.latents import Latents, LatentSite
 from pyro_vaes.programs import DENSITIES, Program, Sites, ambient_scale, plates, run, sites
 
@@ -45,33 +46,30 @@ class JointSite:
     log_det: Tensor | None
 
 
+@dataclass(frozen=True)
 class Joint:
     """log p(x, z) of one batch.
 
     Arguments:
         model: The program.
         latents: Its latent sites and their plate.
-        args, kwargs: Its arguments.
-        rows: The rows that a subsampling plate holds; None where the plate does not draw any.
+        given: Its arguments, and the rows that a subsampling plate holds; None where the plate does not draw any.
     """
 
-    def __init__(
-        self,
-        model: Program,
-        latents: Latents,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-        rows: Tensor | None = None,
-    ) -> None:
-        self.model, self.latents, self.args, self.kwargs, self.rows = model, latents, args, kwargs, rows
+    model: Program
+    latents: Latents
+    given: Given
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """log p(x, z) per datum, ``(B,)``, of the vectors ``(B, numel)``."""
+        return self.log_prob(self.sites(z), len(z))
 
     def sites(self, z: Tensor) -> list[JointSite]:
         """The program's sites with their latents set by ``z``, which has shape ``(B, numel)``."""
-        data: dict[str, Tensor] = {}
-        if self.rows is not None:
-            data[self.latents.plate] = self.rows
+        given, data, log_dets = self.given, {}, {}
+        if given.rows is not None:
+            data[self.latents.plate] = given.rows
 
-        log_dets = {}
         for site, part in zip(self.latents.sites, self.latents.split(z), strict=True):
             shape = part.shape[:1] + self.latents.inner + part.shape[1:]
             value, log_det = site.constrain(part.reshape(shape))
@@ -80,15 +78,16 @@ class Joint:
         # parameters stay visible: the training loop and SVI find them, and a handler keeps
         # them with their modules
         with poutine.block(hide_types=["sample", "observe"]):
-            trace = run(self.model, self.args, self.kwargs, given=data)
+            trace = run(self.model, given.args, given.kwargs, given=data)
 
         messages = sites(trace, DENSITIES)
         known = {site.name: site for site in self.latents.sites}
         self._refuse(messages, known)
 
-        scales = {}
-        for name, message in messages.items():
-            scales[name] = ambient_scale(message, observed=name not in known)
+        scales = {
+            name: ambient_scale(message, observed=name not in known)
+            for name, message in messages.items()
+        }
         weight = _common([scales[name] for name in known])
 
         found = []

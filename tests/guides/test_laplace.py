@@ -22,6 +22,7 @@ from pyro_vaes.data import load_data
 from pyro_vaes.diagnostics import log_likelihood, to_datatree
 from pyro_vaes.distributions import DiscretizedLogisticMixture, PrecisionNormal
 from pyro_vaes.guides import AmortizedLaplace, AmortizedNormal, decaying, register_fisher
+from pyro_vaes.guides.given import Given
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.laplace import linear_region
 from pyro_vaes.guides.laplace.eigenvalues import floor_eigenvalues
@@ -81,7 +82,7 @@ def binary(n=N):
 
 
 def joint_of(guide, *args):
-    return Joint(guide._model[0], guide.latents(*args), args, {})
+    return Joint(guide._model[0], guide.latents(*args), Given(args, {}))
 
 
 def jacobian(net, z):
