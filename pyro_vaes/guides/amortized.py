@@ -24,7 +24,7 @@ from pyro_vaes.guides.given import Args, Given, batch_rows
 from pyro_vaes.guides.latents import Latents, find_latents
 from pyro_vaes.guides.plate_shapes import move_behind_plate
 from pyro_vaes.nn import ProgramModule, as_posterior
-from pyro_vaes.programs import Findings, Program, bind_keywords
+from pyro_vaes.programs import Findings, Program, bind_keywords, required_arguments
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
 
@@ -143,8 +143,9 @@ def output_of(network: Program, given: Given) -> object:
         return network(*given.args, **keywords)
 
     def drawn(value: object) -> object:
-        is_batch = isinstance(value, Tensor) and value.dim() and len(value) == size
-        return value[rows] if is_batch else value
+        if isinstance(value, Tensor) and value.dim() and len(value) == size:
+            return value[rows]
+        return value
 
     drawn_keywords = {name: drawn(value) for name, value in keywords.items()}
     return network(*map(drawn, given.args), **drawn_keywords)
@@ -156,14 +157,19 @@ def _accepted(network: Program, num_args: int, kwargs: Mapping[str, object]) -> 
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
     except ValueError:  # a compiled function
         return {}
+
     parameters = signature.parameters.values()
-    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = {p.name for p in by_name}.difference(p.name for p in by_position[:num_args])
+    by_position = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
+    filled = {p.name for p in by_position[:num_args]}
+    by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    keywords = {name: value for name, value in kwargs.items() if takes_all or name in names}
-    lacks = {p.name for p in by_position if p.default is p.empty and p.name not in keywords}
-    if not num_args and not takes_all and (lacks or any(p.kind is p.VAR_POSITIONAL for p in parameters)):
+
+    names = kwargs.keys() if takes_all else by_name - filled
+    keywords = {name: value for name, value in kwargs.items() if name in names}
+    lacks = any(p.kind is p.VAR_POSITIONAL for p in parameters) or (
+        set(required_arguments(network)) - keywords.keys()
+    )
+    if lacks and not num_args and not takes_all:
         first, *rest = kwargs
         raise ValueError(
             f"The guide was called with the keywords {list(kwargs)} alone, but {type(network).__name__}{signature} "

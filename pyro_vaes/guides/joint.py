@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
 from pyro_vaes.guides.given import Given
 from pyro_vaes.guides.latents import Latents, LatentSite
-from pyro_vaes.programs import DENSITIES, Program, Sites, ambient_scale, plates, run, sites
+from pyro_vaes.programs import DENSITIES, Program, ambient_scale, plates, run, sites
 
 __all__ = ["Joint", "JointSite", "refuse_dependence"]
 
@@ -82,42 +83,35 @@ class Joint:
 
         messages = sites(trace, DENSITIES)
         known = {site.name: site for site in self.latents.sites}
-        self._refuse(messages, known)
 
-        scales = {
-            name: ambient_scale(message, observed=name not in known)
-            for name, message in messages.items()
-        }
+        scales = {}
+        for name, message in messages.items():
+            self._refuse(message, known)
+            scales[name] = ambient_scale(message, observed=name not in known)
         weight = _common([scales[name] for name in known])
 
         found = []
         for name, message in messages.items():
             scale = 1.0 if name in known else scales[name] / weight
-            joint_site = JointSite(
-                name=name,
-                fn=message["fn"],
-                value=message["value"],
-                scale=scale,
-                mask=message["mask"],
-                latent=known.get(name),
-                log_det=log_dets.get(name),
+            fn, value, mask = message["fn"], message["value"], message["mask"]
+            found.append(
+                JointSite(name, fn, value, scale, mask, known.get(name), log_dets.get(name))
             )
-            found.append(joint_site)
         return found
 
-    def _refuse(self, messages: Sites, known: Mapping[str, LatentSite]) -> None:
-        for name, message in messages.items():
-            if self.latents.plate not in {plate.name for plate in plates(message)}:
-                raise ValueError(
-                    f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its "
-                    "density cannot be shared out among the data. Put it into the plate."
-                )
-            if not message["is_observed"]:
-                raise ValueError(
-                    f"The site {name!r} was not there when the program first ran (sites "
-                    f"{list(known)}); a program whose latent sites change from run to run has "
-                    "no posterior around one point."
-                )
+    def _refuse(self, message: Message, known: Mapping[str, LatentSite]) -> None:
+        name = message["name"]
+        if self.latents.plate not in {plate.name for plate in plates(message)}:
+            raise ValueError(
+                f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its "
+                "density cannot be shared out among the data. Put it into the plate."
+            )
+        if not message["is_observed"]:
+            raise ValueError(
+                f"The site {name!r} was not there when the program first ran (sites "
+                f"{list(known)}); a program whose latent sites change from run to run has "
+                "no posterior around one point."
+            )
 
     def log_prob(self, sites: list[JointSite], size: int) -> Tensor:
         """log p of the given sites, in the unconstrained space, per datum: shape ``(B,)``."""

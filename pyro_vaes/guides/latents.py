@@ -13,6 +13,7 @@ from pyro.distributions import (
     TransformedDistribution,
     constraints,
 )
+from pyro.distributions.util import sum_rightmost
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import biject_to
@@ -53,7 +54,7 @@ class LatentSite:
         value = self.transform(unconstrained)
         log_det = self.transform.log_abs_det_jacobian(unconstrained, value)
         extra = log_det.dim() - (flat.dim() - 1)
-        return value, log_det.sum(tuple(range(-extra, 0))) if extra else log_det
+        return value, sum_rightmost(log_det, extra)
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """The inverse: ``(..., *event_shape)`` to ``(..., numel)`` reals."""
@@ -229,18 +230,19 @@ def _latent_site(message: Message) -> LatentSite:
             f"The support of the latent site {name!r} ({fn.support}) is not constant, so no fixed map onto it exists. "
             "Rescale the site: sample from a fixed support and transform the value?"
         )
+
     inner = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
-    transform = biject_to(support)
-    unconstrained = transform.inv(message["value"])
-    event_dim = len(fn.event_shape) + unconstrained.dim() - message["value"].dim()
+
+    value, transform = message["value"], biject_to(support)
+    batch_dims = value.dim() - len(fn.event_shape)
     return LatentSite(
         name=name,
         event_shape=fn.event_shape,
-        unconstrained_shape=unconstrained.shape[unconstrained.dim() - event_dim :],
+        unconstrained_shape=transform.inv(value).shape[batch_dims:],
         transform=transform,
-        is_real=inner is constraints.real or isinstance(inner, type(constraints.real)),
+        is_real=isinstance(inner, type(constraints.real)),
     )
 
 

@@ -148,7 +148,7 @@ class SemiAmortized(AmortizedGuide):
         elbo = torch.stack(log_joint).mean(0) + log_scale.sum(-1)  # (B,), up to a constant of the entropy
         (slope,) = torch.autograd.grad(elbo.sum(), point, create_graph=create_graph)
         # a draw so far out that log p(x, z) overflows says nothing about the way up
-        slope = torch.where(slope.isfinite().all(-1, keepdim=True), slope, torch.zeros_like(slope))
+        slope = torch.where(slope.isfinite().all(-1, keepdim=True), slope, 0.0)
         if self.max_norm is None:
             return slope
         return slope * (self.max_norm / slope.norm(dim=-1, keepdim=True).clamp(min=self.max_norm))

@@ -1176,7 +1176,7 @@ def through_everything(guide, x):
     for t in range(guide.steps):
         (score,) = torch.autograd.grad(joint.log_prob(joint.sites(mu), len(mu)).sum(), mu, create_graph=True)
         step = torch.linalg.solve(Lineariser(joint)(mu).precision, score.unsqueeze(-1)).squeeze(-1)
-        mu = mu + guide.schedule(t) * guide._bounded(step)
+        mu = mu + guide.schedule(t) * guide._bounded(step, joint.latents)
     return PrecisionNormal(mu, torch.linalg.cholesky(Lineariser(joint)(mu).precision))
 
 

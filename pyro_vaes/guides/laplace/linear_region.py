@@ -8,6 +8,7 @@ the data, has shape ``(F', F)``, a bias a ``(F',)``, and slopes M ``(B, 1, F)``.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,10 @@ class ReluChain:
     weight: Tensor | float
     prior_loc: Tensor
     prior_precision: Tensor
+
+    def prepare(self) -> Self:
+        """The chain with what all steps share."""
+        return self
 
     @property
     def last(self) -> nn.Linear:

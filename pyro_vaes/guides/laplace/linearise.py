@@ -212,19 +212,17 @@ class Lineariser:
         """Those of a function at z along all directions ``(k, ...)``; they have that dimension more on the left."""
 
         def along(direction: Tensor) -> Derivatives:
-            tangent: Derivatives = jvp(function, (z,), (direction.expand_as(z),))[1]
-            return tangent
+            return jvp(function, (z,), (direction.expand_as(z),))[1]
 
         # torch announces at the first use of forward mode that it scripts a few formulae
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.script")
             try:
-                tangents: Derivatives = vmap(along, chunk_size=self.chunk_size)(directions)
+                return vmap(along, chunk_size=self.chunk_size)(directions)
             except RuntimeError as error:
                 if "randomness" in str(error):  # of vmap, where the program draws outside Pyro
                     raise ValueError(DEPENDENT) from error
                 raise
-        return tangents
 
     def _gauss_newton(self, z: Tensor, plans: list[_Plan], directions: Tensor) -> Tensor:
         """uᵀ P v for all pairs of k directions, shape ``(B, k, k)``, from directions ``(k, d)`` or ``(k, B, d)``."""
@@ -272,7 +270,8 @@ class Lineariser:
             return -self.joint.log_prob(sites, len(z)).sum()
 
         hessian = self._tangents(grad(energy), z, basis).movedim(0, -1)
-        floored, lowest, highest = floor_eigenvalues(0.5 * (hessian + hessian.mT))
+        floored, eigenvalues = floor_eigenvalues(0.5 * (hessian + hessian.mT))
+        lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
         if bool((lowest < -1e-4 * highest.abs().clamp(min=1e-3)).any()):
             warnings.warn(
                 f"The log-density of the sites {names} is not concave at the mode of some data; negative eigenvalues of "

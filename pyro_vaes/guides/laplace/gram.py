@@ -1,4 +1,6 @@
-r"""The data's side of Newton's equation around each datum, with a gradient in few and large matrix products.
+r"""The products of the Gram trick, with gradients in few and large matrix products.
+
+The residual is the data's side of Newton's equation around each datum:
 
     r = Wᵀ R (x - b - W z'),    z' = z + step,    W = V₃ M₂ V₂ M₁ V₁ the region's Jacobian (D, d), b its offset
 
@@ -18,28 +20,51 @@ from torch.nn.functional import linear
 from pyro_vaes.guides.laplace.linear_region import LinearRegion
 from pyro_vaes.ops import GradientContext
 
-__all__ = ["gram_residual"]
+__all__ = ["Congruence", "Gram", "GramResidual"]
 
 
-def gram_residual(
-    value: Tensor,
-    point: Tensor,
-    data: Tensor,
-    gram: Tensor,
-    region: LinearRegion,
-) -> Tensor:
+class Gram(torch.autograd.Function):
+    """Vᵀ R V with a gradient that uses its symmetry: one product in place of autograd's two."""
+
+    @staticmethod
+    def forward(ctx: GradientContext, weight: Tensor, precision: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, precision)
+        return weight.T @ (precision.unsqueeze(-1) * weight)
+
+    @staticmethod
+    def backward(ctx: GradientContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weight, precision = ctx.saved_tensors
+        product = weight @ (gradient + gradient.mT)
+        return precision.unsqueeze(-1) * product, 0.5 * (weight * product).sum(-1)
+
+
+class Congruence(torch.autograd.Function):
+    """A G Aᵀ with a gradient that uses the symmetry of G: one product of A's size less than autograd's own."""
+
+    @staticmethod
+    def forward(ctx: GradientContext, rows: Tensor, gram: Tensor) -> Tensor:
+        half = linear(rows, gram)
+        ctx.save_for_backward(rows, gram, half)
+        return half @ rows.mT
+
+    @staticmethod
+    def backward(ctx: GradientContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows, gram, half = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative has to see where the product comes from
+            half = linear(rows, gram)
+        gradient = 0.5 * (gradient + gradient.mT)
+        return 2 * gradient @ half, rows.flatten(0, 1).T @ (gradient @ rows).flatten(0, 1)
+
+
+class GramResidual(torch.autograd.Function):
     """r with shape ``(B, d)``; it can be differentiated once.
 
     Arguments:
         value: r itself, which whoever has score and precision knows already.
-        point: z', shape ``(B, d)``.
-        data, gram: c and G, shapes ``(B, H)`` and ``(H, H)``.
-        region: The network up to its last hidden layer, around z.
+        inputs: z', c and G with shapes ``(B, d)``, ``(B, H)`` and ``(H, H)``, and the parts of the region around z, the
+            network up to its last hidden layer.
     """
-    return _GramResidual.apply(value, point, data, gram, *region.parts)
 
-
-class _GramResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: GradientContext, value: Tensor, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*inputs)
