@@ -88,9 +88,7 @@ class AmortizedGuide(ProgramModule):
             )
         if not self._fits(q):
             family, cure = self.needs
-            raise ValueError(
-                f"{type(self).__name__} needs an encoder that returns {family}, but got {q}; {cure}."
-            )
+            raise ValueError(f"{type(self).__name__} needs an encoder that returns {family}, but got {q}; {cure}.")
         return q
 
     def _fits(self, q: TorchDistribution) -> bool:
@@ -166,9 +164,7 @@ def _accepted(network: Program, num_args: int, kwargs: Mapping[str, object]) -> 
 
     names = kwargs.keys() if takes_all else by_name - filled
     keywords = {name: value for name, value in kwargs.items() if name in names}
-    lacks = any(p.kind is p.VAR_POSITIONAL for p in parameters) or (
-        set(required_arguments(network)) - keywords.keys()
-    )
+    lacks = any(p.kind is p.VAR_POSITIONAL for p in parameters) or (set(required_arguments(network)) - keywords.keys())
     if lacks and not num_args and not takes_all:
         first, *rest = kwargs
         raise ValueError(

@@ -94,9 +94,7 @@ class Joint:
         for name, message in messages.items():
             scale = 1.0 if name in known else scales[name] / weight
             fn, value, mask = message["fn"], message["value"], message["mask"]
-            found.append(
-                JointSite(name, fn, value, scale, mask, known.get(name), log_dets.get(name))
-            )
+            found.append(JointSite(name, fn, value, scale, mask, known.get(name), log_dets.get(name)))
         return found
 
     def _refuse(self, message: Message, known: Mapping[str, LatentSite]) -> None:

@@ -135,21 +135,13 @@ _COUNT = _read("total_count")
 _REGISTRY: dict[type[Distribution], Fisher] = {
     dist.Normal: _location_scale(lambda fn: (1.0, 2.0)),
     dist.Laplace: _location_scale(lambda fn: (1.0, 1.0)),
-    dist.StudentT: _location_scale(
-        lambda fn: ((fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)), _read("df")
-    ),
-    dist.MultivariateNormal: Fisher(
-        lambda fn, value: (fn.loc - value,), _multivariate_normal, _read("scale_tril")
-    ),
+    dist.StudentT: _location_scale(lambda fn: ((fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)), _read("df")),
+    dist.MultivariateNormal: Fisher(lambda fn, value: (fn.loc - value,), _multivariate_normal, _read("scale_tril")),
     dist.Bernoulli: Fisher(_LOGITS, _times(_binary_variance)),
-    dist.Binomial: Fisher(
-        _LOGITS, _times(lambda fn: fn.total_count * _binary_variance(fn)), _COUNT
-    ),
+    dist.Binomial: Fisher(_LOGITS, _times(lambda fn: fn.total_count * _binary_variance(fn)), _COUNT),
     dist.Poisson: Fisher(lambda fn, value: (fn.rate.log(),), _times(lambda fn: fn.rate)),
     # with mean r e^logits: E[x + r] p (1 - p) = r p
-    dist.NegativeBinomial: Fisher(
-        _LOGITS, _times(lambda fn: fn.total_count * torch.sigmoid(fn.logits)), _COUNT
-    ),
+    dist.NegativeBinomial: Fisher(_LOGITS, _times(lambda fn: fn.total_count * torch.sigmoid(fn.logits)), _COUNT),
     dist.ContinuousBernoulli: Fisher(_LOGITS, _times(lambda fn: fn.variance)),
     dist.Categorical: Fisher(_LOGITS, _categorical),
     dist.OneHotCategorical: Fisher(_LOGITS, _categorical),

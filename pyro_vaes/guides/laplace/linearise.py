@@ -38,9 +38,10 @@ __all__ = ["DEPENDENT", "Lineariser", "Linearised", "ProgramRun", "depends", "ru
 
 Derivatives = TypeVar("Derivatives", Tensor, list[list[Tensor]])
 DEPENDENT = (
-    "The density of a datum changes with the latents of its batch mates, or from one evaluation to the next; the Laplace "
-    "posterior needs data that are independent given their latents. Is there a dropout, a normalisation over the batch, "
-    "or a sample outside Pyro in the model?"
+    "The density of a datum changes with the latents of its batch mates, or from one "
+    "evaluation to the next; the Laplace posterior needs data that are independent given "
+    "their latents. Is there a dropout, a normalisation over the batch, or a sample outside "
+    "Pyro in the model?"
 )
 
 
@@ -113,9 +114,7 @@ class Lineariser:
     chunk_size: int | None = None
     known: ProgramRun | None = None
 
-    def __call__(
-        self, z: Tensor, *, score: bool = True, constant: bool = False
-    ) -> Linearised:
+    def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around the vectors ``z`` with shape ``(B, d)``.
 
         Arguments:
@@ -136,9 +135,7 @@ class Lineariser:
             plans, by_hessian = self._plans(run)
             if score:
                 log_prob = self.joint.log_prob(run.sites, len(z)).sum()
-                (gradient,) = torch.autograd.grad(
-                    log_prob, run.z, create_graph=recording, retain_graph=True
-                )
+                (gradient,) = torch.autograd.grad(log_prob, run.z, create_graph=recording, retain_graph=True)
 
         z = run.z if recording else run.z.detach()
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -157,9 +154,7 @@ class Lineariser:
                 v = step.detach().requires_grad_()
                 # P v is the gradient of ½ vᵀ P v
                 half = 0.5 * self._gauss_newton(z, plans, v.unsqueeze(0)).sum()
-                (product,) = torch.autograd.grad(
-                    half, v, create_graph=recording, materialize_grads=True
-                )
+                (product,) = torch.autograd.grad(half, v, create_graph=recording, materialize_grads=True)
 
             if hessian is not None:
                 product = product + (hessian @ step.unsqueeze(-1)).squeeze(-1)
@@ -197,18 +192,19 @@ class Lineariser:
             return None
 
         if entry is not None and any(depends(t, z) for t in entry.constants(base)):
-            entry, name = None, f"{name} of which a parameter that the registry takes as constant depends on the latents"
+            entry = None
+            name += " of which a parameter that the registry takes as constant depends on the latents"
+
         if entry is None and site.latent is None and self.fallback is None:
             raise NotImplementedError(
-                f"No Fisher information is registered for the observed site {site.name!r}, a {name}. Register one with "
-                "pyro_vaes.guides.register_fisher, or pass fallback='hessian' to use the Hessian of its log-density with "
-                "negative eigenvalues raised to zero."
+                f"No Fisher information is registered for the observed site {site.name!r}, a "
+                f"{name}. Register one with pyro_vaes.guides.register_fisher, or pass "
+                "fallback='hessian' to use the Hessian of its log-density with negative "
+                "eigenvalues raised to zero."
             )
         return entry
 
-    def _tangents(
-        self, function: Callable[[Tensor], Derivatives], z: Tensor, directions: Tensor
-    ) -> Derivatives:
+    def _tangents(self, function: Callable[[Tensor], Derivatives], z: Tensor, directions: Tensor) -> Derivatives:
         """Those of a function at z along all directions ``(k, ...)``; they have that dimension more on the left."""
 
         def along(direction: Tensor) -> Derivatives:
@@ -274,8 +270,9 @@ class Lineariser:
         lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
         if bool((lowest < -1e-4 * highest.abs().clamp(min=1e-3)).any()):
             warnings.warn(
-                f"The log-density of the sites {names} is not concave at the mode of some data; negative eigenvalues of "
-                "its Hessian count as zero in the Laplace posterior.",
+                f"The log-density of the sites {names} is not concave at the mode of some "
+                "data; negative eigenvalues of its Hessian count as zero in the Laplace "
+                "posterior.",
                 stacklevel=2,
             )
         return floored
