@@ -2,10 +2,11 @@
 
 from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.guides.flows import AmortizedHouseholder, AmortizedIAF
+from pyro_vaes.guides.given import batch_rows
 from pyro_vaes.guides.laplace.fisher import register_fisher
 from pyro_vaes.guides.laplace.guide import AmortizedLaplace
 from pyro_vaes.guides.laplace.schedules import decaying, geometric
-from pyro_vaes.guides.latents import Latents, LatentSite, batch_rows, find_latents
+from pyro_vaes.guides.latents import Latents, LatentSite, find_latents
 from pyro_vaes.guides.mixture import AmortizedMixture
 from pyro_vaes.guides.semi_amortized import SemiAmortized
 

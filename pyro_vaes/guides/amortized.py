@@ -14,15 +14,17 @@ References:
 
 import inspect
 from collections.abc import Mapping
+from typing import ClassVar
 
 import pyro
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vaes.guides.latents import Latents, batch_rows, find_latents
+from pyro_vaes.guides.given import Args, Given, batch_rows
+from pyro_vaes.guides.latents import Latents, find_latents
 from pyro_vaes.guides.plate_shapes import move_behind_plate
 from pyro_vaes.nn import ProgramModule, as_posterior
-from pyro_vaes.programs import Findings, Program, bind_keywords
+from pyro_vaes.programs import Findings, Program, bind_keywords, required_arguments
 
 __all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
 
@@ -34,7 +36,14 @@ class AmortizedGuide(ProgramModule):
         model: Any Pyro program whose latents are continuous and lie in one data plate.
         encoder: Called with the model's positional arguments, and those keywords that its ``forward`` takes; returns a
             distribution over vectors of the latents' total (unconstrained) dimension, or a pair ``(loc, scale)``.
+
+    Attributes:
+        family: The family that the encoder must return, where the guide needs one.
+        needs: What that is called, and what to do where another one came.
     """
+
+    family: ClassVar[type] = object
+    needs: ClassVar[tuple[str, str]] = ("", "")
 
     def __init__(self, model: Program, encoder: nn.Module) -> None:
         super().__init__()
@@ -71,39 +80,50 @@ class AmortizedGuide(ProgramModule):
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
         latents = self.latents(*args, **kwargs)
-        q = as_posterior(self._encoded(args, kwargs, rows))
+        q = as_posterior(self._encoded(Given(args, kwargs, rows)))
         if q.event_shape != (latents.numel,):
             raise ValueError(
                 f"The encoder returns vectors of shape {tuple(q.event_shape)}, but the model's latent sites need "
                 f"{latents.numel} numbers per datum: {latents.describe()}. Give the head that many outputs?"
             )
+        if not self._fits(q):
+            family, cure = self.needs
+            raise ValueError(f"{type(self).__name__} needs an encoder that returns {family}, but got {q}; {cure}.")
         return q
 
-    def _encoded(self, args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None) -> object:
+    def _fits(self, q: TorchDistribution) -> bool:
+        """Whether q is of the family."""
+        return isinstance(q, self.family)
+
+    def _encoded(self, given: Given) -> object:
         """What the encoder returns."""
-        return output_of(self.encoder, args, kwargs, rows)
+        return output_of(self.encoder, given)
 
     def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
         return self.encode(*args, rows=rows, **kwargs)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args, kwargs))
-
+        latents, plate, given = self._plate(args, kwargs)
         # encoders that run the program (a Laplace component of a mixture) do so before its
         # plate is entered
-        rows = plate.indices if latents.subsample_size is not None else None
-        q = self.encode(*args, rows=rows, **kwargs)
+        q = given.call(self.encode)
         with plate:
             return self.sample(move_behind_plate(q, latents.inner), latents)
+
+    def _plate(self, args: Args, kwargs: Mapping[str, object]) -> tuple[Latents, pyro.plate, Given]:
+        """The latents, the plate to sample them in, and the arguments with the rows that it drew."""
+        latents = self.latents(*args, **kwargs)
+        plate = latents.data_plate(batch_rows(args, kwargs))
+        rows = plate.indices if latents.subsample_size is not None else None
+        return latents, plate, Given(args, kwargs, rows)
 
     def sample(self, q: TorchDistribution, latents: Latents) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
         return latents.sample_flat(q)
 
 
-def output_of(network: Program, args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None) -> object:
+def output_of(network: Program, given: Given) -> object:
     """What a network, or another guide, makes of the rows that a plate drew.
 
     The rows are taken of all arguments with as many rows as the first, unless the plate drew them all. A network gets
@@ -113,16 +133,20 @@ def output_of(network: Program, args: tuple[object, ...], kwargs: Mapping[str, o
         ValueError: The network needs a positional argument, and all came as keywords of other names.
     """
     if isinstance(network, AmortizedGuide):
-        return network.encode(*args, rows=rows, **kwargs)
-    keywords = _accepted(network, len(args), kwargs) if kwargs else {}
-    total = batch_rows(args, kwargs)
-    if rows is None or total is None or len(rows) == total:
-        return network(*args, **keywords)
+        return given.call(network.encode)
 
-    def taken(value: object) -> object:
-        return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == total else value
+    keywords = _accepted(network, len(given.args), given.kwargs) if given.kwargs else {}
+    rows, size = given.rows, given.size
+    if rows is None or size is None or len(rows) == size:
+        return network(*given.args, **keywords)
 
-    return network(*map(taken, args), **{name: taken(value) for name, value in keywords.items()})
+    def drawn(value: object) -> object:
+        if isinstance(value, Tensor) and value.dim() and len(value) == size:
+            return value[rows]
+        return value
+
+    drawn_keywords = {name: drawn(value) for name, value in keywords.items()}
+    return network(*map(drawn, given.args), **drawn_keywords)
 
 
 def _accepted(network: Program, num_args: int, kwargs: Mapping[str, object]) -> dict[str, object]:
@@ -131,14 +155,17 @@ def _accepted(network: Program, num_args: int, kwargs: Mapping[str, object]) -> 
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
     except ValueError:  # a compiled function
         return {}
+
     parameters = signature.parameters.values()
-    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = {p.name for p in by_name}.difference(p.name for p in by_position[:num_args])
+    by_position = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
+    filled = {p.name for p in by_position[:num_args]}
+    by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    keywords = {name: value for name, value in kwargs.items() if takes_all or name in names}
-    lacks = {p.name for p in by_position if p.default is p.empty and p.name not in keywords}
-    if not num_args and not takes_all and (lacks or any(p.kind is p.VAR_POSITIONAL for p in parameters)):
+
+    names = kwargs.keys() if takes_all else by_name - filled
+    keywords = {name: value for name, value in kwargs.items() if name in names}
+    lacks = any(p.kind is p.VAR_POSITIONAL for p in parameters) or (set(required_arguments(network)) - keywords.keys())
+    if lacks and not num_args and not takes_all:
         first, *rest = kwargs
         raise ValueError(
             f"The guide was called with the keywords {list(kwargs)} alone, but {type(network).__name__}{signature} "
@@ -186,11 +213,8 @@ class AmortizedNormal(AmortizedGuide):
 class AmortizedMultivariateNormal(AmortizedGuide):
     """The full-covariance normal over all latent sites together, correlations between sites included."""
 
-    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
-        q = super().encode(*args, rows=rows, **kwargs)
-        if not isinstance(q, MultivariateNormal):
-            raise ValueError(
-                f"AmortizedMultivariateNormal needs an encoder that returns a MultivariateNormal, but got {q}; use "
-                "MultivariateNormalHead, or AmortizedNormal for a diagonal covariance."
-            )
-        return q
+    family = MultivariateNormal
+    needs = (
+        "a MultivariateNormal",
+        "use MultivariateNormalHead, or AmortizedNormal for a diagonal covariance",
+    )

@@ -13,7 +13,6 @@ References:
 """
 
 from pyro.distributions import TorchDistribution, TransformedDistribution
-from torch import Tensor
 
 from pyro_vaes.distributions import HouseholderNormal, InverseAutoregressive
 from pyro_vaes.guides.amortized import AmortizedGuide
@@ -42,14 +41,11 @@ class AmortizedHouseholder(AmortizedGuide):
         torch.Size([5, 3])
     """
 
-    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
-        q = super().encode(*args, rows=rows, **kwargs)
-        if not isinstance(q, HouseholderNormal):
-            raise ValueError(
-                f"AmortizedHouseholder needs an encoder that returns a HouseholderNormal, but got {q}; put "
-                "HouseholderHead behind the trunk, or use AmortizedNormal for a diagonal normal."
-            )
-        return q
+    family = HouseholderNormal
+    needs = (
+        "a HouseholderNormal",
+        "put HouseholderHead behind the trunk, or use AmortizedNormal for a diagonal normal",
+    )
 
 
 class AmortizedIAF(AmortizedGuide):
@@ -76,12 +72,11 @@ class AmortizedIAF(AmortizedGuide):
         torch.Size([5, 3])
     """
 
-    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
-        q = super().encode(*args, rows=rows, **kwargs)
+    needs = (
+        "a flow with InverseAutoregressive steps",
+        "put IAFHead behind the trunk, or use AmortizedNormal for a diagonal normal",
+    )
+
+    def _fits(self, q: TorchDistribution) -> bool:
         steps = q.transforms if isinstance(q, TransformedDistribution) else []
-        if not any(isinstance(step, InverseAutoregressive) for step in steps):
-            raise ValueError(
-                f"AmortizedIAF needs an encoder that returns a flow with InverseAutoregressive steps, but got {q}; put "
-                "IAFHead behind the trunk, or use AmortizedNormal for a diagonal normal."
-            )
-        return q
+        return any(isinstance(step, InverseAutoregressive) for step in steps)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
+from pyro_vaes.guides.given import Given
 from pyro_vaes.guides.latents import Latents, LatentSite
-from pyro_vaes.programs import DENSITIES, Program, Sites, ambient_scale, plates, run, sites
+from pyro_vaes.programs import DENSITIES, Program, ambient_scale, plates, run, sites
 
 __all__ = ["Joint", "JointSite", "refuse_dependence"]
 
@@ -45,33 +47,30 @@ class JointSite:
     log_det: Tensor | None
 
 
+@dataclass(frozen=True)
 class Joint:
     """log p(x, z) of one batch.
 
     Arguments:
         model: The program.
         latents: Its latent sites and their plate.
-        args, kwargs: Its arguments.
-        rows: The rows that a subsampling plate holds; None where the plate does not draw any.
+        given: Its arguments, and the rows that a subsampling plate holds; None where the plate does not draw any.
     """
 
-    def __init__(
-        self,
-        model: Program,
-        latents: Latents,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-        rows: Tensor | None = None,
-    ) -> None:
-        self.model, self.latents, self.args, self.kwargs, self.rows = model, latents, args, kwargs, rows
+    model: Program
+    latents: Latents
+    given: Given
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """log p(x, z) per datum, ``(B,)``, of the vectors ``(B, numel)``."""
+        return self.log_prob(self.sites(z), len(z))
 
     def sites(self, z: Tensor) -> list[JointSite]:
         """The program's sites with their latents set by ``z``, which has shape ``(B, numel)``."""
-        data: dict[str, Tensor] = {}
-        if self.rows is not None:
-            data[self.latents.plate] = self.rows
+        given, data, log_dets = self.given, {}, {}
+        if given.rows is not None:
+            data[self.latents.plate] = given.rows
 
-        log_dets = {}
         for site, part in zip(self.latents.sites, self.latents.split(z), strict=True):
             shape = part.shape[:1] + self.latents.inner + part.shape[1:]
             value, log_det = site.constrain(part.reshape(shape))
@@ -80,45 +79,37 @@ class Joint:
         # parameters stay visible: the training loop and SVI find them, and a handler keeps
         # them with their modules
         with poutine.block(hide_types=["sample", "observe"]):
-            trace = run(self.model, self.args, self.kwargs, given=data)
+            trace = run(self.model, given.args, given.kwargs, given=data)
 
         messages = sites(trace, DENSITIES)
         known = {site.name: site for site in self.latents.sites}
-        self._refuse(messages, known)
 
         scales = {}
         for name, message in messages.items():
+            self._refuse(message, known)
             scales[name] = ambient_scale(message, observed=name not in known)
         weight = _common([scales[name] for name in known])
 
         found = []
         for name, message in messages.items():
             scale = 1.0 if name in known else scales[name] / weight
-            joint_site = JointSite(
-                name=name,
-                fn=message["fn"],
-                value=message["value"],
-                scale=scale,
-                mask=message["mask"],
-                latent=known.get(name),
-                log_det=log_dets.get(name),
-            )
-            found.append(joint_site)
+            fn, value, mask = message["fn"], message["value"], message["mask"]
+            found.append(JointSite(name, fn, value, scale, mask, known.get(name), log_dets.get(name)))
         return found
 
-    def _refuse(self, messages: Sites, known: Mapping[str, LatentSite]) -> None:
-        for name, message in messages.items():
-            if self.latents.plate not in {plate.name for plate in plates(message)}:
-                raise ValueError(
-                    f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its "
-                    "density cannot be shared out among the data. Put it into the plate."
-                )
-            if not message["is_observed"]:
-                raise ValueError(
-                    f"The site {name!r} was not there when the program first ran (sites "
-                    f"{list(known)}); a program whose latent sites change from run to run has "
-                    "no posterior around one point."
-                )
+    def _refuse(self, message: Message, known: Mapping[str, LatentSite]) -> None:
+        name = message["name"]
+        if self.latents.plate not in {plate.name for plate in plates(message)}:
+            raise ValueError(
+                f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its "
+                "density cannot be shared out among the data. Put it into the plate."
+            )
+        if not message["is_observed"]:
+            raise ValueError(
+                f"The site {name!r} was not there when the program first ran (sites "
+                f"{list(known)}); a program whose latent sites change from run to run has "
+                "no posterior around one point."
+            )
 
     def log_prob(self, sites: list[JointSite], size: int) -> Tensor:
         """log p of the given sites, in the unconstrained space, per datum: shape ``(B,)``."""

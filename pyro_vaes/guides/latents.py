@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro
 import torch
@@ -13,13 +13,14 @@ from pyro.distributions import (
     TransformedDistribution,
     constraints,
 )
+from pyro.distributions.util import sum_rightmost
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform
 
-from pyro_vaes.guides.differentiable import differentiable
+from pyro_vaes.guides.given import Given, differentiable
 from pyro_vaes.programs import (
     DRAWN,
     Plate,
@@ -30,7 +31,7 @@ from pyro_vaes.programs import (
     sites,
 )
 
-__all__ = ["LatentSite", "Latents", "batch_rows", "find_latents"]
+__all__ = ["LatentSite", "Latents", "find_latents"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LatentSite:
         value = self.transform(unconstrained)
         log_det = self.transform.log_abs_det_jacobian(unconstrained, value)
         extra = log_det.dim() - (flat.dim() - 1)
-        return value, log_det.sum(tuple(range(-extra, 0))) if extra else log_det
+        return value, sum_rightmost(log_det, extra)
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """The inverse: ``(..., *event_shape)`` to ``(..., numel)`` reals."""
@@ -114,27 +115,26 @@ class Latents:
 
     def data_plate(self, rows: int | None) -> pyro.plate:
         """The plate in which the guide samples, for a batch with that many rows; enter it to get the row indices."""
-        if self.full_size is None and rows is not None:
-            return pyro.plate(self.plate, rows, dim=self.dim)
-        if self.subsample_size is None or rows is None:
-            return pyro.plate(self.plate, self.full_size, dim=self.dim)
-        subsample = self.subsample_size if rows == self.full_size else rows
-        return pyro.plate(self.plate, self.full_size, subsample_size=subsample, dim=self.dim)
+        size, drawn = self.full_size or rows, self.subsample_size
+        if drawn is not None and rows != self.full_size:
+            drawn = rows
+        return pyro.plate(self.plate, size, drawn, dim=self.dim)
 
-    def program_rows(self, rows: Tensor | None, total: int | None) -> Tensor | None:
-        """The rows that the program's own plate is to hold when a guide runs it on ``total`` rows.
+    def with_rows(self, given: Given) -> Given:
+        """The arguments with the rows that the program's own plate is to hold when a guide runs it on them.
 
         Raises:
             ValueError: The program would draw some of its rows, and it is not known which.
         """
-        if self.subsample_size is None or rows is not None or total is None:
-            return rows
-        if total == self.full_size:
+        size = given.size
+        if self.subsample_size is None or given.rows is not None or size is None:
+            return given
+        if size == self.full_size:
             raise ValueError(
-                f"The model draws {self.subsample_size} of its {total} rows itself, so a posterior needs to know "
+                f"The model draws {self.subsample_size} of its {size} rows itself, so a posterior needs to know "
                 "which: pass rows=torch.arange(...) with that many indices, or call the guide."
             )
-        return torch.arange(total)
+        return replace(given, rows=torch.arange(size))
 
     def sample_flat(self, posterior: TorchDistribution, *, analytic_kl: bool = True) -> dict[str, Tensor]:
         """Sample all sites from one distribution over the unconstrained vector.
@@ -165,14 +165,6 @@ class Latents:
         return values
 
 
-def batch_rows(args: tuple[object, ...], kwargs: Mapping[str, object] | None = None) -> int | None:
-    """Number of rows of the first tensor among the arguments of a program."""
-    for value in (*args, *(kwargs or {}).values()):
-        if isinstance(value, Tensor) and value.dim():
-            return len(value)
-    return None
-
-
 def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
     """Run the program once, aside, and find its latent sites and their plate.
 
@@ -180,7 +172,7 @@ def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
         ValueError: There is no latent site, one is discrete, one has no data plate around it,
             they do not share one plate, or a support depends on other variables.
     """
-    with differentiable(args, kwargs) as given:
+    with differentiable(Given(args, kwargs)) as given:
         trace = dry_run(model, given.args, given.kwargs)
 
     messages = list(sites(trace, DRAWN).values())
@@ -194,7 +186,7 @@ def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
             "one data plate."
         )
 
-    plate, rows = found.pop(), batch_rows(args, kwargs)
+    plate, rows = found.pop(), given.size
     follows = not plate.subsamples and plate.num_data == rows
     return Latents(
         sites=tuple(_latent_site(m) for m in messages),
@@ -238,18 +230,19 @@ def _latent_site(message: Message) -> LatentSite:
             f"The support of the latent site {name!r} ({fn.support}) is not constant, so no fixed map onto it exists. "
             "Rescale the site: sample from a fixed support and transform the value?"
         )
+
     inner = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
-    transform = biject_to(support)
-    unconstrained = transform.inv(message["value"])
-    event_dim = len(fn.event_shape) + unconstrained.dim() - message["value"].dim()
+
+    value, transform = message["value"], biject_to(support)
+    batch_dims = value.dim() - len(fn.event_shape)
     return LatentSite(
         name=name,
         event_shape=fn.event_shape,
-        unconstrained_shape=unconstrained.shape[unconstrained.dim() - event_dim :],
+        unconstrained_shape=transform.inv(value).shape[batch_dims:],
         transform=transform,
-        is_real=inner is constraints.real or isinstance(inner, type(constraints.real)),
+        is_real=isinstance(inner, type(constraints.real)),
     )
 
 

@@ -8,14 +8,14 @@ References:
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import RecursiveMixture
 from pyro_vaes.guides.amortized import AmortizedGuide, output_of
+from pyro_vaes.guides.given import Given
 from pyro_vaes.nn import as_posterior
 from pyro_vaes.programs import Program
 
@@ -69,8 +69,8 @@ class AmortizedMixture(AmortizedGuide):
     ) -> None:
         super().__init__(model, MixtureEncoder(components, weights, trunk))
 
-    def _encoded(self, args: tuple[object, ...], kwargs: Mapping[str, object], rows: Tensor | None) -> object:
-        return self.encoder(*args, rows=rows, **kwargs)  # components that are guides see all data, and which rows
+    def _encoded(self, given: Given) -> object:
+        return given.call(self.encoder)  # components that are guides see all data, and which rows
 
 
 class MixtureEncoder(nn.Module):
@@ -99,19 +99,23 @@ class MixtureEncoder(nn.Module):
         self.components, self.weights, self.trunk = nn.ModuleList(components), nn.ModuleList(weights), trunk
 
     def forward(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> RecursiveMixture:
-        others, keywords = args, kwargs
+        given = others = Given(args, kwargs, rows)
         if self.trunk is not None:
-            features = cast(Tensor, output_of(self.trunk, args, kwargs, rows))
-            args, others, keywords, rows = (features,), (features.detach(),), {}, None
-        components = []
+            features = output_of(self.trunk, given)
+            assert isinstance(features, Tensor)
+            given, others = Given((features,), {}), Given((features.detach(),), {})
+
+        components, logits = [], []
         for m, part in enumerate(self.components):
             network = part if isinstance(part, AmortizedGuide) else getattr(part, "posterior", part)
-            q = output_of(network, others if m else args, keywords, rows)
+            q = output_of(network, others if m else given)
             components.append(as_posterior(q, f"component {m}"))
-        raw = [cast(Tensor, output_of(part, others, keywords, rows)) for part in self.weights]
-        return RecursiveMixture(components, [self._logit(m, a) for m, a in enumerate(raw, start=1)])
+        for m, part in enumerate(self.weights, start=1):
+            logits.append(self._logit(m, output_of(part, others)))
+        return RecursiveMixture(components, logits)
 
-    def _logit(self, m: int, raw: Tensor) -> Tensor:
+    def _logit(self, m: int, raw: object) -> Tensor:
         """logit eps_m, 1 / (m + 1) at raw = 0, within MAX_LOGIT: smoothly, since a hard clamp has no gradient back."""
+        assert isinstance(raw, Tensor)
         raw = raw.squeeze(-1) if raw.dim() > 1 else raw
         return MAX_LOGIT * torch.tanh(raw / MAX_LOGIT + math.atanh(-math.log(m) / MAX_LOGIT))

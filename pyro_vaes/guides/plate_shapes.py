@@ -28,22 +28,27 @@ def move_behind_plate(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDist
     """
     if not inner or len(q.batch_shape) != 1:
         return q
-    if isinstance(q, RecursiveMixture):
-        return RecursiveMixture(
-            [move_behind_plate(c, inner) for c in q.components], [a.reshape(-1, *inner) for a in q.logits]
-        )
 
     def behind(parameter: Tensor, event_dim: int) -> Tensor:
-        return parameter.reshape(parameter.shape[:1] + inner + parameter.shape[parameter.dim() - event_dim :])
+        event = parameter.shape[parameter.dim() - event_dim :]
+        return parameter.reshape(parameter.shape[:1] + inner + event)
+
+    if isinstance(q, RecursiveMixture):
+        components = [move_behind_plate(c, inner) for c in q.components]
+        return RecursiveMixture(components, [behind(a, 0) for a in q.logits])
 
     try:
         if has_transforms(q) and all(isinstance(t, InverseAutoregressive) for t in q.transforms):
-            flow = cast(list[InverseAutoregressive], q.transforms)
-            steps = [InverseAutoregressive(t.network, behind(t.context, 1), t.order) for t in flow]
-            return TransformedDistribution(move_behind_plate(cast(TorchDistribution, q.base_dist), inner), steps)
-        if has_transforms(event_elements(q)):  # what another map holds for each row cannot be moved
+            base = move_behind_plate(cast(TorchDistribution, q.base_dist), inner)
+            steps = []
+            for t in cast(list[InverseAutoregressive], q.transforms):
+                steps.append(InverseAutoregressive(t.network, behind(t.context, 1), t.order))
+            return TransformedDistribution(base, steps)
+
+        # what another map holds for each row cannot be moved
+        if has_transforms(event_elements(q)):
             raise TypeError
-        return cast(TorchDistribution, map_parameters(q, behind))
+        return map_parameters(q, behind)
     except (AttributeError, NotImplementedError, TypeError):
         raise ValueError(
             f"The model has plates to the right of its data plate, but the encoder's {type(q).__name__} has the batch "

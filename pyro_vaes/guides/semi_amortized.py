@@ -20,9 +20,9 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedNormal
-from pyro_vaes.guides.differentiable import differentiable
+from pyro_vaes.guides.given import Given, differentiable
 from pyro_vaes.guides.joint import Joint
-from pyro_vaes.guides.latents import Latents, batch_rows
+from pyro_vaes.guides.latents import Latents
 from pyro_vaes.programs import is_dry_run
 
 __all__ = ["SemiAmortized"]
@@ -116,14 +116,13 @@ class SemiAmortized(AmortizedGuide):
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
         """The refined normal of these rows of the arguments; must be called outside the data plate."""
         latents = self.latents(*args, **kwargs)
-        rows = latents.program_rows(rows, batch_rows(args, kwargs))
-        with differentiable(args, kwargs, rows) as given:
-            q = self.encoder.encode(*given.args, rows=given.rows, **given.kwargs)
+        with differentiable(latents.with_rows(Given(args, kwargs, rows))) as given:
+            q = given.call(self.encoder.encode)
             start = self.encoder.diagonal(q)
             if not self.steps or is_dry_run():
                 return q
             first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
-            refined = self._climb(first, Joint(self.model, latents, given.args, given.kwargs, given.rows))
+            refined = self._climb(first, Joint(self.model, latents, given))
             loc, log_scale = refined.chunk(2, -1)
             return Normal(loc, log_scale.exp()).to_event(1)
 
@@ -145,11 +144,11 @@ class SemiAmortized(AmortizedGuide):
         """d ELBO / d lambda of every datum, each no longer than ``max_norm``; 0 where it is not finite."""
         loc, log_scale = point.chunk(2, -1)
         draws = loc + log_scale.exp() * noise(loc.new_empty((self.num_samples, *loc.shape)))
-        log_joint = [joint.log_prob(joint.sites(z), len(z)) for z in draws]
+        log_joint = [joint(z) for z in draws]
         elbo = torch.stack(log_joint).mean(0) + log_scale.sum(-1)  # (B,), up to a constant of the entropy
         (slope,) = torch.autograd.grad(elbo.sum(), point, create_graph=create_graph)
         # a draw so far out that log p(x, z) overflows says nothing about the way up
-        slope = torch.where(slope.isfinite().all(-1, keepdim=True), slope, torch.zeros_like(slope))
+        slope = torch.where(slope.isfinite().all(-1, keepdim=True), slope, 0.0)
         if self.max_norm is None:
             return slope
         return slope * (self.max_norm / slope.norm(dim=-1, keepdim=True).clamp(min=self.max_norm))

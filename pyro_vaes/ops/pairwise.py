@@ -56,6 +56,7 @@ def normal_pairwise_kl(loc: Tensor, scale: Tensor) -> Tensor:
     """
     mu, log_var = _standardised(loc, scale)
     var, precision = log_var.exp(), (-log_var).exp()
+
     products = (var + mu.square()) @ precision.mT - 2 * mu @ (mu * precision).mT  # (n, n)
     of_i, of_j = log_var.sum(1), (mu.square() * precision + log_var).sum(1)
     kl = 0.5 * (products - of_i.unsqueeze(1) + of_j - loc.shape[1])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_vaes.guides.laplace.linear_region import LinearRegion, ReluChain, find_region, select
+from pyro_vaes.guides.laplace.linear_region import ReluChain, find_region, select
 from pyro_vaes.guides.laplace.linearise import Linearised
 
 __all__ = ["BernoulliChain"]
@@ -26,12 +26,8 @@ __all__ = ["BernoulliChain"]
 class BernoulliChain(ReluChain):
     """The chain with bits at its end and a Gaussian at its start."""
 
-    def prepare(self) -> "BernoulliChain":
-        """Nothing is shared by the steps."""
-        return self
-
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
-        """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.laplace.linearise.linearise`."""
+        """Linearise around ``z`` with shape ``(B, d)``; see :class:`~pyro_vaes.guides.laplace.linearise.Lineariser`."""
         hidden, region = find_region(self.layers, z)
         probs = self.last(hidden).sigmoid()
         information = self.weight * probs * (1 - probs)
@@ -44,7 +40,13 @@ class BernoulliChain(ReluChain):
             gradient = pull(self.weight * (self.x - probs)) - self.prior_precision * (z - self.prior_loc)
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-            precision = self._curvature(z, region, information) + torch.diag_embed(self.prior_precision)
+            used_region, used = region.without_idle_units()
+            weight = select(self.last.weight, 1, used)
+            blocks = []
+            for rows, tangents in used_region.push_all(z, width=len(weight)):
+                jacobian = linear(tangents, weight)
+                blocks.append((jacobian * information[rows].unsqueeze(-2)) @ jacobian.mT)
+            precision = torch.cat(blocks) + torch.diag_embed(self.prior_precision)
 
         def residual(step: Tensor) -> Tensor:
             assert gradient is not None
@@ -52,14 +54,3 @@ class BernoulliChain(ReluChain):
             return gradient - pull(information * moved) - self.prior_precision * step
 
         return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
-
-    def _curvature(self, z: Tensor, region: LinearRegion, information: Tensor) -> Tensor:
-        """W S Wᵀ."""
-        region, used = region.without_idle_units()
-        weight = select(self.last.weight, 1, used)
-
-        blocks = []
-        for rows, tangents in region.push_all(z, width=len(weight)):
-            jacobian = linear(tangents, weight)
-            blocks.append((jacobian * information[rows].unsqueeze(-2)) @ jacobian.mT)
-        return torch.cat(blocks)

@@ -6,7 +6,6 @@ The closed form is compared with the generic one at the first batch, and left wh
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -17,7 +16,13 @@ from torch import Tensor, nn
 from pyro_vaes.guides.joint import Joint, refuse_dependence
 from pyro_vaes.guides.laplace.fisher import clipped_bernoulli
 from pyro_vaes.guides.laplace.linear_region import ReluChain
-from pyro_vaes.guides.laplace.linearise import DEPENDENT, Linearised, ProgramRun, linearise, run_program
+from pyro_vaes.guides.laplace.linearise import (
+    DEPENDENT,
+    Linearised,
+    Lineariser,
+    ProgramRun,
+    run_program,
+)
 from pyro_vaes.guides.laplace.relu_chain import find_chain, record_chains
 
 __all__ = ["Curvature"]
@@ -63,14 +68,7 @@ class Curvature:
         self._check_independence(joint, first)
 
         overrides = {Bernoulli: clipped_bernoulli(self.s_jitter)} if self.s_jitter else None
-        generic = partial(
-            linearise,
-            joint,
-            fallback=self.fallback,
-            overrides=overrides,
-            chunk_size=self.chunk_size,
-            known=first,
-        )
+        generic = Lineariser(joint, self.fallback, overrides, self.chunk_size, first)
         if self.path == "generic":
             return generic
 

@@ -8,8 +8,8 @@ from pyro_vaes.ops import GradientContext
 __all__ = ["floor_eigenvalues"]
 
 
-def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest positive semi-definite matrices to symmetric ones, and their lowest and highest eigenvalues.
+def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest positive semi-definite matrices to symmetric ones, and the eigenvalues of these in ascending order.
 
     Arguments:
         matrix: Symmetric, with shape ``(..., d, d)``.
@@ -18,8 +18,8 @@ def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         >>> floor_eigenvalues(torch.diag(torch.tensor([2.0, -1.0])))[0].diagonal()
         tensor([2., 0.])
     """
-    floored, values = _FloorEigenvalues.apply(matrix)
-    return floored, values[..., 0], values[..., -1]
+    floored, eigenvalues = _FloorEigenvalues.apply(matrix)
+    return floored, eigenvalues
 
 
 class _FloorEigenvalues(torch.autograd.Function):

@@ -20,10 +20,9 @@ from torch.distributions.distribution import Distribution
 
 from pyro_vaes.distributions import AutoregressiveFlow
 
-__all__ = ["Fisher", "Parameters", "Product", "clipped_bernoulli", "find_fisher", "register_fisher"]
+__all__ = ["Fisher", "clipped_bernoulli", "find_fisher", "register_fisher"]
 
-Parameters = Callable[..., tuple[Tensor, ...]]
-Product = Callable[..., tuple[Tensor, ...]]
+Terms = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,16 @@ class Fisher:
         constants: ``fn -> (tensor, ...)``: parameters that must not depend on a latent, or the entry does not apply.
     """
 
-    parameters: Parameters
-    product: Product
-    constants: Callable[..., tuple[Tensor, ...]] = lambda fn: ()
-
-
-_REGISTRY: dict[type[Distribution], Fisher] = {}
+    parameters: Terms
+    product: Terms
+    constants: Terms = lambda fn: ()
 
 
 def register_fisher(
     family: type[Distribution],
-    parameters: Parameters,
-    product: Product,
-    constants: Callable[..., tuple[Tensor, ...]] = lambda fn: (),
+    parameters: Terms,
+    product: Terms,
+    constants: Terms = lambda fn: (),
 ) -> Fisher:
     """Tell the Laplace guide how to linearise a family of distributions, and its subclasses that have no entry.
 
@@ -89,35 +85,33 @@ def clipped_bernoulli(jitter: float) -> Fisher:
         probs = fn.probs.clamp(jitter, 1 - jitter)
         return probs * (1 - probs) + jitter
 
-    return _one_each(_logits, information)
+    return Fisher(_LOGITS, _times(information))
+
+
+def _read(name: str) -> Terms:
+    """The parameter of that name alone."""
+    return lambda fn, value=None: (getattr(fn, name),)
+
+
+def _times(information: Callable[..., Tensor]) -> Terms:
+    """The product with one number for each value of the only parameter."""
+    return lambda fn, tangents: (information(fn) * tangents[0],)
 
 
 def _location_scale(
-    curvature_loc: Callable[..., Tensor | float], curvature_scale: Callable[..., Tensor | float]
+    curvature: Callable[..., tuple[Tensor | float, Tensor | float]],
+    constants: Terms = lambda fn: (),
 ) -> Fisher:
-    """eta = (loc, log scale) with information (curvature_loc / scale², curvature_scale), diagonal by symmetry."""
+    """eta = (loc, log scale) with the curvatures of loc, times scale², and of log scale; diagonal by symmetry."""
 
     def parameters(fn: dist.Normal, value: Tensor) -> tuple[Tensor, ...]:
         return fn.loc - value, fn.scale.log()
 
     def product(fn: dist.Normal, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        loc, log_scale = tangents
-        return curvature_loc(fn) * loc / fn.scale.square(), curvature_scale(fn) * log_scale
+        (of_loc, of_scale), (loc, log_scale) = curvature(fn), tangents
+        return of_loc * loc / fn.scale.square(), of_scale * log_scale
 
-    return Fisher(parameters, product, lambda fn: (fn.df,) if isinstance(fn, dist.StudentT) else ())
-
-
-def _one_each(
-    parameter: Callable[..., Tensor],
-    information: Callable[..., Tensor],
-    constants: Callable[..., tuple[Tensor, ...]] = lambda fn: (),
-) -> Fisher:
-    """One parameter per value, with its information."""
-    return Fisher(lambda fn, value: (parameter(fn),), lambda fn, tangents: (information(fn) * tangents[0],), constants)
-
-
-def _logits(fn: dist.Bernoulli) -> Tensor:
-    return fn.logits
+    return Fisher(parameters, product, constants)
 
 
 def _binary_variance(fn: dist.Bernoulli) -> Tensor:
@@ -136,28 +130,25 @@ def _multivariate_normal(fn: dist.MultivariateNormal, tangents: tuple[Tensor, ..
     return (torch.cholesky_solve(tangent, scale_tril).squeeze(-1),)
 
 
-def _total_count(fn: dist.Binomial) -> tuple[Tensor, ...]:
-    return (fn.total_count,)
-
-
-for _family, _entry in {
-    dist.Normal: _location_scale(lambda fn: 1.0, lambda fn: 2.0),
-    dist.Laplace: _location_scale(lambda fn: 1.0, lambda fn: 1.0),
-    dist.StudentT: _location_scale(lambda fn: (fn.df + 1) / (fn.df + 3), lambda fn: 2 * fn.df / (fn.df + 3)),
-    dist.MultivariateNormal: Fisher(
-        lambda fn, value: (fn.loc - value,), _multivariate_normal, lambda fn: (fn.scale_tril,)
-    ),
-    dist.Bernoulli: _one_each(_logits, _binary_variance),
-    dist.Binomial: _one_each(_logits, lambda fn: fn.total_count * _binary_variance(fn), _total_count),
-    dist.Poisson: _one_each(lambda fn: fn.rate.log(), lambda fn: fn.rate),
+_LOGITS = _read("logits")
+_COUNT = _read("total_count")
+_REGISTRY: dict[type[Distribution], Fisher] = {
+    dist.Normal: _location_scale(lambda fn: (1.0, 2.0)),
+    dist.Laplace: _location_scale(lambda fn: (1.0, 1.0)),
+    dist.StudentT: _location_scale(lambda fn: ((fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)), _read("df")),
+    dist.MultivariateNormal: Fisher(lambda fn, value: (fn.loc - value,), _multivariate_normal, _read("scale_tril")),
+    dist.Bernoulli: Fisher(_LOGITS, _times(_binary_variance)),
+    dist.Binomial: Fisher(_LOGITS, _times(lambda fn: fn.total_count * _binary_variance(fn)), _COUNT),
+    dist.Poisson: Fisher(lambda fn, value: (fn.rate.log(),), _times(lambda fn: fn.rate)),
     # with mean r e^logits: E[x + r] p (1 - p) = r p
-    dist.NegativeBinomial: _one_each(_logits, lambda fn: fn.total_count * torch.sigmoid(fn.logits), _total_count),
-    dist.ContinuousBernoulli: _one_each(_logits, lambda fn: fn.variance),
-    dist.Categorical: Fisher(lambda fn, value: (fn.logits,), _categorical),
-    dist.OneHotCategorical: Fisher(lambda fn, value: (fn.logits,), _categorical),
-    # a prior: its residual is eps = f⁻¹(z), and that is all where the log-determinant is constant (mean-only flows)
+    dist.NegativeBinomial: Fisher(_LOGITS, _times(lambda fn: fn.total_count * torch.sigmoid(fn.logits)), _COUNT),
+    dist.ContinuousBernoulli: Fisher(_LOGITS, _times(lambda fn: fn.variance)),
+    dist.Categorical: Fisher(_LOGITS, _categorical),
+    dist.OneHotCategorical: Fisher(_LOGITS, _categorical),
+    # a prior: its residual is eps = f⁻¹(z), and that is all where the log-determinant is
+    # constant (mean-only flows)
     AutoregressiveFlow: Fisher(
-        lambda fn, value: (fn.whiten(value)[0],), lambda fn, tangents: (tangents[0] / fn.scale.square(),)
+        lambda fn, value: (fn.whiten(value)[0],),
+        lambda fn, tangents: (tangents[0] / fn.scale.square(),),
     ),
-}.items():
-    _REGISTRY[_family] = _entry
+}

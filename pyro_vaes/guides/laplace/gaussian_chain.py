@@ -13,15 +13,15 @@ References:
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_vaes.guides.laplace.gram_residual import gram_residual
+from pyro_vaes.guides.laplace.gram import Congruence, Gram, GramResidual
 from pyro_vaes.guides.laplace.linear_region import LinearRegion, ReluChain, find_region, select
 from pyro_vaes.guides.laplace.linearise import Linearised
-from pyro_vaes.ops import GradientContext
 
 __all__ = ["GaussianChain"]
 
@@ -37,7 +37,7 @@ class GaussianChain(ReluChain):
     gram: Tensor | None = None
     data: Tensor | None = None
 
-    def prepare(self, use_gram: bool | None = None) -> "GaussianChain":
+    def prepare(self, use_gram: bool | None = None) -> Self:
         """Compute what all steps share; None decides by the sizes."""
         weight, bias = self.last.weight, self.last.bias
         if use_gram is None:
@@ -46,10 +46,10 @@ class GaussianChain(ReluChain):
             return self
 
         centred = self.x if bias is None else self.x - bias
-        return replace(self, gram=_Gram.apply(weight, self.weight), data=(centred * self.weight) @ weight)
+        return replace(self, gram=Gram.apply(weight, self.weight), data=(centred * self.weight) @ weight)
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
-        """Linearise around ``z`` with shape ``(B, d)``; see :func:`~pyro_vaes.guides.laplace.linearise.linearise`."""
+        """Linearise around ``z`` with shape ``(B, d)``; see :class:`~pyro_vaes.guides.laplace.linearise.Lineariser`."""
         with torch.no_grad():  # gradients of the score pass by the residual
             hidden, region = find_region(self.layers, z)
             gradient = self._score(z, hidden, region) if score else None
@@ -65,7 +65,8 @@ class GaussianChain(ReluChain):
             prior = self.prior_precision * (point - self.prior_loc)
             with torch.no_grad():
                 value = gradient - (precision @ step.unsqueeze(-1)).squeeze(-1) + prior
-            return gram_residual(value, point, self.data, self.gram, region) - prior
+            of_data = GramResidual.apply(value, point, self.data, self.gram, *region.parts)
+            return of_data - prior
 
         return Linearised(gradient, 0.5 * (precision + precision.mT), residual)
 
@@ -88,38 +89,5 @@ class GaussianChain(ReluChain):
                 jacobian = linear(tangents, matrix)
                 blocks.append((jacobian * self.weight) @ jacobian.mT)
             else:
-                blocks.append(_Congruence.apply(tangents, matrix))
+                blocks.append(Congruence.apply(tangents, matrix))
         return torch.cat(blocks)
-
-
-class _Gram(torch.autograd.Function):
-    """Vᵀ R V with a gradient that uses its symmetry: one product in place of autograd's two."""
-
-    @staticmethod
-    def forward(ctx: GradientContext, weight: Tensor, precision: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, precision)
-        return weight.T @ (precision.unsqueeze(-1) * weight)
-
-    @staticmethod
-    def backward(ctx: GradientContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        weight, precision = ctx.saved_tensors
-        product = weight @ (gradient + gradient.mT)
-        return precision.unsqueeze(-1) * product, 0.5 * (weight * product).sum(-1)
-
-
-class _Congruence(torch.autograd.Function):
-    """A G Aᵀ with a gradient that uses the symmetry of G: one product of A's size less than autograd's own."""
-
-    @staticmethod
-    def forward(ctx: GradientContext, rows: Tensor, gram: Tensor) -> Tensor:
-        half = linear(rows, gram)
-        ctx.save_for_backward(rows, gram, half)
-        return half @ rows.mT
-
-    @staticmethod
-    def backward(ctx: GradientContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        rows, gram, half = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative has to see where the product comes from
-            half = linear(rows, gram)
-        gradient = 0.5 * (gradient + gradient.mT)
-        return 2 * gradient @ half, rows.flatten(0, 1).T @ (gradient @ rows).flatten(0, 1)

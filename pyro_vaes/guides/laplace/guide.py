@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from pyro_vaes.distributions import PrecisionNormal
 from pyro_vaes.guides.amortized import AmortizedGuide
-from pyro_vaes.guides.differentiable import differentiable
+from pyro_vaes.guides.given import Given, differentiable
 from pyro_vaes.guides.joint import Joint
 from pyro_vaes.guides.laplace.curvature import Curvature
 from pyro_vaes.guides.laplace.newton import factorise, improving, newton_step
 from pyro_vaes.guides.laplace.schedules import decaying
-from pyro_vaes.guides.latents import Latents, batch_rows
+from pyro_vaes.guides.latents import Latents
 from pyro_vaes.guides.plate_shapes import move_behind_plate
 from pyro_vaes.nn import as_posterior
 from pyro_vaes.programs import is_dry_run, mark_statements, marks
@@ -119,11 +119,8 @@ class AmortizedLaplace(AmortizedGuide):
         self._curvature = Curvature(path, chunk_size, s_jitter, fallback)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args, kwargs))
-        # the program runs before its plate is entered, which it enters itself
-        rows = plate.indices if latents.subsample_size is not None else None
-        start, posterior = self._start_and_end(*args, rows=rows, **kwargs)
+        latents, plate, given = self._plate(args, kwargs)
+        start, posterior = self._start_and_end(given)
         q = move_behind_plate(posterior, latents.inner)
         assert isinstance(q, PrecisionNormal)
 
@@ -139,29 +136,23 @@ class AmortizedLaplace(AmortizedGuide):
         with mark_statements(marks(objective_only=True)):
             pyro.factor(name, self.start_weight * (reached.detach() - reached), has_rsample=True)
 
-    def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
-        """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
-        return self.encode(*args, rows=rows, **kwargs)
-
     def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
         """The Laplace posterior of these rows of the arguments; must be called outside the data plate."""
-        return self._start_and_end(*args, rows=rows, **kwargs)[1]
+        return self._start_and_end(Given(args, kwargs, rows))[1]
 
-    def _start_and_end(
-        self, *args: object, rows: Tensor | None = None, **kwargs: object
-    ) -> tuple[Tensor, PrecisionNormal]:
-        latents = self.latents(*args, **kwargs)
-        rows = latents.program_rows(rows, batch_rows(args, kwargs))
-        with differentiable(args, kwargs, rows) as given:
-            mu = self.mean_at_start(*given.args, rows=given.rows, **given.kwargs)
-            joint = Joint(self.model, latents, given.args, given.kwargs, given.rows)
-            with torch.autocast(mu.device.type, enabled=False):  # half precision cannot hold condition numbers of 1e4
+    def _start_and_end(self, given: Given) -> tuple[Tensor, PrecisionNormal]:
+        latents = self.latents(*given.args, **given.kwargs)
+        with differentiable(latents.with_rows(given)) as known:
+            mu = known.call(self.mean_at_start)
+            joint = Joint(self.model, latents, known)
+            # half precision cannot hold condition numbers of 1e4
+            with torch.autocast(mu.device.type, enabled=False):
                 mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
                 return mu, self._refine(mu, joint)
 
     def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
         """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""
-        latents, output = self.latents(*args, **kwargs), self._encoded(args, kwargs, rows)
+        latents, output = self.latents(*args, **kwargs), self._encoded(Given(args, kwargs, rows))
         mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
         if mean.dim() != 2 or mean.shape[-1] != latents.numel:
             raise ValueError(
@@ -178,9 +169,6 @@ class AmortizedLaplace(AmortizedGuide):
 
         linearise_at = self._curvature.of(joint, start)
 
-        def log_prob(z: Tensor) -> Tensor:
-            return joint.log_prob(joint.sites(z), len(z))
-
         mu, factor = start, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_updates):
             for t in range(self.steps):
@@ -191,7 +179,7 @@ class AmortizedLaplace(AmortizedGuide):
                 step = self._bounded(newton_step(local, factor), joint.latents)
                 step = self.schedule(t) * step
                 if self.halvings is not None:
-                    step = step * improving(log_prob, mu, step, self.halvings)
+                    step = step * improving(joint, mu, step, self.halvings)
                 mu = mu + step
 
         if self.detach_updates:

@@ -8,6 +8,7 @@ the data, has shape ``(F', F)``, a bias a ``(F',)``, and slopes M ``(B, 1, F)``.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ class ReluChain:
     prior_loc: Tensor
     prior_precision: Tensor
 
+    def prepare(self) -> Self:
+        """The chain with what all steps share."""
+        return self
+
     @property
     def last(self) -> nn.Linear:
         layer = self.layers[-1]
@@ -58,25 +63,29 @@ class LinearRegion:
 
     def __call__(self, value: Tensor) -> Tensor:
         """The last hidden layer ``(B, H)`` at another point."""
-        for part in self.parts:
-            if part.dim() == 1:
-                value = value + part
-            else:
-                value = linear(value, part) if part.dim() == 2 else value * part.squeeze(-2)
-        return value
+        return self.push(value.unsqueeze(-2), biases=True).squeeze(-2)
 
-    def push(self, tangents: Tensor) -> Tensor:
-        """Tangents of z, rows ``(..., k, d)``, as tangents of the last hidden layer, ``(B, k, H)``."""
+    def push(self, rows: Tensor, *, biases: bool = False) -> Tensor:
+        """Tangents of z, rows ``(..., k, d)``, as tangents of the last hidden layer, ``(B, k, H)``.
+
+        With biases, points rather than tangents.
+        """
         for part in self.parts:
-            if part.dim() != 1:
-                tangents = linear(tangents, part) if part.dim() == 2 else tangents * part
-        return tangents
+            if part.dim() == 2:
+                rows = linear(rows, part)
+            elif part.dim() > 2:
+                rows = rows * part
+            elif biases:
+                rows = rows + part
+        return rows
 
     def pull(self, cotangents: Tensor) -> Tensor:
         """Cotangents ``(B, H)`` of the last hidden layer as cotangents ``(B, d)`` of z."""
         for part in reversed(self.parts):
-            if part.dim() != 1:
-                cotangents = cotangents @ part if part.dim() == 2 else cotangents * part.squeeze(-2)
+            if part.dim() == 2:
+                cotangents = cotangents @ part
+            elif part.dim() > 2:
+                cotangents = cotangents * part.squeeze(-2)
         return cotangents
 
     def push_all(self, z: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
@@ -93,8 +102,7 @@ class LinearRegion:
         for start in range(0, len(z), size):
             rows = slice(start, start + size)
             here = LinearRegion([part[rows] if part.dim() == 3 else part for part in self.parts])
-            tangents = here.push(basis)
-            yield rows, tangents if tangents.dim() == 3 else tangents.unsqueeze(0)
+            yield rows, here.push(basis.unsqueeze(0))
 
     def without_idle_units(self) -> tuple["LinearRegion", Tensor | None]:
         """The weights and slopes of the units that are on for any datum; which of the last layer these are.
