@@ -20,6 +20,7 @@ from pyro_vaes.infer import (
     facts_of,
     fit,
 )
+from pyro_vaes.infer.bounds.facts import layers
 from pyro_vaes.models import VAE
 from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
 from pyro_vaes.theory import ProbabilisticPCA
@@ -142,6 +143,25 @@ def test_what_a_wrapping_bound_states_itself_comes_first():
         has_kl = True
 
     assert facts_of(WithKL(ImportanceWeighted_ELBO(2))).has_kl
+
+
+def test_bounds_held_in_a_sequence_are_found_and_named():
+    class Sum_ELBO(ELBO):
+        def __init__(self, *terms: ELBO) -> None:
+            super().__init__()
+            self.terms = terms
+
+    terms = (Counting_ELBO(Trace_ELBO()), AggregatePosterior_ELBO())
+    facts = facts_of(Sum_ELBO(*terms))
+
+    assert facts.inner == terms
+    assert facts.min_rows == facts_of(terms[1]).min_rows > 1
+    assert [type(bound).__name__ for bound in layers(Sum_ELBO(*terms))] == [
+        "Sum_ELBO",
+        "Counting_ELBO",
+        "Trace_ELBO",
+        "AggregatePosterior_ELBO",
+    ]
 
 
 def test_fit_reads_the_facts_of_a_wrapped_bound():

@@ -33,6 +33,7 @@ class BoundFacts:
         analytic_kl: Whether it uses closed KL divergences of single sites.
         plain_draws: Whether the latents that the model meets are draws of the guide with
             their usual gradients.
+        inner: The bounds that it is built on, one level down.
     """
 
     has_kl: bool = True
@@ -41,6 +42,7 @@ class BoundFacts:
     enumerates: bool = False
     analytic_kl: bool = False
     plain_draws: bool = True
+    inner: tuple[ELBO, ...] = ()
 
 
 # Pyro's bounds state nothing; these differ from the defaults, and so do their subclasses.
@@ -59,30 +61,36 @@ def facts_of(bound: ELBO) -> BoundFacts:
         >>> facts_of(TraceMeanField_ELBO()).analytic_kl
         True
     """
-    inner = [facts_of(part) for part in _inner(bound)] or [BoundFacts()]
+    inner = _held(bound)
+    below = [facts_of(part) for part in inner] or [BoundFacts()]
 
     def fact(name: str) -> bool:  # min_rows is a number
         stated = _stated(bound, name)
         if stated is not None:
             return stated
-        inherited = [getattr(facts, name) for facts in inner]
+        inherited = [getattr(facts, name) for facts in below]
         # needs add up; what one part cannot do, the whole cannot
         demanding = name in ("min_rows", "enumerates", "analytic_kl")
         return max(inherited) if demanding else min(inherited)
 
-    return BoundFacts(**{field.name: fact(field.name) for field in fields(BoundFacts)})
+    names = [field.name for field in fields(BoundFacts) if field.name != "inner"]
+    return BoundFacts(**{name: fact(name) for name in names}, inner=inner)
 
 
 def layers(bound: ELBO) -> Iterator[ELBO]:
     """A bound and the bounds that it is built on, from the outside inwards."""
     yield bound
-    for part in _inner(bound):
+    for part in facts_of(bound).inner:
         yield from layers(part)
 
 
-def _inner(bound: ELBO) -> list[ELBO]:
-    """The bounds that a bound holds, whatever the names of its attributes are."""
-    return [value for value in vars(bound).values() if isinstance(value, ELBO)]
+def _held(bound: ELBO) -> tuple[ELBO, ...]:
+    """The bounds that attributes of any name hold, alone or in a sequence."""
+    held: list[ELBO] = []
+    for value in vars(bound).values():
+        parts = value if isinstance(value, list | tuple) else [value]
+        held.extend(part for part in parts if isinstance(part, ELBO))
+    return tuple(held)
 
 
 def _stated(bound: ELBO, name: str) -> bool | None:
