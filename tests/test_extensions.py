@@ -146,7 +146,7 @@ def test_what_a_wrapping_bound_states_itself_comes_first():
 
 
 def test_bounds_held_in_a_sequence_are_found_and_named():
-    class Sum_ELBO(ELBO):
+    class Sum_ELBO(Trace_ELBO):
         def __init__(self, *terms: ELBO) -> None:
             super().__init__()
             self.terms = terms
