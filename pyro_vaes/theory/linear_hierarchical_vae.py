@@ -43,9 +43,6 @@ from pyro_vaes.theory.linear_vae import LinearOptimum, LinearVAE, linear_vae, un
 
 __all__ = ["LinearHierarchicalVAE", "linear_hierarchical_vae"]
 
-Pair = Sequence[Number]
-Scales = Sequence[Number | None]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearHierarchicalVAE(LinearOptimum):
@@ -177,8 +174,8 @@ def linear_hierarchical_vae(
     *,
     noise: Number = 1.0,
     prior_scale: Number = 1.0,
-    betas: Pair = (1.0, 1.0),
-    encoder_scales: Scales,
+    betas: Sequence[Number] = (1.0, 1.0),
+    encoder_scales: Sequence[Number | None],
 ) -> LinearHierarchicalVAE:
     """The global optimum of the linear Markovian hierarchical VAE, for learnable and fixed encoder scales.
 
