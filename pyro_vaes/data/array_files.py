@@ -10,7 +10,7 @@ from scipy.io.matlab import MatReadError
 
 from pyro_vaes.data.files import sha256
 from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.data.raw import PART_NAMES, Part, RawImages
 from pyro_vaes.data.types import ImageShape, ValueRange
 from pyro_vaes.errors import Cure, UsageError
 
@@ -32,7 +32,6 @@ _UNREADABLE = (
 
 _IMAGE_KEYS = ("x", "images", "image", "data", "imgs")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target")
-_PARTS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -128,10 +127,8 @@ def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:
 
     # x_train, with x_valid and x_test
     for prefix in _IMAGE_KEYS:
-        found: dict[str, str] = {}
-        for word, part in _PARTS.items():
-            if f"{prefix}_{word}" in lower:
-                found.setdefault(part, lower[f"{prefix}_{word}"])
+        keys = {f"{prefix}_{word}": part for word, part in PART_NAMES.items()}
+        found = {part: lower[key] for key, part in keys.items() if key in lower}
         if "train" in found:
             return found
 

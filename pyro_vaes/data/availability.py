@@ -2,17 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn
 
 from pyro_vaes.data.files import Library
 from pyro_vaes.data.load import Reader, readers
 
 __all__ = ["DataSetState", "data_set_states"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,22 +28,18 @@ class DataSetState:
 
 
 class _FilesWanted(Exception):
-    """A reader has asked for its files: where they are, and whether they could be downloaded."""
-
-    def __init__(self, path: Path | None, *, download: bool) -> None:
-        super().__init__(path)
-        self.path, self.download = path, download
+    """A reader has asked for its files, which are in the state that the message says."""
 
 
 @dataclass(frozen=True)
 class _Catalogue(Library):
     """A library that answers where files are instead of handing them out."""
 
-    def require(self, relative: str, name: str) -> Path:
-        raise _FilesWanted(self.find(relative), download=False)
+    def require(self, relative: str, name: str) -> NoReturn:
+        raise _FilesWanted("here" if self.find(relative) else "not here")
 
-    def obtain(self, name: str, marker: str, read: Callable[[str, bool], T]) -> T:
-        raise _FilesWanted(self.find(marker), download=True)
+    def obtain(self, name: str, marker: str, read: object) -> NoReturn:
+        raise _FilesWanted("here" if self.find(marker) else "not here; downloads on first use")
 
     def check(self, path: Path, relative: str) -> None:
         pass
@@ -72,8 +65,6 @@ def data_set_states(root: str | os.PathLike[str] | None = None) -> list[DataSetS
 def _state(reader: Reader, root: str | os.PathLike[str] | None) -> str:
     try:
         reader(_Catalogue(root))
-    except _FilesWanted as wanted:
-        if wanted.path is not None:
-            return "here"
-        return "not here; downloads on first use" if wanted.download else "not here"
+    except _FilesWanted as state:
+        return str(state)
     return "here (bundled)"

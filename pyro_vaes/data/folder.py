@@ -1,9 +1,8 @@
 """Folders of image files."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.raw import Part, RawImages
+from pyro_vaes.data.raw import PART_NAMES, Part, RawImages
 from pyro_vaes.data.steps.geometry import Resize
 from pyro_vaes.data.types import Size
 from pyro_vaes.errors import Cure, UsageError
@@ -21,7 +20,6 @@ __all__ = ["IMAGE_SUFFIXES", "read_folder", "read_pictures"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
 
-_PART_NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 _GREY_MODES = ("1", "L", "LA")
 
 
@@ -58,7 +56,7 @@ def read_pictures(paths: Sequence[Path], resize: Size | None = None, grey: bool 
 
     # decoding releases the interpreter lock, waiting for a disk does too
     with ThreadPoolExecutor() as pool:
-        first = next(pool.map(read, paths[:1]))
+        first = read(paths[0])
         height, width = first.shape[:2]
         channels = 1
 
@@ -73,8 +71,7 @@ def read_pictures(paths: Sequence[Path], resize: Size | None = None, grey: bool 
                 )
             channels = max(channels, image.shape[2])
             images[row] = image
-    channels_first = images[..., :channels].transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(channels_first))
+    return torch.from_numpy(images)[..., :channels].permute(0, 3, 1, 2).contiguous()
 
 
 def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> RawImages:
@@ -102,8 +99,8 @@ def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> R
     # the part of each file, and its path inside the folder of that part
     places = [("train", file.relative_to(path).parts) for file in files]
     tops = {names[0] for _, names in places}
-    if "train" in tops and tops <= _PART_NAMES.keys():
-        places = [(_PART_NAMES[names[0]], names[1:]) for _, names in places]
+    if "train" in tops and tops <= PART_NAMES.keys():
+        places = [(PART_NAMES[names[0]], names[1:]) for _, names in places]
 
     # a file's class is the first sub-folder it is in, if every file is in one
     class_names = None
@@ -112,15 +109,16 @@ def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> R
 
     # read in one go, so that one grey part does not get fewer channels than the others
     images = read_pictures(files, resize, grey)
+    labels = None
+    if class_names is not None:
+        labels = torch.tensor([class_names.index(names[0]) for _, names in places])
+
     parts = {}
     start = 0
-    for part, group in groupby(places, key=itemgetter(0)):
-        members = list(group)
-        labels = None
-        if class_names is not None:
-            labels = torch.tensor([class_names.index(names[0]) for _, names in members])
-        parts[part] = Part(images[start : start + len(members)], labels)
-        start += len(members)
+    for part, size in Counter(part for part, _ in places).items():  # the files of one part follow each other
+        rows = slice(start, start + size)
+        parts[part] = Part(images[rows], None if labels is None else labels[rows])
+        start += size
 
     provenance = Provenance(f"{len(files):,} image files under {path}", "the user's")
     return RawImages(path.resolve().name, parts, provenance, (0, 255), class_names)

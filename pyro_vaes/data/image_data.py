@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,11 +88,8 @@ class ImageData:
 
     def _each(self, change: Callable[[str, Split], Split]) -> "ImageData":
         """The same data set after a change of its parts, which is told their names."""
-        parts = self.parts
-        for name, part in parts.items():
-            parts[name] = change(name, part)
-        valid, test = parts.get("valid"), parts.get("test")
-        return replace(self, train=parts["train"], valid=valid, test=test)
+        changed: dict[str, Any] = {name: change(name, part) for name, part in self.parts.items()}
+        return replace(self, **changed)
 
     def with_labels(self) -> "ImageData":
         """A view of the same images whose batches are `(x, y)`.
@@ -175,15 +173,11 @@ class ImageData:
             10
         """
         counts = {"train": train, "valid": valid, "test": test}
-        for name, count in counts.items():
-            if count is not None and count < 1:
+        given = {name: count for name, count in counts.items() if count is not None}
+        for name, count in given.items():
+            if count < 1:
                 raise ValueError(f"{name} is {count}, but at least one row has to be kept: give a count >= 1.")
-
-        def taken(name: str, part: Split) -> Split:
-            count = counts[name]
-            return part if count is None else part.take(count, seed)
-
-        return self._each(taken)
+        return self._each(lambda name, part: part.take(given[name], seed) if name in given else part)
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data set with its tensors on a device."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Partition", "partition"]
+__all__ = ["PARTS", "Partition", "partition"]
+
+PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +30,14 @@ class Partition:
     official: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        drawn = [name for name in ("valid", "test") if name not in self.official and getattr(self, name) is not None]
+        drawn = [name for name in PARTS[1:] if name not in self.official and getattr(self, name) is not None]
         words = [f"official {' and '.join(self.official)}"] if self.official else []
         if drawn:
             words.append(f"{' and '.join(drawn)} drawn at random from train (seed {self.seed})")
         return "; ".join(words) or "all rows are for training, in their order"
 
 
-def partition(
-    num_rows: int, valid: float | int, test: float | int, seed: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def partition(num_rows: int, valid: float | int, test: float | int, seed: int) -> dict[str, Tensor]:
     """Splits rows at random, reproducibly.
 
     Arguments:
@@ -47,18 +47,18 @@ def partition(
         seed: The seed of the permutation; it touches no global generator.
 
     Returns:
-        The rows of the three parts, int64, disjoint, in the order of the permutation; None for an empty
-        validation or test part. If both are empty the rows keep their order.
+        The rows of the parts by name, int64, disjoint, in the order of the permutation, without a validation or
+        test part that is empty. If both are empty the rows keep their order.
 
     Raises:
         ValueError: If a fraction is out of range or no row is left for training.
 
     Example:
-        >>> train, valid, test = partition(10, 0.2, 3, seed=0)
-        >>> len(train), len(valid), len(test)
-        (5, 2, 3)
+        >>> {name: len(rows) for name, rows in partition(10, 0.2, 3, seed=0).items()}
+        {'train': 5, 'valid': 2, 'test': 3}
     """
-    num_valid, num_test = (_count(size, num_rows, name) for size, name in ((valid, "valid"), (test, "test")))
+    num_valid = _count(valid, num_rows, "valid")
+    num_test = _count(test, num_rows, "test")
     num_train = num_rows - num_valid - num_test
     if num_train < 1:
         raise ValueError(
@@ -66,21 +66,18 @@ def partition(
             "none for training: give smaller fractions or counts, split=(valid, test)."
         )
     if num_train == num_rows:
-        return torch.arange(num_rows), None, None
+        return {"train": torch.arange(num_rows)}
+
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
-    parts = order.split([num_train, num_valid, num_test])
-    return parts[0], parts[1] if num_valid else None, parts[2] if num_test else None
+    parts = zip(PARTS, order.split([num_train, num_valid, num_test]), strict=True)
+    return {name: rows for name, rows in parts if len(rows)}
 
 
 def _count(size: float | int, num_rows: int, name: str) -> int:
     """A fraction or a count as a count."""
     if isinstance(size, bool) or not isinstance(size, int | float):
         raise TypeError(f"split: the {name} part is {size!r}, but a fraction (float) or a count (int) is wanted.")
-    if isinstance(size, int):
-        valid = size >= 0
-    else:
-        valid = 0 <= size < 1
-    if not valid:
+    if size < 0 or (isinstance(size, float) and not size < 1):
         raise ValueError(
             f"split: the {name} part is {size!r}, but a fraction in [0, 1) or a count >= 0 is wanted: for "
             "instance split=(0.1, 0.1), or split=(500, 500)."

@@ -1,11 +1,13 @@
 """Published data sets in files that torchvision cannot read: each with the traps of its file undone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from pyro_vaes.data.array_files import read_arrays
 from pyro_vaes.data.files import SHA256, Library
+from pyro_vaes.data.partition import PARTS
 from pyro_vaes.data.provenance import Provenance
 from pyro_vaes.data.raw import Part, RawImages
 from pyro_vaes.data.types import ValueRange
@@ -31,6 +33,7 @@ class _Published:
     """A data set in one file, and what is to be known about it.
 
     Arguments:
+        library: Where the file is.
         name: The name of the data set.
         path: The path of the file under the data folder.
         source: What it is.
@@ -39,6 +42,7 @@ class _Published:
         value_range: The range that pixels can have.
     """
 
+    library: Library
     name: str
     path: str
     source: str
@@ -46,33 +50,31 @@ class _Published:
     remark: str = ""
     value_range: ValueRange = (0, 255)
 
-    def read(self, library: Library) -> dict[str, np.ndarray]:
+    def read(self) -> dict[str, np.ndarray]:
         """The arrays of the file by their names."""
-        return read_arrays(library.require(self.path, self.name))
+        return read_arrays(self.library.require(self.path, self.name))
 
-    def labelled(self, arrays: dict[str, np.ndarray], *names: str) -> dict[str, Part]:
-        """The parts `x_train` with `y_train`, and so on, by their names."""
-        return {name: self.part(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in names}
+    def images(self, arrays: dict[str, np.ndarray], class_names: Iterable[object] = ()) -> RawImages:
+        """The parts of the data set together with what is known about it.
 
-    def part(self, images: np.ndarray, labels: np.ndarray | None = None) -> Part:
-        """Images and their labels, checked."""
-        return Part.checked(images, labels, self.name)
-
-    def images(
-        self,
-        library: Library,
-        parts: dict[str, Part],
-        class_names: tuple[str, ...] | None = None,
-    ) -> RawImages:
-        """The parts of the data set together with what is known about it."""
-        source = f"{self.source}, read from {library.find(self.path)}"
-        hashes = {self.path: SHA256[self.path]} if library.verify else {}
+        Arguments:
+            arrays: The images `x_train`, with labels `y_train` if there are any, and so on; others are left out.
+            class_names: The names of the labels 0, 1, ..., if known.
+        """
+        parts = {
+            part: Part.checked(arrays[f"x_{part}"], arrays.get(f"y_{part}"), self.name)
+            for part in PARTS
+            if f"x_{part}" in arrays
+        }
+        source = f"{self.source}, read from {self.library.find(self.path)}"
+        hashes = {self.path: SHA256[self.path]} if self.library.verify else {}
         provenance = Provenance(source, self.licence, self.remark, hashes)
-        return RawImages(self.name, parts, provenance, self.value_range, class_names)
+        names = tuple(map(str, class_names)) or None
+        return RawImages(self.name, parts, provenance, self.value_range, names)
 
 
-def _unpack(bits: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.unpackbits(bits, axis=1, count=height * width).reshape(-1, height, width)
+def _unpack(bits: np.ndarray, size: int) -> np.ndarray:
+    return np.unpackbits(bits, axis=1, count=size**2).reshape(-1, size, size)
 
 
 def read_binarized_mnist(library: Library) -> RawImages:
@@ -87,15 +89,15 @@ def read_binarized_mnist(library: Library) -> RawImages:
         | https://proceedings.mlr.press/v15/larochelle11a.html
     """
     file = _Published(
+        library,
         "binarized_mnist",
         "BinarizedMNIST/binarized_mnist.npz",
         "Fixed binarised MNIST (Larochelle's bits)",
         remark="The test part is sorted by digit: for some of its rows take them at random, take(..., seed=0)",
         value_range=(0, 1),
     )
-    bits = file.read(library)
-    parts = {name: file.part(_unpack(bits[name], 28, 28)) for name in ("train", "valid", "test")}
-    return file.images(library, parts)
+    arrays = {f"x_{part}": _unpack(bits, 28) for part, bits in file.read().items()}
+    return file.images(arrays)
 
 
 def read_caltech101_silhouettes(library: Library) -> RawImages:
@@ -106,19 +108,20 @@ def read_caltech101_silhouettes(library: Library) -> RawImages:
         | https://proceedings.mlr.press/v9/marlin10a.html
     """
     file = _Published(
+        library,
         "caltech101_silhouettes",
         "Caltech101Silhouettes/caltech101_silhouettes_28.mat",
         "Caltech-101 Silhouettes 28 x 28",
         remark="The split is ours, not the published split 1 (4,100 / 2,264 / 2,307): numbers are not comparable",
         value_range=(0, 1),
     )
-    arrays = file.read(library)
+    arrays = file.read()
 
     # the file is column-major, has 0 for the object, and counts from 1
     images = 1 - arrays["X"].reshape(-1, 28, 28).transpose(0, 2, 1)
     labels = arrays["Y"].astype(np.int64).reshape(-1) - 1
-    class_names = tuple(str(name.item()) for name in arrays["classnames"].flat)
-    return file.images(library, {"train": file.part(images, labels)}, class_names)
+    class_names = [name.item() for name in arrays["classnames"].flat]
+    return file.images({"x_train": images, "y_train": labels}, class_names)
 
 
 def read_frey_faces(library: Library) -> RawImages:
@@ -129,22 +132,23 @@ def read_frey_faces(library: Library) -> RawImages:
         | https://doi.org/10.1126/science.290.5500.2323
     """
     file = _Published(
+        library,
         "frey_faces",
         "FreyFaces/frey_rawface.mat",
         "Frey Face",
         remark="Neighbouring frames are almost equal: a random split has near-copies in training and test",
     )
-    images = file.read(library)["ff"].T.reshape(-1, 28, 20)
-    return file.images(library, {"train": file.part(images)})
+    images = file.read()["ff"].T.reshape(-1, 28, 20)
+    return file.images({"x_train": images})
 
 
-def _characters(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _characters(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The labels of Omniglot's training and test part: a number means one character.
 
     The file numbers characters within each part.
     """
     train, test = arrays["character_train"], arrays["character_test"].astype(np.int64)
-    return train, test + train.max() + 1
+    return {"y_train": train, "y_test": test + train.max() + 1}
 
 
 def read_omniglot28(library: Library) -> RawImages:
@@ -155,38 +159,33 @@ def read_omniglot28(library: Library) -> RawImages:
         | https://doi.org/10.1126/science.aab3050
     """
     file = _Published(
+        library,
         "omniglot28",
         OMNIGLOT_28,
         "Omniglot, area-averaged from 105 x 105 to 28 x 28",
         "MIT (brendenlake/omniglot)",
         "Not the chardata.mat of the IWAE paper: log-likelihoods are not comparable with its tables",
     )
-    arrays = file.read(library)
-    train, test = _characters(arrays)
-    parts = {
-        "train": file.part(arrays["x_train"], train),
-        "test": file.part(arrays["x_test"], test),
-    }
-    return file.images(library, parts)
+    arrays = file.read()
+    return file.images(arrays | _characters(arrays))
 
 
 def read_omniglot_bits(library: Library) -> RawImages:
     """Omniglot at 105 x 105, bits, ink = 1, with the labels of the 28 x 28 file if that is there."""
     file = _Published(
+        library,
         "omniglot",
         OMNIGLOT_BITS,
         "Omniglot at 105 x 105, ink = 1",
         "MIT (brendenlake/omniglot)",
         value_range=(0, 1),
     )
-    arrays = file.read(library)
+    bits = file.read()
+    arrays = {f"x_{part}": _unpack(bits[f"{part}_bits"], 105) for part in ("train", "test")}
     small = library.find(OMNIGLOT_28)
-    train, test = (None, None) if small is None else _characters(read_arrays(small))
-    parts = {
-        "train": file.part(_unpack(arrays["train_bits"], 105, 105), train),
-        "test": file.part(_unpack(arrays["test_bits"], 105, 105), test),
-    }
-    return file.images(library, parts)
+    if small is not None:
+        arrays |= _characters(read_arrays(small))
+    return file.images(arrays)
 
 
 def read_cifar10_subset(library: Library) -> RawImages:
@@ -197,15 +196,15 @@ def read_cifar10_subset(library: Library) -> RawImages:
         | https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
     """
     file = _Published(
+        library,
         "cifar10_subset",
         "CIFAR10subset/cifar10_subset.npz",
         "CIFAR-10, lossless subset",
         "not stated (CIFAR-10)",
         "SUBSET (10,000 of 50,000 training and 1,000 of 10,000 test images): no benchmark numbers",
     )
-    arrays = file.read(library)
-    parts = file.labelled(arrays, "train", "valid", "test")
-    return file.images(library, parts, tuple(map(str, arrays["class_names"])))
+    arrays = file.read()
+    return file.images(arrays, arrays["class_names"])
 
 
 def read_svhn_subset(library: Library) -> RawImages:
@@ -216,15 +215,14 @@ def read_svhn_subset(library: Library) -> RawImages:
         | http://ufldl.stanford.edu/housenumbers
     """
     file = _Published(
+        library,
         "svhn_subset",
         "SVHNsubset/svhn_subset.npz",
         "SVHN cropped digits, lossless subset",
         "non-commercial use (SVHN authors)",
         "SUBSET (1,083 of 73,257 training digits; the test part is cut from them as well): no benchmark numbers",
     )
-    arrays = file.read(library)
-    parts = file.labelled(arrays, "train", "test")
-    return file.images(library, parts, tuple("0123456789"))
+    return file.images(file.read(), "0123456789")
 
 
 def read_lfw64(library: Library) -> RawImages:
@@ -235,25 +233,21 @@ def read_lfw64(library: Library) -> RawImages:
         | https://vis-www.cs.umass.edu/lfw/
     """
     file = _Published(
+        library,
         "lfw64",
         "LFWgray64/lfw_gray64.npz",
         "Labeled Faces in the Wild, cropped, grey, 64 x 64",
         "Apache-2.0 (source repository)",
         "RE-ENCODED SUBSET (10,000 pictures through JPEG): not the LFW benchmark; no person is in both parts",
     )
-    arrays = file.read(library)
+    arrays = file.read()
 
     # a picture is named by the person and a number, as in Aaron_Eckhart_0001
     pictures = np.concatenate([arrays["name_train"], arrays["name_test"]])
     people = np.char.rpartition(pictures, "_")[:, 0]
     class_names, labels = np.unique(people, return_inverse=True)
-    train, test = np.split(labels, [len(arrays["x_train"])])
-
-    parts = {
-        "train": file.part(arrays["x_train"], train),
-        "test": file.part(arrays["x_test"], test),
-    }
-    return file.images(library, parts, tuple(map(str, class_names)))
+    arrays["y_train"], arrays["y_test"] = np.split(labels, [len(arrays["x_train"])])
+    return file.images(arrays, class_names)
 
 
 def read_att_faces(library: Library) -> RawImages:
@@ -264,11 +258,12 @@ def read_att_faces(library: Library) -> RawImages:
         | https://doi.org/10.1109/ACV.1994.341300
     """
     file = _Published(
+        library,
         "att_faces",
         "ATTFaces/att_faces.npz",
         "AT&T / ORL faces (the pictures behind the Olivetti faces)",
         "free with credit to the Olivetti Research Laboratory",
     )
-    arrays = file.read(library)
+    arrays = file.read()
     labels = arrays["subject"].astype(np.int64) - 1
-    return file.images(library, {"train": file.part(arrays["x"], labels)})
+    return file.images({"x_train": arrays["x"], "y_train": labels})

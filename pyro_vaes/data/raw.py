@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -9,17 +10,18 @@ from torch import Tensor
 
 from pyro_vaes.data.convert import as_images, as_labels
 from pyro_vaes.data.image_data import ImageData
-from pyro_vaes.data.partition import Partition, partition
+from pyro_vaes.data.partition import PARTS, Partition, partition
 from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.split import CHUNK, Split
-from pyro_vaes.data.steps.base import PixelInfo, Step, as_steps, fit_steps
+from pyro_vaes.data.split import Split
+from pyro_vaes.data.steps.base import CHUNK, PixelInfo, Step, as_steps, fit_steps
 from pyro_vaes.data.steps.geometry import Grey, Resize
 from pyro_vaes.data.steps.scale import ToUnit
 from pyro_vaes.data.types import ImageShape, Size, SplitSizes, ValueRange
 
-__all__ = ["Part", "RawImages", "build"]
+__all__ = ["PART_NAMES", "Part", "RawImages", "build"]
 
-_PARTS = ("train", "valid", "test")
+PART_NAMES = {"train": "train", "val": "valid", "valid": "valid", "test": "test"}
+"""What users call the parts; of two names for one part the last one counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +81,8 @@ def _changed(part: Part, steps: Sequence[Step], info: PixelInfo) -> Part:
 def _pixel_info(raw: RawImages) -> PixelInfo:
     """The range of the raw pixels, and how many levels there are if they are integers."""
     train = raw.parts["train"].images
-    extremes = torch.stack([torch.stack(part.images.aminmax()) for part in raw.parts.values()])
-    least, most = extremes.min().item(), extremes.max().item()
+    least = min(part.images.min().item() for part in raw.parts.values())
+    most = max(part.images.max().item() for part in raw.parts.values())
 
     low, high = raw.value_range or (least, most)
     if raw.value_range is None and train.dtype == torch.uint8:
@@ -98,24 +100,25 @@ def _pixel_info(raw: RawImages) -> PixelInfo:
 
 def _with_one_dtype(parts: dict[str, Part], name: str) -> dict[str, Part]:
     """The parts with one dtype, after checking that they have one shape and one kind of pixels."""
-    train = parts["train"].images
-    dtype = train.dtype
+    layout = _layout(parts["train"].images)
     for part_name, part in parts.items():
-        for what, wanted, found in (
-            ("shape", tuple(train.shape[1:]), tuple(part.images.shape[1:])),
-            ("kind of pixels", _kind(train), _kind(part.images)),
-        ):
+        for what, found in _layout(part.images).items():
+            wanted = layout[what]
             if wanted != found:
                 raise ValueError(
                     f"the {part_name} images of {name} have {what} {found}, but the training "
                     f"images have {wanted}: bring both to the same {what} first."
                 )
-        dtype = torch.promote_types(dtype, part.images.dtype)
+
+    dtype = reduce(torch.promote_types, (part.images.dtype for part in parts.values()))
     return {n: replace(part, images=part.images.to(dtype)) for n, part in parts.items()}
 
 
-def _kind(x: Tensor) -> str:
-    return "float" if x.is_floating_point() else "integer"
+def _layout(x: Tensor) -> dict[str, object]:
+    return {
+        "shape": tuple(x.shape[1:]),
+        "kind of pixels": "float" if x.is_floating_point() else "integer",
+    }
 
 
 def _split(parts: dict[str, Part], sizes: SplitSizes, seed: int) -> tuple[dict[str, Part], Partition]:
@@ -129,30 +132,26 @@ def _split(parts: dict[str, Part], sizes: SplitSizes, seed: int) -> tuple[dict[s
         ) from None
 
     whole = parts["train"]
+    official = tuple(name for name in PARTS[1:] if name in parts)
     valid, test = 0 if "valid" in parts else valid, 0 if "test" in parts else test
-    drawn = partition(len(whole.images), valid, test, seed)
-    official = tuple(name for name in _PARTS[1:] if name in parts)
+    rows = partition(len(whole.images), valid, test, seed)
+    rows |= {name: torch.arange(len(parts[name].images)) for name in official}
 
-    found, rows = {}, {}
-    for name, index in zip(_PARTS, drawn, strict=True):
-        if name in official:
-            found[name] = parts[name]
-            rows[name] = torch.arange(len(parts[name].images))
-        elif index is not None:
-            found[name], rows[name] = whole.select(index), index
-
-    record = Partition(seed, rows["train"], rows.get("valid"), rows.get("test"), official)
-    return found, record
+    found = {}
+    for name in PARTS:
+        if name in rows:
+            found[name] = parts[name] if name in official else whole.select(rows[name])
+    return found, Partition(seed, official=official, **rows)
 
 
 def build(
     raw: RawImages,
     *,
-    split: SplitSizes = (0.1, 0.1),
-    seed: int = 0,
-    preprocess: Sequence[Step] | Step | None = None,
-    labels: bool = False,
-    flatten: bool = True,
+    split: SplitSizes,
+    seed: int,
+    preprocess: Sequence[Step] | Step | None,
+    labels: bool,
+    flatten: bool,
     resize: Size | None = None,
     grey: bool = False,
 ) -> ImageData:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.data.completion import complete
-from pyro_vaes.data.steps.base import Step, apply_steps, floating
+from pyro_vaes.data.steps.base import CHUNK, Step, apply_steps, floating
 from pyro_vaes.data.types import ImageShape
 
 __all__ = ["Split"]
-
-CHUNK = 4096  # images changed at a time, to bound the memory of float intermediates
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,14 +93,15 @@ class Split:
             return x, _select(self.labels, index)
         return (x,)
 
+    @property
+    def _numbers(self) -> Tensor:
+        return torch.arange(len(self), device=self.device) if self.rows is None else self.rows
+
     def _preprocess(self, index: Tensor | slice, generator: torch.Generator | None) -> Tensor:
         """Preprocessed images of some rows, with shape `(B, C, H, W)`, floating point."""
         rows = None
         if generator is None and any(step.random for step in self.steps):
-            numbers = self.rows
-            if numbers is None:
-                numbers = torch.arange(len(self), device=self.device)
-            rows = _select(numbers, index) + self.first_row
+            rows = _select(self._numbers, index) + self.first_row
         x = apply_steps(self.steps, _select(self.images, index), generator, rows)
         return x.to(floating(x.dtype))
 
@@ -146,8 +145,7 @@ class Split:
 
         generator = torch.Generator().manual_seed(seed)
         index = torch.randperm(len(self), generator=generator)[:count].to(self.device)
-        rows = torch.arange(len(self), device=self.device) if self.rows is None else self.rows
-        return replace(self, rows=rows)._each(lambda x: _select(x, index))
+        return replace(self, rows=self._numbers)._each(lambda x: _select(x, index))
 
     def to(self, device: torch.device | str) -> "Split":
         """The same rows on another device, with the same fixed noise."""

@@ -38,8 +38,7 @@ def read_digits(library: Library) -> RawImages:
     """
     digits = sklearn.datasets.load_digits()
     whole = Part.checked(digits.images.astype(np.uint8), digits.target, "digits")
-    source = "the UCI digits test set bundled with scikit-learn"
-    provenance = Provenance(source, "CC BY 4.0 (UCI)")
+    provenance = Provenance("the UCI digits test set bundled with scikit-learn", "CC BY 4.0 (UCI)")
     return RawImages("digits", {"train": whole}, provenance, (0, 16), _DIGITS)
 
 
@@ -113,9 +112,9 @@ def read_omniglot(library: Library) -> RawImages:
         for part in ("train", "test"):
             background = part == "train"
             data = torchvision.datasets.Omniglot(root, background=background, download=download)
-            files, labels = zip(*data._flat_character_images, strict=True)
-            folders = [Path(data.target_folder, data._characters[y]) for y in labels]
-            paths = [folder / file for folder, file in zip(folders, files, strict=True)]
+            characters = data._flat_character_images
+            paths = [Path(data.target_folder, data._characters[y], file) for file, y in characters]
+            labels = [y for _, y in characters]
 
             # torchvision's pictures have dark ink, and number the characters within each part
             ink = (255 - read_pictures(paths, grey=True)) // 255
@@ -140,8 +139,7 @@ def read_svhn(library: Library) -> RawImages:
         for part in ("train", "test"):
             data = torchvision.datasets.SVHN(root, part, download=download)
             parts[part] = Part.checked(data.data, data.labels, "svhn")
-        source = "SVHN cropped digits, through torchvision"
-        provenance = Provenance(source, "non-commercial use (SVHN authors)")
+        provenance = Provenance("SVHN cropped digits, through torchvision", "non-commercial use (SVHN authors)")
         return RawImages("svhn", parts, provenance, (0, 255), _DIGITS)
 
     return library.obtain("svhn", "train_32x32.mat", read)
@@ -184,8 +182,7 @@ def read_celeba(library: Library, resize: Size | None = None, grey: bool = False
             paths = [folder / file for file in data.filename]
             images = read_pictures(paths, resize, grey)
             parts[part] = Part.checked(images, data.attr, f"celeba ({part})")
-        source = "CelebA, aligned, through torchvision"
-        provenance = Provenance(source, "non-commercial research (CelebA authors)")
+        provenance = Provenance("CelebA, aligned, through torchvision", "non-commercial research (CelebA authors)")
         return RawImages("celeba", parts, provenance, (0, 255))
 
     return library.obtain("celeba", "celeba/img_align_celeba", read)
@@ -207,8 +204,8 @@ def read_lfw(library: Library, grey: bool = False) -> RawImages:
         # scikit-learn returns floats, 255ths in [0, 1]
         images = (people.images * 255).round().astype(np.uint8)
         whole = Part.checked(images, people.target, "lfw")
-        source = "LFW, funneled, cropped to the face and halved, through scikit-learn"
+        provenance = Provenance("LFW, funneled, cropped to the face and halved, through scikit-learn")
         class_names = tuple(map(str, people.target_names))
-        return RawImages("lfw", {"train": whole}, Provenance(source), (0, 255), class_names)
+        return RawImages("lfw", {"train": whole}, provenance, (0, 255), class_names)
 
     return library.obtain("lfw", "lfw_home", read)

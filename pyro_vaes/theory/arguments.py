@@ -6,6 +6,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["Number", "data_matrix", "positive", "spectrum", "whole"]
 
@@ -13,11 +14,16 @@ Number = float | Tensor
 """One number: a Python number or a tensor with shape ``()``."""
 
 
-def spectrum(theta: Tensor | Sequence[float], source: str) -> Tensor:
+def spectrum(
+    theta: Tensor | Sequence[float],
+    num_units: int,
+    source: str = "use second_moment_spectrum(x), or moment_spectrum(second_moment).sqrt()",
+) -> Tensor:
     """A spectrum in float64, after looking at its shape, its order and its signs.
 
     Arguments:
         theta: Non-negative numbers in descending order, shape ``(D,)``.
+        num_units: How many latent units there are; zeros are appended until each of them has a mode.
         source: The function that computes it from data, for the error message.
 
     Raises:
@@ -31,11 +37,12 @@ def spectrum(theta: Tensor | Sequence[float], source: str) -> Tensor:
         )
 
     values = values.detach().to(torch.float64)
-    if not values.isfinite().all():
-        raise ValueError(
-            f"theta holds {(~values.isfinite()).sum().item()} values that are NaN or infinite. Is it the square root "
-            "of eigenvalues that rounding made negative? Clamp them first (eigenvalues.clamp(min=0).sqrt())."
-        )
+    _want_finite(
+        "theta",
+        values,
+        ". Is it the square root of eigenvalues that rounding made negative? Clamp them first "
+        "(eigenvalues.clamp(min=0).sqrt()).",
+    )
 
     if (values.diff() > 0).any():
         raise ValueError(
@@ -48,7 +55,14 @@ def spectrum(theta: Tensor | Sequence[float], source: str) -> Tensor:
             f"theta cannot be negative, but goes down to {values[-1].item():.3g}; second moments have no negative "
             "eigenvalues. Are these correlations, or logarithms?"
         )
-    return values.clamp(min=0)  # rounding in an eigenvalue that is zero
+    values = values.clamp(min=0)  # rounding in an eigenvalue that is zero
+    return pad(values, (0, max(0, num_units - len(values))))
+
+
+def _want_finite(name: str, values: Tensor, cure: str) -> None:
+    bad = ~values.isfinite()
+    if bad.any():
+        raise ValueError(f"{name} holds {bad.sum().item()} values that are NaN or infinite{cure}")
 
 
 def positive(name: str, value: Number, meaning: str) -> float:
@@ -100,8 +114,5 @@ def data_matrix(name: str, x: Tensor) -> Tensor:
             "training, pixels with x.float() / 255, labels with pyro_vaes.nn.OneHot."
         )
 
-    if not x.isfinite().all():
-        raise ValueError(
-            f"{name} holds {(~x.isfinite()).sum().item()} values that are NaN or infinite; drop or impute them first."
-        )
+    _want_finite(name, x, "; drop or impute them first.")
     return x

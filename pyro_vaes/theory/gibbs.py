@@ -12,6 +12,7 @@ References:
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from scipy.sparse.csgraph import connected_components
@@ -96,10 +97,7 @@ def gibbs_chain(top: Tensor, *conditionals: Tensor) -> GibbsChain:
             raise ValueError(f"Table {index} holds negative numbers or rows that do not sum to 1; normalise it.")
 
     *above, likelihood = conditionals
-    prior = top
-    for table in above:
-        prior = prior @ table
-
+    prior = reduce(torch.matmul, above, top)
     marginal = prior @ likelihood
     if (marginal == 0).any():
         raise ValueError("p(x) is 0 for some x, so q(z_1 | x) does not exist there; leave those columns out.")

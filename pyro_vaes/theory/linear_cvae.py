@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import pad
 
-from pyro_vaes.theory.arguments import Number, spectrum
+from pyro_vaes.theory.arguments import Number, spectrum, whole
 from pyro_vaes.theory.linear_vae import LinearVAE, linear_vae
 
 __all__ = ["LinearCVAE", "linear_cvae"]
@@ -66,6 +65,7 @@ def linear_cvae(
         >>> cvae.num_active, cvae.critical_beta
         (1, tensor([4.0000, 0.9000], dtype=torch.float64))
     """
-    variances = spectrum(theta, "use residual_spectrum(target, covariate), or moment_spectrum(schur_complement(...))")
+    source = "use residual_spectrum(target, covariate), or moment_spectrum(schur_complement(...))"
+    variances = spectrum(theta, whole("latent_dim", latent_dim), source)
     vae = linear_vae(variances.sqrt(), latent_dim, noise=noise, prior_scale=prior_scale, beta=beta)
-    return LinearCVAE(**vars(replace(vae, theta=pad(variances, (0, len(vae.theta) - len(variances))))))
+    return LinearCVAE(**vars(replace(vae, theta=variances)))

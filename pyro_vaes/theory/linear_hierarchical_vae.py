@@ -39,16 +39,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyro_vaes.theory.arguments import Number, positive, spectrum, whole
-from pyro_vaes.theory.linear_vae import LinearVAE, linear_vae, unit_table
+from pyro_vaes.theory.linear_vae import LinearOptimum, LinearVAE, linear_vae, unit_table
 
 __all__ = ["LinearHierarchicalVAE", "linear_hierarchical_vae"]
 
-Pair = Sequence[Number]
-Scales = Sequence[Number | None]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearHierarchicalVAE:
+class LinearHierarchicalVAE(LinearOptimum):
     """The global optimum of a linear hierarchical VAE with d1 and d2 units; prints itself as a table.
 
     All tensors are float64, in descending order of theta.
@@ -100,11 +97,6 @@ class LinearHierarchicalVAE:
         return len(self.kl), self.top.latent_dim
 
     @property
-    def num_active(self) -> int:
-        """Number of units of z1 whose posterior depends on x."""
-        return int((self.encoder_singular_values > 0).sum())
-
-    @property
     def top_num_active(self) -> int:
         """Number of units of z2 whose posterior depends on z1."""
         return self.top.num_active
@@ -135,15 +127,7 @@ class LinearHierarchicalVAE:
         first, second = self.kl.sum().item(), self.top_kl.sum().item()
         return self.distortion.sum().item() / self.noise**2 + 2 * (self.betas[0] * first + self.betas[1] * second)
 
-    def elbo(self, num_features: int) -> float:
-        """The greatest ELBO_beta in nats per datum, -(L + D log(2 pi noise²)) / 2.
-
-        Arguments:
-            num_features: D, the length of x.
-        """
-        return -0.5 * (self.loss + num_features * math.log(2 * math.pi * self.noise**2))
-
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         d1, d2 = self.latent_dims
         beta1, beta2 = self.betas
         scale1, scale2 = ("learnable" if s is None else f"{s:g}" for s in self.encoder_scales)
@@ -183,8 +167,6 @@ class LinearHierarchicalVAE:
             )
         return "\n".join(lines)
 
-    __repr__ = __str__
-
 
 def linear_hierarchical_vae(
     theta: Tensor | Sequence[float],
@@ -192,8 +174,8 @@ def linear_hierarchical_vae(
     *,
     noise: Number = 1.0,
     prior_scale: Number = 1.0,
-    betas: Pair = (1.0, 1.0),
-    encoder_scales: Scales,
+    betas: Sequence[Number] = (1.0, 1.0),
+    encoder_scales: Sequence[Number | None],
 ) -> LinearHierarchicalVAE:
     """The global optimum of the linear Markovian hierarchical VAE, for learnable and fixed encoder scales.
 
@@ -220,16 +202,24 @@ def linear_hierarchical_vae(
         >>> linear_hierarchical_vae(theta, (4, 4), betas=(1.0, 2.0), encoder_scales=(None, None)).top_num_active
         0
     """
-    modes = spectrum(theta, "use second_moment_spectrum(x), or moment_spectrum(second_moment).sqrt()")
     for name, pair in (("latent_dims", latent_dims), ("betas", betas), ("encoder_scales", encoder_scales)):
         if isinstance(pair, str) or not isinstance(pair, Sequence | Tensor) or len(pair) != 2:
             raise ValueError(f"{name} has one entry for z1 and one for z2, but got {pair!r}.")
     d1, d2 = (whole(f"latent_dims[{i}]", d) for i, d in enumerate(latent_dims))
+    modes = spectrum(theta, d1)
+    theta = modes[:d1]
+
+    sigmas = (
+        None
+        if scale is None
+        else positive(f"encoder_scales[{i}]", scale, f"the standard deviation of q at z{i + 1}, or None")
+        for i, scale in enumerate(encoder_scales)
+    )
     given = _Given(
         positive("noise", noise, "the standard deviation of the likelihood and of p(z1|z2)"),
         positive("prior_scale", prior_scale, "the standard deviation of p(z2)"),
         *(positive(f"betas[{i}]", b, f"the weight of the term of z{i + 1}") for i, b in enumerate(betas)),
-        *(_scale(i, scale) for i, scale in enumerate(encoder_scales)),
+        *sigmas,
     )
     learnable = given.sigma1 is None and given.sigma2 is None
     if learnable and given.beta2 < given.beta1:
@@ -240,8 +230,6 @@ def linear_hierarchical_vae(
         )
 
     # the bottom level, mode by mode
-    modes = pad(modes, (0, max(0, d1 - len(modes))))
-    theta = modes[:d1]
     s = given.second_moment(theta, torch.arange(d1, device=modes.device) < d2)
     a = given.variance(theta, s)
     lam = (s - a).clamp(min=0).sqrt()
@@ -258,8 +246,8 @@ def linear_hierarchical_vae(
         beta=given.beta2 / given.beta1,
         encoder_scale=given.sigma2,
     )
-    critical_beta, critical_noise = given.critical(theta[:d2])
     beyond = 0, max(0, d2 - d1)  # units of z2 without a mode, which are always collapsed
+    critical_beta, critical_noise = (pad(values, beyond) for values in given.critical(theta[:d2]))
     return LinearHierarchicalVAE(
         theta=modes,
         betas=(given.beta1, given.beta2),
@@ -271,16 +259,9 @@ def linear_hierarchical_vae(
         distortion=distortion,
         top=top,
         undetermined=learnable and given.beta1 == given.beta2,
-        top_critical_beta=pad(critical_beta, beyond),
-        top_critical_noise=pad(critical_noise, beyond),
+        top_critical_beta=critical_beta,
+        top_critical_noise=critical_noise,
     )
-
-
-def _scale(level: int, scale: Number | None) -> float | None:
-    if scale is None:
-        return None
-    meaning = f"the standard deviation of q at z{level + 1}, or None"
-    return positive(f"encoder_scales[{level}]", scale, meaning)
 
 
 @dataclass(frozen=True)
@@ -294,17 +275,17 @@ class _Given:
     sigma1: float | None
     sigma2: float | None
 
-    def _t(self, sigma2: float) -> float:
-        return math.sqrt(self.beta2 / self.beta1) * self.e / self.eta * sigma2
+    @property
+    def t(self) -> float:
+        """t; infinite where S2 is learnable."""
+        return math.sqrt(self.beta2 / self.beta1) * self.e / self.eta * (self.sigma2 or math.inf)
 
     def second_moment(self, theta: Tensor, has_top: Tensor) -> Tensor:
         """s of each mode; `has_top` says which modes have a unit of z2."""
         e, sigma1 = self.e, self.sigma1
         if sigma1 is None:  # independent of the data
             s = torch.full_like(theta, e**2)
-            if self.sigma2 is None or self._t(self.sigma2) >= e:
-                return s
-            return torch.where(has_top, e**4 / self._t(self.sigma2) ** 2, s)
+            return torch.where(has_top, e**4 / self.t**2, s) if self.t < e else s
 
         # the loss is convex in log s, so the stationary point is the optimum
         inactive = theta * sigma1 / math.sqrt(self.beta1)
@@ -312,9 +293,8 @@ class _Given:
             active = (theta * sigma1).square() / (self.beta2 * e**2)
             threshold = self.beta2 / self.beta1 * e**2
         else:
-            t = self._t(self.sigma2)
-            active = ((theta * sigma1).square() / (self.beta1 * t)).pow(2 / 3)
-            threshold = t**2
+            active = ((theta * sigma1).square() / (self.beta1 * self.t)).pow(2 / 3)
+            threshold = self.t**2
 
         # where sigma1² is above the threshold, s = sigma1² either way
         uses_top = has_top & (active > threshold)

@@ -31,18 +31,38 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from pyro_vaes.tables import text_table
 from pyro_vaes.theory.arguments import Number, positive, spectrum, whole
 
-__all__ = ["LinearVAE", "linear_vae", "unit_table"]
+__all__ = ["LinearOptimum", "LinearVAE", "linear_vae", "unit_table"]
 
 SHOWN = 12  # units in the printed table
 
 
+class LinearOptimum:
+    """What the optima of linear models with one level or more have in common."""
+
+    noise: float
+    loss: float
+    encoder_singular_values: Tensor
+
+    @property
+    def num_active(self) -> int:
+        """Number of units whose posterior depends on x; units of z1 where there are two levels."""
+        return int((self.encoder_singular_values > 0).sum())
+
+    def elbo(self, num_features: int) -> float:
+        """The greatest ELBO_beta in nats per datum, -(L + D log(2 pi noise²)) / 2.
+
+        Arguments:
+            num_features: D, the length of x.
+        """
+        return -0.5 * (self.loss + num_features * math.log(2 * math.pi * self.noise**2))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearVAE:
+class LinearVAE(LinearOptimum):
     """The global optimum of a linear VAE with d units on data with D modes; prints itself as a table.
 
     All tensors are float64, in descending order of theta. A collapsed unit has zeros in both matrices, and q = p where
@@ -88,23 +108,10 @@ class LinearVAE:
         """Number d of units."""
         return len(self.kl)
 
-    @property
-    def num_active(self) -> int:
-        """Number of units whose posterior depends on x."""
-        return int((self.encoder_singular_values > 0).sum())
-
-    def elbo(self, num_features: int) -> float:
-        """The greatest ELBO_beta in nats per datum, -(L + D log(2 pi noise²)) / 2.
-
-        Arguments:
-            num_features: D, the length of x.
-        """
-        return -0.5 * (self.loss + num_features * math.log(2 * math.pi * self.noise**2))
-
     def _variance(self) -> Tensor:
         return self.theta.square()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         d, scale = self.latent_dim, "learnable" if self.learnable else "fixed"
         head = (
             f"{type(self).__name__}: {self.num_active} of {d} units active (noise {self.noise:g}, "
@@ -129,8 +136,6 @@ class LinearVAE:
             f"{self._variance().sum():.3f}, loss {self.loss:.3f}; a unit is collapsed from beta* or noise* on"
         )
         return "\n".join([head, *table, foot])
-
-    __repr__ = __str__
 
 
 def linear_vae(
@@ -171,51 +176,45 @@ def linear_vae(
            3     0.500    0.000    0.000    1.000    0.000    0.250     0.250    0.500
         KL 1.792 nats, squared error 2.250 of E|x|² = 13.250, loss 5.834; a unit is collapsed from beta* or noise* on
     """
-    modes = spectrum(theta, "use second_moment_spectrum(x), or moment_spectrum(second_moment).sqrt()")
     d = whole("latent_dim", latent_dim)
+    modes = spectrum(theta, d)
     noise = positive("noise", noise, "the standard deviation of the likelihood")
     prior_scale = positive("prior_scale", prior_scale, "the standard deviation of the prior")
     beta = positive("beta", beta, "the weight of the KL term")
 
-    modes = pad(modes, (0, max(0, d - len(modes))))
     theta = modes[:d]
     if encoder_scale is None:
         units = _learnable(theta, noise, prior_scale, beta)
     else:
-        scale = _fixed_scales(encoder_scale, d).to(theta.device)
-        units = _fixed(theta, scale, noise, prior_scale, beta)
+        fixed = _fixed_scales(encoder_scale, d).to(theta.device)
+        units = _fixed(theta, fixed, noise, prior_scale, beta)
 
-    second_moment = units.encoder.square() + units.scale.square()
-    kl = 0.5 * (second_moment / prior_scale**2 - 1) - (units.scale / prior_scale).log()
+    decoder, encoder, scale = units[:3]
+    kl = 0.5 * ((encoder.square() + scale.square()) / prior_scale**2 - 1) - (scale / prior_scale).log()
     if encoder_scale is None:  # without rounding
-        kl = torch.where(units.encoder > 0, kl, 0.0)
+        kl = torch.where(encoder > 0, kl, 0.0)
 
     distortion = modes.square()
-    bias, spread = theta - units.decoder * units.encoder, units.decoder * units.scale
-    distortion[:d] = bias.square() + spread.square()
+    distortion[:d] = (theta - decoder * encoder).square() + (decoder * scale).square()
     return LinearVAE(
         theta=modes,
         noise=noise,
         prior_scale=prior_scale,
         beta=beta,
         learnable=encoder_scale is None,
-        decoder_singular_values=units.decoder,
-        encoder_singular_values=units.encoder,
-        encoder_scale=units.scale,
         kl=kl,
         distortion=distortion,
         loss=(distortion.sum() / noise**2 + 2 * beta * kl.sum()).item(),
-        critical_beta=units.critical_beta,
-        critical_noise=units.critical_noise,
+        **units._asdict(),
     )
 
 
 class _Units(NamedTuple):
     """The optimum unit by unit: singular values of both matrices, scales of q, thresholds of collapse."""
 
-    decoder: Tensor
-    encoder: Tensor
-    scale: Tensor
+    decoder_singular_values: Tensor
+    encoder_singular_values: Tensor
+    encoder_scale: Tensor
     critical_beta: Tensor
     critical_noise: Tensor
 
@@ -225,9 +224,9 @@ def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> 
     excess = (theta.square() - beta * noise**2).clamp(min=0).sqrt()  # the root of r
     active = excess > 0
     return _Units(
-        decoder=excess / prior_scale,
-        encoder=torch.where(active, prior_scale * excess / theta, 0.0),
-        scale=torch.where(active, math.sqrt(beta) * prior_scale * noise / theta, prior_scale),
+        decoder_singular_values=excess / prior_scale,
+        encoder_singular_values=torch.where(active, prior_scale * excess / theta, 0.0),
+        encoder_scale=torch.where(active, math.sqrt(beta) * prior_scale * noise / theta, prior_scale),
         critical_beta=theta.square() / noise**2,
         critical_noise=theta / math.sqrt(beta),
     )
@@ -239,9 +238,9 @@ def _fixed(theta: Tensor, scale: Tensor, noise: float, prior_scale: float, beta:
     excess = (theta - slope * scale).clamp(min=0)  # m
     critical_noise = theta * prior_scale / (math.sqrt(beta) * scale)
     return _Units(
-        decoder=(slope * excess / scale).sqrt(),
-        encoder=(scale * excess / slope).sqrt(),
-        scale=scale,
+        decoder_singular_values=(slope * excess / scale).sqrt(),
+        encoder_singular_values=(scale * excess / slope).sqrt(),
+        encoder_scale=scale,
         critical_beta=beta * (critical_noise / noise).square(),
         critical_noise=critical_noise,
     )

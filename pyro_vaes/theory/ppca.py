@@ -8,7 +8,7 @@ References:
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +51,7 @@ class ProbabilisticPCA:
     mean: Tensor
     loadings: Tensor
     noise_var: float | Tensor
-    spectrum: Tensor | None = field(default=None)
+    spectrum: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.loadings.dim() != 2 or self.mean.shape != self.loadings.shape[:1]:
@@ -93,7 +93,7 @@ class ProbabilisticPCA:
         Returns:
             Tensor with shape ``(...)``.
         """
-        noise = torch.as_tensor(self.noise_var, dtype=self.mean.dtype).to(self.mean).expand_as(self.mean)
+        noise = self.noise_var * torch.ones_like(self.mean)
         return LowRankMultivariateNormal(self.mean, self.loadings, noise).log_prob(self._checked(x))
 
     def posterior(self, x: Tensor) -> MultivariateNormal:

@@ -50,7 +50,7 @@ def second_moment(x: Tensor, *, centred: bool = False) -> Tensor:
     """
     x = data_matrix("x", x)
     moment = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    mean = x.mean(0, dtype=torch.float64) if centred else x.new_zeros(x.shape[1], dtype=torch.float64)
+    mean: Tensor | float = x.mean(0, dtype=torch.float64) if centred else 0.0
     for rows in x.split(ROWS):
         rows = rows.to(torch.float64) - mean
         moment += rows.mT @ rows
@@ -118,11 +118,11 @@ def _inverse_root(moment: Tensor) -> Tensor:
     return vectors[:, keep] / values[keep].sqrt()
 
 
-def _joint(target: Tensor, x: Tensor, centred: bool, names: tuple[str, str]) -> tuple[Tensor, Tensor, Tensor]:
-    """E[y yᵀ], E[y xᵀ] and E[x xᵀ]."""
-    target, x = data_matrix(names[0], target), data_matrix(names[1], x)
+def _joint(target: Tensor, x: Tensor, centred: bool, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """E[y yᵀ], E[y xᵀ] and E[x xᵀ]; `name` is what errors call x."""
+    target, x = data_matrix("target", target), data_matrix(name, x)
     if len(target) != len(x):
-        raise ValueError(f"{names[0]} has {len(target)} rows but {names[1]} has {len(x)}; they must belong together.")
+        raise ValueError(f"target has {len(target)} rows but {name} has {len(x)}; they must belong together.")
     joint = second_moment(torch.cat([target, x.to(target)], 1), centred=centred)
     size = target.shape[1]
     return joint[:size, :size], joint[:size, size:], joint[size:, size:]
@@ -145,7 +145,7 @@ def cross_spectrum(target: Tensor, x: Tensor, *, centred: bool = False) -> Tenso
     Raises:
         ValueError: The arguments are no matrices with the same number of rows.
     """
-    _, yx, xx = _joint(target, x, centred, ("target", "x"))
+    _, yx, xx = _joint(target, x, centred, "x")
     return torch.linalg.svdvals(yx @ _inverse_root(xx))
 
 
@@ -198,5 +198,5 @@ def residual_spectrum(target: Tensor, covariate: Tensor, *, centred: bool = Fals
         >>> residual_spectrum(y, 3 * y).max() < 1e-9
         tensor(True)
     """
-    residual = schur_complement(*_joint(target, covariate, centred, ("target", "covariate")))
+    residual = schur_complement(*_joint(target, covariate, centred, "covariate"))
     return torch.linalg.eigvalsh(residual).flip(0).clamp(min=0)  # where y = M x all of it is rounding, of either sign

@@ -12,6 +12,8 @@ from pyro_vaes.data.noise import fixed_uniform
 
 __all__ = ["PixelInfo", "Step"]
 
+CHUNK = 4096  # images changed at a time, to bound the memory of float intermediates
+
 
 class PixelInfo(NamedTuple):
     """The range of pixels between two steps, and their number of equidistant levels, None if continuous."""
@@ -163,16 +165,13 @@ def apply_steps(
     return x
 
 
-def fit_steps(
-    steps: Sequence[Step], images: Tensor, info: PixelInfo, chunk: int = 4096
-) -> tuple[tuple[Step, ...], PixelInfo]:
+def fit_steps(steps: Sequence[Step], images: Tensor, info: PixelInfo) -> tuple[tuple[Step, ...], PixelInfo]:
     """Fits the steps to the training images, each on what the steps before leave.
 
     Arguments:
         steps: The steps.
         images: The raw training images, with shape `(N, C, H, W)`.
         info: What is known about their pixels.
-        chunk: How many images are preprocessed at a time.
 
     Returns:
         The fitted steps, and what is known about the pixels after the last one.
@@ -187,15 +186,15 @@ def fit_steps(
     """
     fitted: tuple[Step, ...] = ()
     for step in steps:
-        step, info = step.fit(_preprocessed(fitted, images, chunk), info)
+        step, info = step.fit(_preprocessed(fitted, images), info)
         fitted = (*fitted, step)
     return fitted, info
 
 
-def _preprocessed(steps: Sequence[Step], images: Tensor, chunk: int) -> Iterator[Tensor]:
+def _preprocessed(steps: Sequence[Step], images: Tensor) -> Iterator[Tensor]:
     """The images in chunks, lazily: most steps look at none of them."""
     rows = torch.arange(len(images), device=images.device)
-    for x, r in zip(images.split(chunk), rows.split(chunk), strict=True):
+    for x, r in zip(images.split(CHUNK), rows.split(CHUNK), strict=True):
         yield apply_steps(steps, x, None, r)
 
 

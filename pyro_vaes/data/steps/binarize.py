@@ -34,10 +34,7 @@ class Binarize(Step):
 
     seed: int = 0
     random: ClassVar[bool] = True
-
-    @property
-    def space(self) -> str:
-        return "binarised at random (probabilities of bits)"
+    space: ClassVar[str] = "binarised at random (probabilities of bits)"
 
     def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         return uniform(x, generator, rows, self.seed, stream=0).lt_(x)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +70,7 @@ class Grey(Step):
         torch.Size([2, 1, 4, 4])
     """
 
-    @property
-    def space(self) -> str:
-        return "made grey"
+    space: ClassVar[str] = "made grey"
 
     def transform(self, x: Tensor) -> Tensor:
         if x.shape[-3] == 1:
@@ -104,9 +103,7 @@ class HorizontalFlip(Step):
         tensor(True)
     """
 
-    @property
-    def space(self) -> str:
-        return "mirrored at random in training"
+    space: ClassVar[str] = "mirrored at random in training"
 
     def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         if generator is None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,12 +28,9 @@ class ToUnit(Step):
         [0.0, 0.5, 1.0]
     """
 
+    space: ClassVar[str] = "scaled to [0, 1]"
     low: float | None = None
     high: float | None = None
-
-    @property
-    def space(self) -> str:
-        return "scaled to [0, 1]"
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -51,9 +49,9 @@ class ToUnit(Step):
                 f"ToUnit cannot scale from [{low:g}, {high:g}] to [0, 1]: the range is empty. Are all "
                 "pixels equal? Give the range that pixels can have with value_range=(low, high)."
             )
-        return replace(self, low=low, high=high), PixelInfo(
-            (info.low - low) / (high - low), (info.high - low) / (high - low), info.levels
-        )
+        step = replace(self, low=low, high=high)
+        least, most = step.transform(torch.tensor(info[:2], dtype=torch.float64)).tolist()
+        return step, PixelInfo(least, most, info.levels)
 
     def inverse(self, y: Tensor) -> Tensor:
         low, high = self._bounds
@@ -77,16 +75,10 @@ class ToSigned(ToUnit):
         [-1.0, 0.0, 1.0]
     """
 
-    @property
-    def space(self) -> str:
-        return "scaled to [-1, 1]"
+    space: ClassVar[str] = "scaled to [-1, 1]"
 
     def transform(self, x: Tensor) -> Tensor:
         return 2 * super().transform(x) - 1
-
-    def fit(self, chunks: Iterable[Tensor], info: PixelInfo) -> Fitted:
-        step, unit = super().fit(chunks, info)
-        return step, PixelInfo(2 * unit.low - 1, 2 * unit.high - 1, unit.levels)
 
     def inverse(self, y: Tensor) -> Tensor:
         return super().inverse((y + 1) / 2)
@@ -109,11 +101,8 @@ class MeanCentre(Step):
         [0.75, 0.75]
     """
 
+    space: ClassVar[str] = "minus the mean training image"
     mean: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def space(self) -> str:
-        return "minus the mean training image"
 
     @property
     def _fitted(self) -> Tensor:
@@ -133,7 +122,7 @@ class MeanCentre(Step):
         if mean is None:
             total, count = torch.zeros((), dtype=torch.float64), 0
             for chunk in chunks:
-                total, count = total.to(chunk.device) + chunk.double().sum(0), count + len(chunk)
+                total, count = total + chunk.double().sum(0), count + len(chunk)
             mean = (total / count).to(torch.get_default_dtype())
         low, high = info.low - float(mean.max()), info.high - float(mean.min())
         return replace(self, mean=mean), PixelInfo(low, high, None)
