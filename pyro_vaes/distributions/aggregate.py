@@ -102,9 +102,7 @@ class AggregateGaussian(_Posteriors):
         return self._moment(self.moment)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.mean + self.variance.sqrt() * eps
+        return Normal(self.mean, self.stddev, validate_args=False).rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -146,21 +144,21 @@ class MixturePosterior(_Posteriors):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))  # (*S, *B, d)
-            index = torch.randint(self.num_posteriors, shape[:-1], device=self.loc.device)
-            index = index[..., None, None].expand(*shape[:-1], 1, shape[-1])
-            loc, scale = (
-                t.expand(*shape[:-1], *t.shape[-2:]).gather(-2, index).squeeze(-2) for t in (self.loc, self.scale)
-            )
+            index = torch.randint(self.num_posteriors, (*shape[:-1], 1, 1), device=self.loc.device)
+            all_draws = shape[:-1] + self.loc.shape[-2:]
+            loc, scale = (t.expand(all_draws).take_along_dim(index, -2).squeeze(-2) for t in (self.loc, self.scale))
             return loc + scale * torch.randn_like(loc)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self._component_log_prob(value).logsumexp(-1) - math.log(self.num_posteriors)
+        each = self._parts.log_prob(value.unsqueeze(-2))  # (..., n)
+        return each.logsumexp(-1) - math.log(self.num_posteriors)
 
-    def _component_log_prob(self, value: Tensor) -> Tensor:
-        """log q_i(value) of each posterior, ``(..., n)``."""
-        return Normal(self.loc, self.scale, validate_args=False).log_prob(value.unsqueeze(-2)).sum(-1)
+    @property
+    def _parts(self) -> TorchDistribution:
+        """The posteriors."""
+        return Normal(self.loc, self.scale, validate_args=False).to_event(1)
 
     def kl_estimate(self, p: TorchDistribution, num_samples: int = 100) -> tuple[Tensor, Tensor]:
         """KL(q || p) for a mixture without batch shape, from draws of each posterior in turn, and its standard error.
@@ -195,7 +193,7 @@ class MixturePosterior(_Posteriors):
                 f"{tuple(self.batch_shape)} and num_samples={num_samples}."
             )
 
-        parts = Normal(self.loc, self.scale, validate_args=False).to_event(1)
+        parts = self._parts
         rows = max(1, MAX_ELEMENTS // self.loc.numel())
         values = []
         for z in parts.sample(torch.Size([num_samples])):  # (n, d), one draw of each

@@ -63,6 +63,11 @@ class AutoregressiveFlow(VectorDistribution):
         self.steps = tuple(steps)
         super().__init__(loc=loc, scale=scale, validate_args=validate_args)
 
+    @property
+    def _normal(self) -> Normal:
+        """The distribution of the elements of eps."""
+        return Normal(self.loc, self.scale, validate_args=False)
+
     def whiten(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """eps of z with shape ``(..., D)``, and log |det d eps / dz| with shape ``(...)``; one parallel pass."""
         eps, log_det = value, torch.zeros_like(value[..., 0])
@@ -90,12 +95,10 @@ class AutoregressiveFlow(VectorDistribution):
         if self._validate_args:
             self._validate_sample(value)
         eps, log_det = self.whiten(value)
-        return Normal(self.loc, self.scale, validate_args=False).log_prob(eps).sum(-1) + log_det
+        return self._normal.log_prob(eps).sum(-1) + log_det
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.colour(self.loc + self.scale * noise)
+        return self.colour(self._normal.rsample(sample_shape))
 
     @property
     def mean(self) -> Tensor:

@@ -17,7 +17,7 @@ NEAR_ZERO = 0.3
 def _split(a: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """Where ``|a|`` is below the threshold, and two copies of ``a`` that are harmless on the other side."""
     near = a.abs() < threshold
-    return near, torch.where(near, a, torch.zeros_like(a)), torch.where(near, torch.ones_like(a), a.abs())
+    return near, torch.where(near, a, 0.0), torch.where(near, 1.0, a.abs())
 
 
 def _series(a: Tensor, order: int) -> Tensor:
@@ -90,7 +90,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
             self._validate_sample(value)
         logits, value = torch.broadcast_tensors(self.logits, value)
         near = logits == 0  # expm1 is exact everywhere else
-        magnitude = torch.where(near, torch.ones_like(logits), logits.abs())
+        magnitude = torch.where(near, 1.0, logits.abs())
         # F(x; eta) = (1 - exp(eta x)) / (1 - exp(eta)) for eta < 0, and F(x; eta) = 1 - F(1 - x; -eta)
         below = torch.where(logits > 0, 1 - value, value)
         share = torch.expm1(-magnitude * below) / torch.expm1(-magnitude)
@@ -111,8 +111,8 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
         u = torch.where(logits > 0, 1 - value, value)
         upper = (u > 0.5) & (magnitude > 1)  # where log1p would lose 1 - u + u exp(-m) to rounding
-        high = torch.where(upper, u, torch.ones_like(u))
-        low = torch.where(upper, torch.zeros_like(u), u)
+        high = torch.where(upper, u, 1.0)
+        low = torch.where(upper, 0.0, u)
         log_mix = torch.where(
             upper,
             torch.logaddexp(torch.log1p(-high), torch.log(high) - magnitude),

@@ -94,11 +94,10 @@ class DiscretizedLogisticMixture(TorchDistribution):
         # log(sigmoid(u) - sigmoid(l)) = logsigmoid(u) + logsigmoid(-l) + log(1 - exp(l - u)) without
         # cancellation; u -> inf in the top bin and l -> -inf in the lowest one drop the terms that hold them
         lowest, highest = level <= 0, level >= steps
-        zero = torch.zeros_like(upper)
         log_mass = (
-            torch.where(highest, zero, logsigmoid(upper))
-            + torch.where(lowest, zero, logsigmoid(-lower))
-            + torch.where(lowest | highest, zero, torch.log(-torch.expm1(-1 / (steps * self.scale))))
+            torch.where(highest, 0.0, logsigmoid(upper))
+            + torch.where(lowest, 0.0, logsigmoid(-lower))
+            + torch.where(lowest | highest, 0.0, torch.log(-torch.expm1(-1 / (steps * self.scale))))
         )
         return torch.logsumexp(self.logits.log_softmax(-1) + log_mass, dim=-1)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from pyro.distributions import MultivariateNormal
-from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Independent, constraints
 from torch.distributions.kl import register_kl
@@ -49,7 +48,7 @@ class PrecisionNormal(FactoredNormal):
     chol_precision: Tensor
 
     def __init__(self, loc: Tensor, chol_precision: Tensor, validate_args: bool | None = None) -> None:
-        if loc.dim() < 1 or chol_precision.dim() < 2 or chol_precision.shape[-2:] != (*loc.shape[-1:], *loc.shape[-1:]):
+        if loc.dim() < 1 or chol_precision.shape[-2:] != 2 * loc.shape[-1:]:
             raise ValueError(
                 f"loc has shape (..., d) and chol_precision (..., d, d), but got {tuple(loc.shape)} and "
                 f"{tuple(chol_precision.shape)}; for a diagonal precision use Normal(...).to_event(1)?"
@@ -88,9 +87,9 @@ class PrecisionNormal(FactoredNormal):
         while shared < len(self.batch_shape) and factor.stride(shared) == 0:
             shared += 1
         factor = factor[(0,) * shared]  # (*own batch, d, d)
-        rows = rows.expand(broadcast_shape(rows.shape, self.batch_shape + self.event_shape))
+        rows = rows.expand(torch.broadcast_shapes(rows.shape, self.shape()))
         shape = rows.shape
-        own = shape[len(shape) - 1 - (factor.dim() - 2) : -1]
+        own = shape[len(shape) + 1 - factor.dim() : -1]
         factor = factor.expand(own + factor.shape[-2:])  # a value may broadcast over the batch as well
         rows = rows.reshape(-1, *own, shape[-1]).movedim(0, -2)  # (*own batch, n, d)
         with torch.autocast(rows.device.type, enabled=False):  # Cᵀ (z - mu) cancels

@@ -164,7 +164,7 @@ class RecursiveMixture(TorchDistribution):
             index = Categorical(logits=self.log_alpha, validate_args=False).sample(sample_shape)
             draws = torch.stack([c.sample(sample_shape) for c in self.components])  # (M + 1, *S, *B, *E)
             index = index.reshape((1, *index.shape, *(1 for _ in self.event_shape)))
-            return draws.gather(0, index.expand((1, *draws.shape[1:]))).squeeze(0)
+            return draws.take_along_dim(index, 0).squeeze(0)
 
     def _average(self, values: list[Tensor]) -> Tensor:
         alpha = self.log_alpha.exp().movedim(-1, 0)  # (M + 1, *B)
