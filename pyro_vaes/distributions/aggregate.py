@@ -143,10 +143,12 @@ class MixturePosterior(_Posteriors):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
-            shape = self._extended_shape(torch.Size(sample_shape))  # (*S, *B, d)
-            index = torch.randint(self.num_posteriors, (*shape[:-1], 1, 1), device=self.loc.device)
-            all_draws = shape[:-1] + self.loc.shape[-2:]
-            loc, scale = (t.expand(all_draws).take_along_dim(index, -2).squeeze(-2) for t in (self.loc, self.scale))
+            shape = self._extended_shape(sample_shape)  # (*S, *B, d)
+            lead, device = shape[:-1], self.loc.device
+            index = torch.randint(self.num_posteriors, (*lead, 1, 1), device=device)
+
+            whole = [t.expand(lead + t.shape[-2:]) for t in (self.loc, self.scale)]
+            loc, scale = (t.take_along_dim(index, -2).squeeze(-2) for t in whole)
             return loc + scale * torch.randn_like(loc)
 
     def log_prob(self, value: Tensor) -> Tensor:
