@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro.distributions import Categorical
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from pyro_vaes.programs import mark_statements, marks
 
@@ -61,17 +62,14 @@ def guess_cluster(name: str, logits: Tensor, labels: Tensor | None, label_weight
     """
     if labels is None:
         return pyro.sample(name, Categorical(logits=logits), infer=ENUMERATE)
-    log_q = torch.log_softmax(logits, -1)
-    known = (labels >= 0).unsqueeze(-1)
-    label = labels.clamp(min=0).unsqueeze(-1)  # (B, 1)
-
     if label_weight > 0:
-        term = torch.where(known, log_q.gather(-1, label), 0.0).squeeze(-1)
-        with mark_statements(marks(objective_only=True)):
-            pyro.factor(f"{name}_classification", -label_weight * term, has_rsample=True)  # q's side is subtracted
+        loss = cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+        with mark_statements(marks(objective_only=True)):  # q's side is subtracted
+            pyro.factor(f"{name}_classification", label_weight * loss, has_rsample=True)
 
-    agrees = label == torch.arange(logits.shape[-1], device=logits.device)
-    point = torch.where(agrees, 0.0, -math.inf).to(log_q)
+    log_q = torch.log_softmax(logits, -1)
+    point = one_hot(labels.clamp(min=0), logits.shape[-1], logits).log()
+    known = (labels >= 0).unsqueeze(-1)
     infer = marks(enumerated=True, may_be_point=True)
     return pyro.sample(name, Categorical(logits=torch.where(known, point, log_q)), infer=infer)
 

@@ -11,6 +11,7 @@ def read_curves(
     curves: Array,
     names: tuple[str, str],
     wanted: str,
+    labels: Names = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where curves are measured, `(E,)` and ascending, and the curves, `(C, E)`.
 
@@ -19,9 +20,11 @@ def read_curves(
         curves: One curve with shape `(E,)`, or C curves with shape `(C, E)`.
         names: Names of the two arguments, for errors.
         wanted: What a curve holds, such as "one loss for each weight", for errors.
+        labels: Names of the curves, if any.
 
     Raises:
-        ValueError: If the shapes do not match, or `across` does not ascend.
+        ValueError: If the shapes do not match, `across` does not ascend, or there are
+            more or fewer labels than curves.
 
     Example:
         >>> across = np.arange(3)
@@ -40,6 +43,7 @@ def read_curves(
     if not (np.diff(places) > 0).all():
         problem = f"{name} does not ascend, so its curve would run backwards."
         raise ValueError(f"{problem} Sort it, and {measure} with it.")
+    check_names("labels", labels, len(values), f"{measure} has {len(values)} curves")
     return places, values
 
 

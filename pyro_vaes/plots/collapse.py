@@ -111,9 +111,9 @@ def collapse_curve(
         >>> len(ax.lines)
         2
     """
-    across, curves = read_curves(epsilon, fraction, ("epsilon", "fraction"), "one fraction for each epsilon")
+    names, wanted = ("epsilon", "fraction"), "one fraction for each epsilon"
+    across, curves = read_curves(epsilon, fraction, names, wanted, labels)
     check_shares("fraction", curves)
-    check_names("labels", labels, len(curves), f"fraction has {len(curves)} curves")
 
     ax = chart_axes(ax, title, "epsilon (nats)", "fraction of units collapsed")
     draw_curves(ax, across, curves, labels)

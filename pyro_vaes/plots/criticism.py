@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from pyro_vaes.plots.charts import (
     central_edges,
-    check_names,
     check_shares,
     draw_curves,
     read_curves,
@@ -27,6 +25,7 @@ from pyro_vaes.plots.style import (
     Names,
     chart_axes,
     legend,
+    row_of_axes,
     to_numpy,
 )
 
@@ -88,12 +87,7 @@ def ppc_panels(
         )
     named = STATISTICS if statistics is None else dict(statistics)
     number = 1 + len(named)
-    if axes is None:
-        size = 2.9 * number, 2.7
-        _, made = plt.subplots(1, number, figsize=size, layout="constrained", squeeze=False)
-        axes = made[0]
-
-    panels = np.asarray(axes, dtype=object).reshape(-1)
+    panels = row_of_axes(axes, number, 2.9, 2.7)
     if len(panels) != number:
         raise ValueError(f"axes holds {len(panels)} axes; wanted {number}: the densities and {list(named)}.")
     _densities(data, replicates, panels[0])
@@ -204,8 +198,14 @@ def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> A
     for threshold in (0.5, 0.7):
         ax.axhline(threshold, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
 
-    options = {"ncols": 3, "handletextpad": 0.2, "columnspacing": 1.0}
-    legend(ax, loc="upper left", bbox_to_anchor=(0.0, -0.16), **options)
+    legend(
+        ax,
+        loc="upper left",
+        bbox_to_anchor=(0.0, -0.16),
+        ncols=3,
+        handletextpad=0.2,
+        columnspacing=1.0,
+    )
     return ax
 
 
@@ -271,7 +271,8 @@ def rank_hist(
     shares = np.diff(edges) / (num_draws + 1)
     expected = shares * len(found)
     heights = np.histogram(found, edges - 0.5)[0] / expected
-    low, high = (counts / expected for counts in _band(level, len(found), shares))
+    counts = scipy.stats.binom.interval(level, len(found), shares)
+    low, high = np.divide(counts, expected)
 
     ax = chart_axes(ax, title, "rank", "frequency (uniform = 1)")
     name = f"{level * 100:g} % band"
@@ -290,12 +291,6 @@ def rank_hist(
     ax.set_ylim(0, 1.25 * max(heights.max(), high.max()))  # room for the legend
     legend(ax, loc="upper right")
     return ax
-
-
-def _band(level: float, number: int, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Between which counts a binomial variable lies with that probability, `number` trials each."""
-    low, high = scipy.stats.binom.interval(level, number, share)
-    return low, high
 
 
 def expected_coverage(
@@ -338,18 +333,18 @@ def expected_coverage(
         >>> len(ax.lines)
         2
     """
-    across, curves = read_curves(levels, coverage, ("levels", "coverage"), "one share for each level")
+    names, wanted = ("levels", "coverage"), "one share for each level"
+    across, curves = read_curves(levels, coverage, names, wanted, labels)
     check_shares("levels", across)
     check_shares("coverage", curves)
-    check_names("labels", labels, len(curves), f"coverage has {len(curves)} curves")
     if num_simulations < 1:
         raise ValueError(f"num_simulations must be at least 1, but got {num_simulations}.")
 
     axis_names = "credibility of the region", "share of truths inside"
     ax = chart_axes(ax, title, *axis_names, width=4.4, height=4.2)
     fine = np.linspace(0, 1, 201)
-    low, high = _band(level, num_simulations, fine)
-    edges = low / num_simulations, high / num_simulations
+    counts = scipy.stats.binom.interval(level, num_simulations, fine)
+    edges = np.divide(counts, num_simulations)
     name = f"{level * 100:g} % band"
     ax.fill_between(fine, *edges, color=GREY, alpha=0.5, linewidth=0, label=name)
     ax.plot([0, 1], [0, 1], color=INK, linewidth=0.9)

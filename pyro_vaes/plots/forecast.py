@@ -101,7 +101,8 @@ def singular_values(
         >>> ax.get_title(loc="left")
         'theory and training differ by 0.050 on average'
     """
-    wanted, got = (np.atleast_2d(to_numpy(v, n)) for v, n in ((theory, "theory"), (trained, "trained")))
+    wanted = np.atleast_2d(to_numpy(theory, "theory"))
+    got = np.atleast_2d(to_numpy(trained, "trained"))
     if wanted.shape != got.shape or wanted.ndim != 2:
         raise ValueError(
             f"theory has shape {wanted.shape} and trained {got.shape}; wanted the same, (K,) or (C, K). Pad the "
@@ -154,11 +155,11 @@ def loss_with_thresholds(
         >>> len(ax.lines)
         2
     """
-    across, curves = read_curves(beta, loss, (xlabel, "loss"), "one loss for each weight")
+    names, wanted = (xlabel, "loss"), "one loss for each weight"
+    across, curves = read_curves(beta, loss, names, wanted, labels)
     ticks = to_numpy(critical_beta, "critical_beta")
     if ticks.ndim != 1:
         raise ValueError(f"critical_beta has shape {ticks.shape}; wanted (K,), one threshold for each unit.")
-    check_names("labels", labels, len(curves), f"loss has {len(curves)} curves")
 
     ax = chart_axes(ax, title, xlabel, "loss")
     draw_curves(ax, across, curves, labels)

@@ -56,8 +56,15 @@ def forecast_scatter(
     draw_diagonal(ax, x, y)
     ax.plot(x, y, "o", color=BLUE, markersize=4.5)
     if names is not None:
-        for name, at in zip(names, zip(x, y, strict=True), strict=True):
-            ax.annotate(name, at, (4, -3), textcoords="offset points", fontsize=7, color=INK)
+        for name, right, up in zip(names, x, y, strict=True):
+            ax.annotate(
+                name,
+                (right, up),
+                (4, -3),
+                textcoords="offset points",
+                fontsize=7,
+                color=INK,
+            )
     return ax
 
 
@@ -113,7 +120,7 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
 
 def _pair(forecast: Array, trained: Array, names: Names) -> tuple[np.ndarray, np.ndarray]:
     x, y = to_numpy(forecast, "forecast"), to_numpy(trained, "trained")
-    if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+    if x.ndim != 1 or x.shape != y.shape or not np.isfinite((x, y)).all():
         raise ValueError(
             f"forecast has shape {x.shape} and trained {y.shape}; wanted (M,), one finite number for each model, "
             "the sum over its units, report['z'].total_kl."

@@ -112,13 +112,24 @@ def mosaic(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
         >>> mosaic(np.zeros((5, 8, 8, 1)), columns=3, gap=2).shape
         (18, 28, 1)
     """
-    rows = -(-len(images) // columns)
-    padding = (0, rows * columns - len(images)), (0, gap), (0, gap), (0, 0)
-    tiles = np.pad(images, padding, constant_values=1.0)
-
-    in_rows = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
-    whole = in_rows.reshape(rows * tiles.shape[1], -1, tiles.shape[-1])
+    tiles = np.pad(images, [(0, 0), (0, gap), (0, gap), (0, 0)], constant_values=1.0)
+    rows = in_rows(tiles, columns).swapaxes(1, 2)  # (rows, H, columns, W, C)
+    whole = rows.reshape(len(rows) * tiles.shape[1], -1, tiles.shape[-1])
     return whole[: len(whole) - gap, : whole.shape[1] - gap]
+
+
+def in_rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images `(N, H, W, C)` row by row, with shape `(rows, columns, H, W, C)`.
+
+    The last row is filled up with white images.
+
+    Example:
+        >>> in_rows(np.zeros((5, 8, 8, 1)), columns=3).shape
+        (2, 3, 8, 8, 1)
+    """
+    missing = -len(images) % columns
+    full = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], constant_values=1.0)
+    return full.reshape(-1, columns, *images.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -266,14 +277,11 @@ def reconstructions(
     both = np.nan_to_num(to_unit(np.stack((data, model)), value_range), nan=1.0)
 
     columns = max(1, min(columns, len(data)))
-    rows = -(-len(data) // columns)
-    padding = [(0, 0), (0, rows * columns - len(data)), (0, 0), (0, 0), (0, 0)]
-    padded = np.pad(both, padding, constant_values=1.0)  # white
-    pairs = padded.reshape(2, rows, columns, *data.shape[1:]).swapaxes(0, 1)
+    pairs = np.stack([in_rows(part, columns) for part in both], axis=1)
 
     tiles = pairs.reshape(-1, *data.shape[1:])
     drawn = draw_mosaic(tiles, columns, (0.0, 1.0), title, ax)
-    drawn.name_rows(["data", "model"] * rows)
+    drawn.name_rows(["data", "model"] * len(pairs))
     return drawn.ax
 
 

@@ -1,10 +1,7 @@
 """Manifolds of a model with several levels of latents: what each level codes, side by side."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
@@ -13,7 +10,7 @@ from torch.distributions import Distribution, Independent
 from pyro_vaes.plots.images import ImageShape, ValueRange, draw_mosaic
 from pyro_vaes.plots.latent import decoded
 from pyro_vaes.plots.plane import Plane
-from pyro_vaes.plots.style import Array
+from pyro_vaes.plots.style import Array, row_of_axes
 
 LevelDecode = Callable[[Sequence[Tensor]], Array]
 """Latents z_1 .. z_L with shapes `(N, d_l)` to N images in any layout of `image_grid`."""
@@ -79,17 +76,29 @@ def level_manifolds(
         >>> [ax.get_title(loc="left") for ax in axes]
         ['z_1, the bottom', 'z_2, the top']
     """
-    _check(latent_dims, steps, units, rest, axes)
+    if steps < 2:
+        raise ValueError(f"steps={steps}, but a plane needs at least 2 pictures per side.")
+    if not latent_dims or units[0] == units[1] or not all(0 <= u < d for u in units for d in latent_dims):
+        raise ValueError(
+            f"units={units}, but the levels have {list(latent_dims)} units; name two different ones that every level "
+            "has, or draw a level of one unit with traversals."
+        )
+    if rest is not None and [tuple(z.shape) for z in rest] != [(d,) for d in latent_dims]:
+        raise ValueError(
+            f"rest holds tensors of shapes {[tuple(z.shape) for z in rest]}, but the levels of one datum have "
+            f"{[(d,) for d in latent_dims]}. Pick a datum first: [z[0] for z in latents]."
+        )
+
     num_levels = len(latent_dims)
-    if axes is None:
-        size = 3.6 * num_levels, 4.0
-        _, grid = plt.subplots(1, num_levels, figsize=size, layout="constrained", squeeze=False)
-        axes = list(grid[0])
+    panels = row_of_axes(axes, num_levels, 3.6, 4.0)
+    if len(panels) != num_levels:
+        problem = f"axes holds {len(panels)} axes for {num_levels} levels"
+        raise ValueError(f"{problem}; pass one for each.")
 
     known = _distributions(priors, latent_dims)
     places = [_place(prior, level, generator) for level, prior in enumerate(known, start=1)]
     if places:
-        dtype, device = dtype or places[0].loc.dtype, device or places[0].loc.device
+        dtype, device = dtype or places[0].dtype, device or places[0].device
     values = torch.linspace(-span, span, steps, dtype=dtype, device=device)
 
     def draw_all() -> list[Tensor]:
@@ -101,10 +110,10 @@ def level_manifolds(
         zeros = [values.new_zeros(steps**2, dim) for dim in latent_dims]
         return [z.normal_(generator=generator) for z in zeros]
 
-    for level, ax in enumerate(axes):
+    for level, ax in enumerate(panels):
         plane = Plane(values, values)
         if places:
-            loc, scale = (moment.to(values) for moment in places[level])
+            loc, scale = places[level].to(values)
             plane = Plane(*(loc[unit] + scale[unit] * values for unit in units))
 
         z = draw_all()
@@ -114,7 +123,7 @@ def level_manifolds(
         drawn = draw_mosaic(images, steps, value_range, _title(level, num_levels), ax, gap=0)
         form = ".3g" if places else ".2g"
         plane.name_axes(drawn, form, f"unit {units[0]}", f"unit {units[1]}")
-    return list(axes)
+    return list(panels)
 
 
 def _title(level: int, num_levels: int) -> str:
@@ -151,15 +160,15 @@ def _distributions(priors: Sequence[Distribution | nn.Module] | None, latent_dim
     return found
 
 
-class _Place(NamedTuple):
-    """The mean and the standard deviation of each unit of a level, `(d,)` both."""
+def _place(
+    prior: Distribution,
+    level: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The units' means and standard deviations under the prior, with shape `(2, d)`.
 
-    loc: Tensor
-    scale: Tensor
-
-
-def _place(prior: Distribution, level: int, generator: torch.Generator | None) -> _Place:
-    """The moments of the units under the prior; those of draws where it knows none."""
+    Those of draws where the prior knows none.
+    """
     try:
         loc, scale = prior.mean, prior.stddev
     except NotImplementedError:
@@ -171,7 +180,7 @@ def _place(prior: Distribution, level: int, generator: torch.Generator | None) -
             f"The prior of z_{level} has no finite mean and variance by which to place the grid: its means are "
             f"{loc.tolist()} and its standard deviations {scale.tolist()}."
         )
-    return _Place(loc, scale)
+    return torch.stack((loc, scale))
 
 
 def _draw(prior: Distribution, count: int, generator: torch.Generator | None) -> Tensor:
@@ -184,26 +193,3 @@ def _draw(prior: Distribution, count: int, generator: torch.Generator | None) ->
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         return prior.sample(torch.Size([count]))
-
-
-def _check(
-    latent_dims: Sequence[int],
-    steps: int,
-    units: tuple[int, int],
-    rest: Sequence[Tensor] | None,
-    axes: Sequence[Axes] | None,
-) -> None:
-    if steps < 2:
-        raise ValueError(f"steps={steps}, but a plane needs at least 2 pictures per side.")
-    if not latent_dims or units[0] == units[1] or not all(0 <= u < d for u in units for d in latent_dims):
-        raise ValueError(
-            f"units={units}, but the levels have {list(latent_dims)} units; name two different ones that every level "
-            "has, or draw a level of one unit with traversals."
-        )
-    if rest is not None and [tuple(z.shape) for z in rest] != [(d,) for d in latent_dims]:
-        raise ValueError(
-            f"rest holds tensors of shapes {[tuple(z.shape) for z in rest]}, but the levels of one datum have "
-            f"{[(d,) for d in latent_dims]}. Pick a datum first: [z[0] for z in latents]."
-        )
-    if axes is not None and len(np.atleast_1d(np.asarray(axes, dtype=object))) != len(latent_dims):
-        raise ValueError(f"axes holds {len(axes)} axes for {len(latent_dims)} levels; pass one for each.")

@@ -120,7 +120,7 @@ def manifold(
     """
     if steps < 2:
         raise ValueError(f"steps={steps}, but a plane needs at least 2 pictures per side.")
-    places = torch.arange(steps, dtype=dtype or torch.get_default_dtype(), device=device)
+    places = torch.arange(steps, dtype=dtype, device=device)
     values = torch.special.ndtri((places + 0.5) / steps)
     plane = Plane(values, values)
 

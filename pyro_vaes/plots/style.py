@@ -73,8 +73,32 @@ def axes_or_new(ax: Axes | None, width: float = 5.6, height: float = 3.6) -> Axe
     """
     if ax is not None:
         return ax
-    _, new = plt.subplots(figsize=(width, height), layout="constrained")
-    return new
+    return row_of_axes(None, 1, width, height)[0]
+
+
+def row_of_axes(
+    axes: Sequence[Axes] | None,
+    number: int,
+    width: float,
+    height: float,
+) -> np.ndarray:
+    """The axes given as a vector, or those of a new figure that stand in a row.
+
+    Arguments:
+        axes: Axes to draw into, or None.
+        number: How many axes a new figure has.
+        width: Width of each of them, in inches.
+        height: Height of the new figure, in inches.
+
+    Example:
+        >>> row_of_axes(None, 3, 2.0, 2.0).shape
+        (3,)
+    """
+    if axes is not None:
+        return np.asarray(axes, dtype=object).reshape(-1)
+    size = width * number, height
+    _, new = plt.subplots(1, number, figsize=size, layout="constrained", squeeze=False)
+    return new[0]
 
 
 def width_for_bars(number: int, each: float = 0.22) -> float:
@@ -118,10 +142,8 @@ def chart_axes(
         'Loss falls'
     """
     ax = axes_or_new(ax, width, height)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set(color=GREY, linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set(color=GREY, linewidth=0.8)
 
     ax.tick_params(labelsize=8, color=GREY, labelcolor=INK, length=3)
     ax.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.6)
