@@ -1,6 +1,6 @@
 """`python -m pyro_vaes.cli`, the same as the script `pyro-vaes`."""
 
-from pyro_vaes.cli import main
+from . import main
 
 if __name__ == "__main__":
     main()

@@ -10,19 +10,18 @@ import typer
 from typer import Option
 
 from pyro_vaes import __version__, plots
-from pyro_vaes.cli.classes import by_class, chosen_classes
-from pyro_vaes.cli.demo import demo as run_demo
-from pyro_vaes.cli.errors import user_errors
-from pyro_vaes.cli.listing import listing
-from pyro_vaes.cli.measure import EVALUATION, measure
-from pyro_vaes.cli.options import Device, Options, Root, as_values, with_options
-from pyro_vaes.cli.pictures import sample_images, save
-from pyro_vaes.cli.report import write_report
-from pyro_vaes.cli.run_directory import open_run
-from pyro_vaes.cli.training import resume as resume_run
-from pyro_vaes.cli.training import train as train_run
 
-__all__ = ["app", "main"]
+from .classes import by_class, chosen_classes
+from .demo import demo as run_demo
+from .errors import user_errors
+from .listing import listing
+from .measure import EVALUATION, measure
+from .options import Device, Options, Root, as_values, with_options
+from .pictures import sample_images, save
+from .report import write_report
+from .run_directory import open_run
+from .training import resume as resume_run
+from .training import train as train_run
 
 app = typer.Typer(
     help="Train, measure and look at variational auto-encoders written as Pyro programs.",

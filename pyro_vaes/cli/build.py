@@ -3,20 +3,19 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from pyro_vaes.cli.names import (
+from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit, load_data
+from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
+from pyro_vaes.nn import Chain, Labelled, Likelihood, Networks, OneHot
+from pyro_vaes.programs import Program, preserve_rng
+
+from .names import (
     GUIDES,
     LIKELIHOODS,
     NETWORKS,
     GuideEntry,
     suitable_likelihood,
 )
-from pyro_vaes.cli.options import Options
-from pyro_vaes.data import NAMES, Binarize, ImageData, Step, ToUnit, load_data
-from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
-from pyro_vaes.nn import Chain, Labelled, Likelihood, Networks, OneHot
-from pyro_vaes.programs import Program, preserve_rng
-
-__all__ = ["Model", "build_pair", "data_path", "load_run_data", "num_classes"]
+from .options import Options
 
 Model = VAE | ConditionalVAE | HierarchicalVAE
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vaes.cli.names import suggest
-from pyro_vaes.cli.run_directory import Run
-
-__all__ = ["Layout", "by_class", "chosen_classes"]
+from .names import suggest
+from .run_directory import Run
 
 MOST_IN_TITLE = 12
 

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import torch
 
-from pyro_vaes.cli.measure import EVALUATION, Measured, measure
-from pyro_vaes.cli.options import Options
-from pyro_vaes.cli.report import write_report
-from pyro_vaes.cli.run_files import CHECKPOINT, HISTORY, RUN
-from pyro_vaes.cli.training import train
-
-__all__ = ["DEMO", "demo"]
+from .measure import EVALUATION, Measured, measure
+from .options import Options
+from .report import write_report
+from .run_files import CHECKPOINT, HISTORY, RUN
+from .training import train
 
 DEMO = Options(
     likelihood="poisson",

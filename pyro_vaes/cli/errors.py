@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import typer
 
-from pyro_vaes.cli.options import flag
 from pyro_vaes.errors import Cure, message_and_cures, with_cures
 from pyro_vaes.infer import NonFiniteError
 
-__all__ = ["in_options", "user_errors"]
+from .options import flag
 
 logger = logging.getLogger(__name__)
 

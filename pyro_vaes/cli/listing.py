@@ -1,9 +1,8 @@
 """`list`: every name that the command line knows, and which data sets are here."""
 
-from pyro_vaes.cli.names import TABLES
 from pyro_vaes.data import data_set_states
 
-__all__ = ["listing"]
+from .names import TABLES
 
 
 def listing(root: str | None = None) -> str:

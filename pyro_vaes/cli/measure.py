@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vaes.cli.names import LIKELIHOODS
-from pyro_vaes.cli.pictures import held_out
-from pyro_vaes.cli.run_directory import Run, write_json
 from pyro_vaes.data import Split
 from pyro_vaes.diagnostics import CollapseReport, LogLikelihood, collapse_report, log_likelihood
 
-__all__ = ["EVALUATION", "Measured", "measure"]
+from .names import LIKELIHOODS
+from .pictures import held_out
+from .run_directory import Run, write_json
 
 EVALUATION = "evaluation.json"
 

@@ -46,19 +46,6 @@ from pyro_vaes.nn import (
 )
 from pyro_vaes.programs import Program
 
-__all__ = [
-    "BOUNDS",
-    "GUIDES",
-    "LIKELIHOODS",
-    "MODELS",
-    "NETWORKS",
-    "TABLES",
-    "GuideEntry",
-    "choose",
-    "suggest",
-    "suitable_likelihood",
-]
-
 T = TypeVar("T")
 MOST_LEVELS = 2**16
 """More levels of pixels in [0, 1] are not told apart in single precision."""

@@ -11,11 +11,10 @@ import typer
 from pyro.infer import ELBO
 from typer import Option
 
-from pyro_vaes.cli.names import BOUNDS, NETWORKS, TABLES, choose, suitable_likelihood
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import OnNaN, facts_of
 
-__all__ = ["Device", "Options", "Root", "as_values", "flag", "whole_numbers", "with_options"]
+from .names import BOUNDS, NETWORKS, TABLES, choose, suitable_likelihood
 
 REPLACEABLE = ("epochs", "root", "device", "on_nan")
 """What may differ when a run is resumed: how long, where, and what about NaN; the rest defines the run."""

@@ -12,12 +12,11 @@ from torch import Tensor
 from xarray import DataTree
 
 from pyro_vaes import plots
-from pyro_vaes.cli.run_directory import Run
 from pyro_vaes.data import ImageData, Split
 from pyro_vaes.diagnostics import CollapseReport, LogLikelihood, posterior_means, reconstruct
 from pyro_vaes.programs import Pair
 
-__all__ = ["criticism_pictures", "held_out", "latent_pictures", "save", "sample_images", "training_pictures"]
+from .run_directory import Run
 
 Pictures = Iterable[tuple[str, Axes]]
 """Names and axes, drawn one after the other."""

@@ -10,17 +10,16 @@ import torch
 from pandas import DataFrame
 from xarray import DataTree
 
-from pyro_vaes.cli.measure import Measured
-from pyro_vaes.cli.pictures import (
+from pyro_vaes.diagnostics import summary, to_datatree
+
+from .measure import Measured
+from .pictures import (
     criticism_pictures,
     latent_pictures,
     save,
     training_pictures,
 )
-from pyro_vaes.cli.run_directory import Run
-from pyro_vaes.diagnostics import summary, to_datatree
-
-__all__ = ["POSTERIOR", "REPORT", "write_report"]
+from .run_directory import Run
 
 REPORT, POSTERIOR = "report.html", "posterior.nc"
 ROWS = 60

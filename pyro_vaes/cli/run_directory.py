@@ -14,23 +14,13 @@ from typing import Any
 import torch
 
 from pyro_vaes import __version__
-from pyro_vaes.cli.build import Model, build_pair, load_run_data, num_classes
-from pyro_vaes.cli.options import Options
-from pyro_vaes.cli.run_files import CHECKPOINT, RUN
 from pyro_vaes.data import ImageData
 from pyro_vaes.infer import History, load_weights
 from pyro_vaes.programs import Pair, Program
 
-__all__ = [
-    "Run",
-    "as_device",
-    "describe",
-    "open_run",
-    "read_options",
-    "reopen",
-    "versions",
-    "write_json",
-]
+from .build import Model, build_pair, load_run_data, num_classes
+from .options import Options
+from .run_files import CHECKPOINT, RUN
 
 FORMAT = 1
 

@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["CHECKPOINT", "HISTORY", "RUN", "files_of_run", "new_run"]
-
 RUN, CHECKPOINT, HISTORY = "run.json", "checkpoint", "history.json"
 FILES = (
     RUN,

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from pyro_vaes.cli.build import build_pair, data_path, load_run_data
-from pyro_vaes.cli.options import REPLACEABLE, Options
-from pyro_vaes.cli.pictures import save, training_pictures
-from pyro_vaes.cli.run_directory import (
+from pyro_vaes.data import ImageData
+from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, KLWarmup, fit
+
+from .build import build_pair, data_path, load_run_data
+from .options import REPLACEABLE, Options
+from .pictures import save, training_pictures
+from .run_directory import (
     Run,
     as_device,
     describe,
@@ -19,11 +22,7 @@ from pyro_vaes.cli.run_directory import (
     reopen,
     write_json,
 )
-from pyro_vaes.cli.run_files import CHECKPOINT, HISTORY, RUN, new_run
-from pyro_vaes.data import ImageData
-from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, KLWarmup, fit
-
-__all__ = ["resume", "train"]
+from .run_files import CHECKPOINT, HISTORY, RUN, new_run
 
 
 def train(options: Options, directory: Path, *, overwrite: bool = False, progress: bool = True) -> Run:

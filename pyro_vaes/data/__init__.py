@@ -1,15 +1,15 @@
 """Data sets of images as tensors in memory: loading, splitting, preprocessing."""
 
-from pyro_vaes.data.arrays import from_tensors
-from pyro_vaes.data.availability import DataSetState, data_set_states
-from pyro_vaes.data.completion import assemble, complete
-from pyro_vaes.data.files import Library
-from pyro_vaes.data.image_data import ImageData
-from pyro_vaes.data.load import NAMES, load_data
-from pyro_vaes.data.partition import Partition
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.split import Split
-from pyro_vaes.data.steps import (
+from .arrays import from_tensors
+from .availability import DataSetState, data_set_states
+from .completion import assemble, complete
+from .files import Library
+from .image_data import ImageData
+from .load import NAMES, load_data
+from .partition import Partition
+from .provenance import Provenance
+from .split import Split
+from .steps import (
     Binarize,
     Dequantize,
     Grey,

@@ -8,13 +8,12 @@ import numpy as np
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from pyro_vaes.data.files import sha256
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.raw import PART_NAMES, Part, RawImages
-from pyro_vaes.data.types import ImageShape, ValueRange
 from pyro_vaes.errors import Cure, UsageError
 
-__all__ = ["SUFFIXES", "read_array_file", "read_arrays"]
+from .files import sha256
+from .provenance import Provenance
+from .raw import PART_NAMES, Part, RawImages
+from .types import ImageShape, ValueRange
 
 SUFFIXES = (".npz", ".npy", ".mat")
 

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from pyro_vaes.data.image_data import ImageData
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.raw import Part, RawImages, build
-from pyro_vaes.data.steps.base import Step
-from pyro_vaes.data.types import ImageShape, SplitSizes, ValueRange
-
-__all__ = ["from_tensors"]
+from .image_data import ImageData
+from .provenance import Provenance
+from .raw import Part, RawImages, build
+from .steps.base import Step
+from .types import ImageShape, SplitSizes, ValueRange
 
 _Array = Tensor | np.ndarray
 _Labels = _Array | Sequence[int]

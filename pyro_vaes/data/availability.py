@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pyro_vaes.data.files import Library
-from pyro_vaes.data.load import Reader, readers
-
-__all__ = ["DataSetState", "data_set_states"]
+from .files import Library
+from .load import Reader, readers
 
 
 @dataclass(frozen=True)

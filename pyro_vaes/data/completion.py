@@ -5,9 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.types import ImageShape
-
-__all__ = ["assemble", "complete"]
+from .types import ImageShape
 
 _QUARTERS = ("top_left", "top_right", "bottom_right", "bottom_left")
 _HALVES = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.types import ImageShape
 from pyro_vaes.errors import Cure, UsageError
 
-__all__ = ["as_images", "as_labels"]
+from .types import ImageShape
 
 
 def as_images(array: Tensor | np.ndarray, name: str, image_shape: ImageShape | None = None) -> Tensor:

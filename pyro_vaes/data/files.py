@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from pyro_vaes.errors import Cure, MissingFileError, UnwritableError, UsageError
 
-__all__ = ["SHA256", "Library", "sha256"]
-
 _T = TypeVar("_T")
 _START_WITH_DIGITS = Cure("data", "digits", words="start with load_data('digits')", detail=", which needs no file")
 

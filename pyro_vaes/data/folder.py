@@ -10,13 +10,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.raw import PART_NAMES, Part, RawImages
-from pyro_vaes.data.steps.geometry import Resize
-from pyro_vaes.data.types import Size
 from pyro_vaes.errors import Cure, UsageError
 
-__all__ = ["IMAGE_SUFFIXES", "read_folder", "read_pictures"]
+from .provenance import Provenance
+from .raw import PART_NAMES, Part, RawImages
+from .steps.geometry import Resize
+from .types import Size
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.partition import Partition
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.split import Split
-from pyro_vaes.data.steps.base import PixelInfo, Step, as_steps, fit_steps
-from pyro_vaes.data.types import ImageShape, ValueRange
 from pyro_vaes.errors import Cure, UsageError
 
-__all__ = ["ImageData"]
+from .partition import Partition
+from .provenance import Provenance
+from .split import Split
+from .steps.base import PixelInfo, Step, as_steps, fit_steps
+from .types import ImageShape, ValueRange
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pyro_vaes.data import published
-from pyro_vaes.data import torchvision_sets as public
-from pyro_vaes.data.array_files import SUFFIXES, read_array_file
-from pyro_vaes.data.files import Library
-from pyro_vaes.data.folder import read_folder
-from pyro_vaes.data.image_data import ImageData
-from pyro_vaes.data.raw import RawImages, build
-from pyro_vaes.data.steps.base import Step, as_steps
-from pyro_vaes.data.types import ImageShape, Size, SplitSizes, ValueRange
 from pyro_vaes.errors import Cure, UsageError, leave_out
 
-__all__ = ["NAMES", "load_data"]
+from . import published
+from . import torchvision_sets as public
+from .array_files import SUFFIXES, read_array_file
+from .files import Library
+from .folder import read_folder
+from .image_data import ImageData
+from .raw import RawImages, build
+from .steps.base import Step, as_steps
+from .types import ImageShape, Size, SplitSizes, ValueRange
 
 Reader = Callable[[Library], RawImages]
 

@@ -4,8 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["fixed_uniform"]
-
 # Multipliers of "lowbias32" (Wellons, 2018, https://nullprogram.com/blog/2018/07/31/) as signed 32-bit
 # numbers.
 _MULTIPLIER_1 = 0x7FEB352D

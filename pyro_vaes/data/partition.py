@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["PARTS", "Partition", "partition"]
-
 PARTS = ("train", "valid", "test")
 
 

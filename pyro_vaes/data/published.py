@@ -5,24 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_vaes.data.array_files import read_arrays
-from pyro_vaes.data.files import SHA256, Library
-from pyro_vaes.data.partition import PARTS
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.raw import Part, RawImages
-from pyro_vaes.data.types import ValueRange
-
-__all__ = [
-    "read_att_faces",
-    "read_binarized_mnist",
-    "read_caltech101_silhouettes",
-    "read_cifar10_subset",
-    "read_frey_faces",
-    "read_lfw64",
-    "read_omniglot28",
-    "read_omniglot_bits",
-    "read_svhn_subset",
-]
+from .array_files import read_arrays
+from .files import SHA256, Library
+from .partition import PARTS
+from .provenance import Provenance
+from .raw import Part, RawImages
+from .types import ValueRange
 
 OMNIGLOT_BITS = "Omniglot/omniglot_105x105_bits.npz"
 OMNIGLOT_28 = "Omniglot/omniglot_28x28.npz"

@@ -8,17 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.convert import as_images, as_labels
-from pyro_vaes.data.image_data import ImageData
-from pyro_vaes.data.partition import PARTS, Partition, partition
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.split import Split
-from pyro_vaes.data.steps.base import CHUNK, PixelInfo, Step, as_steps, fit_steps
-from pyro_vaes.data.steps.geometry import Grey, Resize
-from pyro_vaes.data.steps.scale import ToUnit
-from pyro_vaes.data.types import ImageShape, Size, SplitSizes, ValueRange
-
-__all__ = ["PART_NAMES", "Part", "RawImages", "build"]
+from .convert import as_images, as_labels
+from .image_data import ImageData
+from .partition import PARTS, Partition, partition
+from .provenance import Provenance
+from .split import Split
+from .steps.base import CHUNK, PixelInfo, Step, as_steps, fit_steps
+from .steps.geometry import Grey, Resize
+from .steps.scale import ToUnit
+from .types import ImageShape, Size, SplitSizes, ValueRange
 
 PART_NAMES = {"train": "train", "val": "valid", "valid": "valid", "test": "test"}
 """What users call the parts; of two names for one part the last one counts."""

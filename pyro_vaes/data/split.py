@@ -8,11 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.completion import complete
-from pyro_vaes.data.steps.base import CHUNK, Step, apply_steps, floating
-from pyro_vaes.data.types import ImageShape
-
-__all__ = ["Split"]
+from .completion import complete
+from .steps.base import CHUNK, Step, apply_steps, floating
+from .types import ImageShape
 
 
 @dataclass(frozen=True, eq=False, repr=False)

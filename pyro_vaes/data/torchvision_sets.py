@@ -6,25 +6,14 @@ import numpy as np
 import sklearn.datasets
 import torchvision.datasets
 
-from pyro_vaes.data.files import SHA256, Library
-from pyro_vaes.data.folder import read_pictures
-from pyro_vaes.data.provenance import Provenance
-from pyro_vaes.data.published import OMNIGLOT_BITS, read_omniglot_bits
-from pyro_vaes.data.raw import Part, RawImages
-from pyro_vaes.data.types import Size
 from pyro_vaes.errors import Cure, UsageError
 
-__all__ = [
-    "read_celeba",
-    "read_cifar10",
-    "read_digits",
-    "read_fashion_mnist",
-    "read_lfw",
-    "read_mnist",
-    "read_omniglot",
-    "read_svhn",
-]
-
+from .files import SHA256, Library
+from .folder import read_pictures
+from .provenance import Provenance
+from .published import OMNIGLOT_BITS, read_omniglot_bits
+from .raw import Part, RawImages
+from .types import Size
 
 _DIGITS = tuple("0123456789")
 

@@ -1,42 +1,42 @@
 """What is learnt from a fitted pair: likelihoods, gaps, calibration, replicates, ArviZ groups, codes, collapse."""
 
-from pyro_vaes.diagnostics.collapse.chi_square import chi_square_collapse_curve, chi_square_collapse_probability
-from pyro_vaes.diagnostics.collapse.collapse import collapse_report
-from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse
-from pyro_vaes.diagnostics.collapse.forecast import forecast_collapse
-from pyro_vaes.diagnostics.collapse.forecast_tables import CollapseForecast, ForecastComparison
-from pyro_vaes.diagnostics.handlers import take_means
-from pyro_vaes.diagnostics.importance_weights import pareto_khat
-from pyro_vaes.diagnostics.likelihood.ais import AnnealedLikelihood, ais
-from pyro_vaes.diagnostics.likelihood.bdmc import Sandwich, bdmc
-from pyro_vaes.diagnostics.likelihood.code_length import CodeLength, code_length
-from pyro_vaes.diagnostics.likelihood.gap import InferenceGap, inference_gap
-from pyro_vaes.diagnostics.likelihood.likelihood import LogLikelihood, log_likelihood, log_weights
-from pyro_vaes.diagnostics.posterior.aggregate import aggregate_report
-from pyro_vaes.diagnostics.posterior.aggregate_draws import draw_from_aggregate
-from pyro_vaes.diagnostics.posterior.aggregate_tables import AggregateReport, KLDecomposition, kl_decomposition
-from pyro_vaes.diagnostics.posterior.calibration import Calibration, calibration
-from pyro_vaes.diagnostics.posterior.datatree import summary, to_datatree, to_inference_data
-from pyro_vaes.diagnostics.posterior.posterior_means import posterior_means
-from pyro_vaes.diagnostics.posterior.predictive import posterior_predictive, prior_predictive, reconstruct
-from pyro_vaes.diagnostics.posterior.sharpness import (
+from .collapse.chi_square import chi_square_collapse_curve, chi_square_collapse_probability
+from .collapse.collapse import collapse_report
+from .collapse.collapse_tables import CollapseReport, SiteCollapse
+from .collapse.forecast import forecast_collapse
+from .collapse.forecast_tables import CollapseForecast, ForecastComparison
+from .handlers import take_means
+from .importance_weights import pareto_khat
+from .likelihood.ais import AnnealedLikelihood, ais
+from .likelihood.bdmc import Sandwich, bdmc
+from .likelihood.code_length import CodeLength, code_length
+from .likelihood.gap import InferenceGap, inference_gap
+from .likelihood.likelihood import LogLikelihood, log_likelihood, log_weights
+from .posterior.aggregate import aggregate_report
+from .posterior.aggregate_draws import draw_from_aggregate
+from .posterior.aggregate_tables import AggregateReport, KLDecomposition, kl_decomposition
+from .posterior.calibration import Calibration, calibration
+from .posterior.datatree import summary, to_datatree, to_inference_data
+from .posterior.posterior_means import posterior_means
+from .posterior.predictive import posterior_predictive, prior_predictive, reconstruct
+from .posterior.sharpness import (
     ReconstructionReport,
     high_frequency_ratio,
     reconstruction_report,
 )
-from pyro_vaes.diagnostics.representation.clustering import (
+from .representation.clustering import (
     ClusteringReport,
     ClusteringScores,
     clustering_report,
     clustering_scores,
 )
-from pyro_vaes.diagnostics.representation.image_distance import (
+from .representation.image_distance import (
     classifier_features,
     frechet_distance,
     inception_distance,
     kernel_distance,
 )
-from pyro_vaes.diagnostics.representation.representation import (
+from .representation.representation import (
     RepresentationReport,
     knn_accuracy,
     representation_report,

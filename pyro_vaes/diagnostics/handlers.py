@@ -7,8 +7,6 @@ from torch import Tensor
 
 from pyro_vaes.programs import is_latent
 
-__all__ = ["take_means"]
-
 
 class take_means(Messenger):
     """Let latent sites take the means of their distributions instead of draws.

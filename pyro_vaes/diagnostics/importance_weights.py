@@ -7,8 +7,6 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-__all__ = ["Average", "average_weights", "pareto_khat"]
-
 
 class Average(NamedTuple):
     """The average of K weights for each of B data, tensors ``(B,)``.

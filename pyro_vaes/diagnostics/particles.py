@@ -13,7 +13,6 @@ from pyro.distributions import Delta
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vaes.diagnostics.sites import Args, aligned, expanded, observed_mean, scored, stacked
 from pyro_vaes.infer import SourceBatches, as_batches, check
 from pyro_vaes.programs import (
     VALUED,
@@ -33,7 +32,7 @@ from pyro_vaes.programs import (
     was_observed,
 )
 
-__all__ = ["Draws", "Particles", "values_of"]
+from .sites import Args, aligned, expanded, observed_mean, scored, stacked
 
 logger = logging.getLogger(__name__)
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # of programs on rows that do not suit them

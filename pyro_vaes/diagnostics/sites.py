@@ -9,17 +9,6 @@ from torch import Tensor
 from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.programs import DataPlate, Sites, plates
 
-__all__ = [
-    "Args",
-    "aligned",
-    "expanded",
-    "holds",
-    "mean_or_draw",
-    "observed_mean",
-    "scored",
-    "stacked",
-]
-
 Args = tuple[object, ...]
 
 

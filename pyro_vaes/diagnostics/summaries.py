@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVE_VARIANCE", "mean_and_error", "require_positive", "standard_error"]
-
 ACTIVE_VARIANCE = 0.01
 """Variance of a unit's posterior mean from which on Burda et al. call the unit active."""
 

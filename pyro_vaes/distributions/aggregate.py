@@ -20,9 +20,7 @@ from torch import Tensor
 from torch.distributions import Independent, constraints
 from torch.distributions.kl import register_kl
 
-from pyro_vaes.distributions.vector_distribution import VectorDistribution, base_normal
-
-__all__ = ["AggregateGaussian", "MixturePosterior", "Moment"]
+from .vector_distribution import VectorDistribution, base_normal
 
 Moment = Literal["means", "mixture"]
 MAX_ELEMENTS = 2**22  # of a tensor of draws, posteriors and units

@@ -7,9 +7,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vaes.distributions.vector_distribution import expand_attributes
-
-__all__ = ["Autoregressive"]
+from .vector_distribution import expand_attributes
 
 Conditionals = Callable[[Tensor, Tensor], TorchDistribution]
 Walk = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, TorchDistribution]]]

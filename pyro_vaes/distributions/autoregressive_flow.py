@@ -21,9 +21,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vaes.distributions.vector_distribution import VectorDistribution
-
-__all__ = ["AutoregressiveFlow"]
+from .vector_distribution import VectorDistribution
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 

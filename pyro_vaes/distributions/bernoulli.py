@@ -5,8 +5,6 @@ from torch import Tensor
 
 from pyro_vaes.ops import log_bernoulli
 
-__all__ = ["Bernoulli"]
-
 
 class Bernoulli(dist.Bernoulli):
     r"""Bits with given log-odds.

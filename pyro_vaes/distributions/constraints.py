@@ -3,8 +3,6 @@
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-__all__ = ["grid"]
-
 
 class grid(Constraint):  # lower case, as torch's own constraints are
     """The values {0, 1/(L-1), 2/(L-1), ..., 1}: pixels with L levels, scaled to [0, 1].

@@ -7,8 +7,6 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions.kl import register_kl
 
-__all__ = ["ContinuousBernoulli"]
-
 # log(sinh a / a) = a^2/6 - a^4/180 + ...; the first term omitted below NEAR_ZERO is 1e-15 (variance: 1e-12)
 SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250)
 NEAR_ZERO = 0.3

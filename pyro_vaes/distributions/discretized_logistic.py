@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_vaes.distributions.constraints import grid
-from pyro_vaes.distributions.vector_distribution import expand_attributes
-
-__all__ = ["DiscretizedLogisticMixture"]
+from .constraints import grid
+from .vector_distribution import expand_attributes
 
 
 class DiscretizedLogisticMixture(TorchDistribution):

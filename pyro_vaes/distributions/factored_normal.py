@@ -6,9 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_vaes.distributions.vector_distribution import VectorDistribution
-
-__all__ = ["FactoredNormal"]
+from .vector_distribution import VectorDistribution
 
 
 class FactoredNormal(VectorDistribution, abc.ABC):

@@ -3,8 +3,6 @@
 from pyro import distributions as dist
 from torch import Tensor
 
-__all__ = ["IntegerCategorical"]
-
 
 class IntegerCategorical(dist.Categorical):
     r"""A categorical over the integers 0, ..., K-1, with the moments that torch's leaves at nan.

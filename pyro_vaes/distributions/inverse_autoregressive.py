@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.nn.functional import logsigmoid
 
-__all__ = ["InverseAutoregressive"]
-
 
 @dataclass(frozen=True)
 class _Pass:

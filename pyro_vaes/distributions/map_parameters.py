@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
-from pyro_vaes.distributions.recursive_mixture import RecursiveMixture
-
-__all__ = ["event_elements", "has_transforms", "map_parameters"]
+from .recursive_mixture import RecursiveMixture
 
 D = TypeVar("D", bound=Distribution)
 SAME_AS = {"logits": {"probs"}, "scale_tril": {"covariance_matrix", "precision_matrix"}}  # other ways to say it

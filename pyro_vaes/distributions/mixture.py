@@ -8,8 +8,6 @@ from pyro.distributions import MixtureSameFamily
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["Mixture"]
-
 
 class Mixture(MixtureSameFamily):
     """:class:`~pyro.distributions.MixtureSameFamily` on the support of its components, with its joint density.

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.distributions import Independent, constraints
 from torch.distributions.kl import register_kl
 
-from pyro_vaes.distributions.factored_normal import FactoredNormal
-from pyro_vaes.distributions.vector_distribution import base_normal
-
-__all__ = ["PrecisionNormal"]
+from .factored_normal import FactoredNormal
+from .vector_distribution import base_normal
 
 
 class PrecisionNormal(FactoredNormal):

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_vaes.distributions.vector_distribution import expand_attributes
 from pyro_vaes.errors import UsageError, use_bound
 
-__all__ = ["RecursiveMixture", "log_weights"]
+from .vector_distribution import expand_attributes
 
 
 def log_weights(eps_logits: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints
 
-__all__ = ["VectorDistribution", "base_normal", "expand_attributes"]
-
 D = TypeVar("D", bound=TorchDistribution)
 
 

@@ -1,14 +1,14 @@
 """Recognition programs q for any Pyro program with continuous latents in a data plate."""
 
-from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
-from pyro_vaes.guides.flows import AmortizedHouseholder, AmortizedIAF
-from pyro_vaes.guides.given import batch_rows
-from pyro_vaes.guides.laplace.fisher import register_fisher
-from pyro_vaes.guides.laplace.guide import AmortizedLaplace
-from pyro_vaes.guides.laplace.schedules import decaying, geometric
-from pyro_vaes.guides.latents import Latents, LatentSite, find_latents
-from pyro_vaes.guides.mixture import AmortizedMixture
-from pyro_vaes.guides.semi_amortized import SemiAmortized
+from .amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
+from .flows import AmortizedHouseholder, AmortizedIAF
+from .given import batch_rows
+from .laplace.fisher import register_fisher
+from .laplace.guide import AmortizedLaplace
+from .laplace.schedules import decaying, geometric
+from .latents import Latents, LatentSite, find_latents
+from .mixture import AmortizedMixture
+from .semi_amortized import SemiAmortized
 
 __all__ = [
     "AmortizedGuide",

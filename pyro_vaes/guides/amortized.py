@@ -20,13 +20,12 @@ import pyro
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vaes.guides.given import Args, Given, batch_rows
-from pyro_vaes.guides.latents import Latents, find_latents
-from pyro_vaes.guides.plate_shapes import move_behind_plate
 from pyro_vaes.nn import ProgramModule, as_posterior
 from pyro_vaes.programs import Findings, Program, bind_keywords, required_arguments
 
-__all__ = ["AmortizedGuide", "AmortizedMultivariateNormal", "AmortizedNormal"]
+from .given import Args, Given, batch_rows
+from .latents import Latents, find_latents
+from .plate_shapes import move_behind_plate
 
 
 class AmortizedGuide(ProgramModule):

@@ -15,9 +15,8 @@ References:
 from pyro.distributions import TorchDistribution, TransformedDistribution
 
 from pyro_vaes.distributions import HouseholderNormal, InverseAutoregressive
-from pyro_vaes.guides.amortized import AmortizedGuide
 
-__all__ = ["AmortizedHouseholder", "AmortizedIAF"]
+from .amortized import AmortizedGuide
 
 
 class AmortizedHouseholder(AmortizedGuide):

@@ -8,8 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Args", "Given", "batch_rows", "differentiable"]
-
 Args = tuple[object, ...]
 Output = TypeVar("Output")
 

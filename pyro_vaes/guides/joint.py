@@ -16,11 +16,10 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
-from pyro_vaes.guides.given import Given
-from pyro_vaes.guides.latents import Latents, LatentSite
 from pyro_vaes.programs import DENSITIES, Program, ambient_scale, plates, run, sites
 
-__all__ = ["Joint", "JointSite", "refuse_dependence"]
+from .given import Given
+from .latents import Latents, LatentSite
 
 
 @dataclass(frozen=True)

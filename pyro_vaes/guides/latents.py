@@ -20,7 +20,6 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform
 
-from pyro_vaes.guides.given import Given, differentiable
 from pyro_vaes.programs import (
     DRAWN,
     Plate,
@@ -31,7 +30,7 @@ from pyro_vaes.programs import (
     sites,
 )
 
-__all__ = ["LatentSite", "Latents", "find_latents"]
+from .given import Given, differentiable
 
 
 @dataclass(frozen=True)

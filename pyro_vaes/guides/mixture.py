@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import RecursiveMixture
-from pyro_vaes.guides.amortized import AmortizedGuide, output_of
-from pyro_vaes.guides.given import Given
 from pyro_vaes.nn import as_posterior
 from pyro_vaes.programs import Program
 
-__all__ = ["AmortizedMixture"]
+from .amortized import AmortizedGuide, output_of
+from .given import Given
 
 MAX_LOGIT = 10.0  # a weight beyond sigmoid(10) would no longer learn, nor would its component
 

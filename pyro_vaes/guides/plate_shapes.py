@@ -13,8 +13,6 @@ from pyro_vaes.distributions import (
     map_parameters,
 )
 
-__all__ = ["move_behind_plate"]
-
 
 def move_behind_plate(q: TorchDistribution, inner: tuple[int, ...]) -> TorchDistribution:
     """The rows' posteriors, batch shape ``(B,)``, with the batch shape ``(B, *inner)``; others stay as they are.

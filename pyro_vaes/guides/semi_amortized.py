@@ -19,13 +19,12 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
-from pyro_vaes.guides.amortized import AmortizedGuide, AmortizedNormal
-from pyro_vaes.guides.given import Given, differentiable
-from pyro_vaes.guides.joint import Joint
-from pyro_vaes.guides.latents import Latents
 from pyro_vaes.programs import is_dry_run
 
-__all__ = ["SemiAmortized"]
+from .amortized import AmortizedGuide, AmortizedNormal
+from .given import Given, differentiable
+from .joint import Joint
+from .latents import Latents
 
 Noise = Callable[[Tensor], Tensor]
 

@@ -1,7 +1,9 @@
 """Bounds, effect handlers and the training loop."""
 
-from pyro_vaes.infer.adversarial import Adversarial_ELBO
-from pyro_vaes.infer.batches.batches import (
+from pyro_vaes.programs import local_parameters
+
+from .adversarial import Adversarial_ELBO
+from .batches.batches import (
     Batches,
     SourceBatches,
     as_batches,
@@ -9,35 +11,35 @@ from pyro_vaes.infer.batches.batches import (
     first_batch,
     train_and_valid,
 )
-from pyro_vaes.infer.bounds.aggregate_posterior import (
+from .bounds.aggregate_posterior import (
     AggregatePosterior_ELBO,
     AggregateTerms,
 )
-from pyro_vaes.infer.bounds.bound import Bound
-from pyro_vaes.infer.bounds.doubly_reparameterized import DReG_ELBO
-from pyro_vaes.infer.bounds.facts import BoundFacts, facts_of
-from pyro_vaes.infer.bounds.free_bits import FreeBits_ELBO
-from pyro_vaes.infer.bounds.importance_weighted import ImportanceWeighted_ELBO
-from pyro_vaes.infer.bounds.mmd import MMD_ELBO
-from pyro_vaes.infer.bounds.mutual_posterior import (
+from .bounds.bound import Bound
+from .bounds.doubly_reparameterized import DReG_ELBO
+from .bounds.facts import BoundFacts, facts_of
+from .bounds.free_bits import FreeBits_ELBO
+from .bounds.importance_weighted import ImportanceWeighted_ELBO
+from .bounds.mmd import MMD_ELBO
+from .bounds.mutual_posterior import (
     Diverse,
     MutualPosterior_ELBO,
     PosteriorPairs,
 )
-from pyro_vaes.infer.bounds.recursive_mixture import RecursiveMixture_ELBO
-from pyro_vaes.infer.bounds.standardised import (
+from .bounds.recursive_mixture import RecursiveMixture_ELBO
+from .bounds.standardised import (
     NormalSite,
     Standardised,
     find_normal_sites,
 )
-from pyro_vaes.infer.bounds.sticking_the_landing import StickingTheLanding_ELBO
-from pyro_vaes.infer.bounds.stratified_mixture import StratifiedMixture_ELBO
-from pyro_vaes.infer.callback import Callback, Run
-from pyro_vaes.infer.checks.check import CheckReport, check
-from pyro_vaes.infer.checks.problems import Problem
-from pyro_vaes.infer.handlers import scale_latents
-from pyro_vaes.infer.history import History
-from pyro_vaes.infer.training.callbacks import (
+from .bounds.sticking_the_landing import StickingTheLanding_ELBO
+from .bounds.stratified_mixture import StratifiedMixture_ELBO
+from .callback import Callback, Run
+from .checks.check import CheckReport, check
+from .checks.problems import Problem
+from .handlers import scale_latents
+from .history import History
+from .training.callbacks import (
     ClipGradNorm,
     EarlyStopping,
     KLWarmup,
@@ -45,18 +47,17 @@ from pyro_vaes.infer.training.callbacks import (
     SoftFreeBits,
     TensorBoard,
 )
-from pyro_vaes.infer.training.checkpoint import (
+from .training.checkpoint import (
     is_saved,
     load_weights,
     read_checkpoint,
     save_weights,
 )
-from pyro_vaes.infer.training.evaluation import evaluate
-from pyro_vaes.infer.training.fit import fit
-from pyro_vaes.infer.training.nonfinite import NonFiniteError, OnNaN
-from pyro_vaes.infer.training.progressive import ProgressiveRungs
-from pyro_vaes.infer.training.weight_average import WeightAverage
-from pyro_vaes.programs import local_parameters
+from .training.evaluation import evaluate
+from .training.fit import fit
+from .training.nonfinite import NonFiniteError, OnNaN
+from .training.progressive import ProgressiveRungs
+from .training.weight_average import WeightAverage
 
 __all__ = [
     "Adversarial_ELBO",

@@ -31,18 +31,6 @@ from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
-from pyro_vaes.infer.bounds.facts import facts_of, layers
-from pyro_vaes.infer.bounds.global_batch import is_shared
-from pyro_vaes.infer.bounds.observations import ObservationRecorder, observation_mean
-from pyro_vaes.infer.bounds.recorded import Recorded
-from pyro_vaes.infer.callback import Callback, Run, State
-from pyro_vaes.infer.optimizers import (
-    MakeOptimizer,
-    halve_learning_rate,
-    make_optimizer,
-    step_if_finite,
-)
 from pyro_vaes.programs import (
     DRAWN,
     DataPlate,
@@ -53,7 +41,18 @@ from pyro_vaes.programs import (
     modes,
 )
 
-__all__ = ["Adversarial_ELBO"]
+from .bounds.bound import Args, Bound, found_once
+from .bounds.facts import facts_of, layers
+from .bounds.global_batch import is_shared
+from .bounds.observations import ObservationRecorder, observation_mean
+from .bounds.recorded import Recorded
+from .callback import Callback, Run, State
+from .optimizers import (
+    MakeOptimizer,
+    halve_learning_rate,
+    make_optimizer,
+    step_if_finite,
+)
 
 T = TypeVar("T")
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vaes.infer.history import History
 from pyro_vaes.programs import Pair
 
-__all__ = ["Callback", "Handler", "Run", "State"]
+from .history import History
 
 Handler = AbstractContextManager[object]
 State = dict[str, object]

@@ -9,8 +9,6 @@ from pyro.poutine.runtime import Message
 
 from pyro_vaes.programs import evidence_for, is_auxiliary, is_latent
 
-__all__ = ["COMMON_SCALE", "needs_common_scale", "scale_latents"]
-
 COMMON_SCALE = (
     "Sites that the model alone has and that are enumerated are summed out together with all that depends on them, so "
     "that they must have one KL weight (scale). Weigh them alike, or use the model whose prior is the mixture itself, "

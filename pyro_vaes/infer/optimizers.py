@@ -9,18 +9,6 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = [
-    "MakeOptimizer",
-    "OptimizerLike",
-    "gradient_norm",
-    "halve_learning_rate",
-    "knows_found_inf",
-    "make_optimizer",
-    "release_found_inf",
-    "step_if_finite",
-    "step_where",
-]
-
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 OptimizerLike: TypeAlias = MakeOptimizer | Optimizer | PyroOptim
 

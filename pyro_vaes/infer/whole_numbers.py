@@ -3,8 +3,6 @@
 import operator
 from typing import SupportsIndex
 
-__all__ = ["whole_number"]
-
 
 def whole_number(name: str, value: SupportsIndex) -> int:
     """A whole number of any kind, NumPy's too.

@@ -19,8 +19,6 @@ from torch.nn.functional import cross_entropy
 
 from pyro_vaes.programs import mark_statements, marks
 
-__all__ = ["as_labels", "guess_cluster", "observe_cluster", "one_hot", "sample_cluster"]
-
 ENUMERATE = marks(enumerated=True)
 
 

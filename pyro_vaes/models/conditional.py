@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
-__all__ = ["ConditionalVAE"]
-
 
 class ConditionalVAE(ProgramModule):
     """A model/guide pair with one latent vector per datum, given a covariate.

@@ -23,10 +23,9 @@ from pyro.distributions import Categorical, TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.models.cluster_sites import as_labels, guess_cluster, one_hot, sample_cluster
 from pyro_vaes.nn import MixturePrior, ProgramModule, StandardNormal, as_posterior, observe
 
-__all__ = ["M2", "GaussianMixtureDGM"]
+from .cluster_sites import as_labels, guess_cluster, one_hot, sample_cluster
 
 
 class GaussianMixtureDGM(ProgramModule):

@@ -25,8 +25,6 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
-__all__ = ["HierarchicalVAE"]
-
 
 class HierarchicalVAE(ProgramModule):
     """A model/guide pair with the latent sites ``"z_1" .. "z_L"`` nested in the plate ``"data"``.

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
-__all__ = ["LadderVAE"]
-
 
 class LadderVAE(ProgramModule):
     """A model/guide pair with the independent latent sites ``"z_1" .. "z_L"`` in the plate ``"data"``.

@@ -26,17 +26,16 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.models.cluster_sites import (
+from pyro_vaes.nn import MixturePrior, as_posterior, observe
+
+from .cluster_sites import (
     as_labels,
     guess_cluster,
     observe_cluster,
     one_hot,
     sample_cluster,
 )
-from pyro_vaes.models.ladder import LadderVAE
-from pyro_vaes.nn import MixturePrior, as_posterior, observe
-
-__all__ = ["LadderClusteringVAE"]
+from .ladder import LadderVAE
 
 
 class LadderClusteringVAE(LadderVAE):

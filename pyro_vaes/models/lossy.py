@@ -19,10 +19,9 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_vaes.models.vae import VAE
 from pyro_vaes.nn import AutoregressiveLikelihood, AutoregressivePrior, ProgramModule, observe
 
-__all__ = ["LossyVAE", "UnconditionalDecoder"]
+from .vae import VAE
 
 
 class LossyVAE(VAE):

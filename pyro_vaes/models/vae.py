@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
-__all__ = ["VAE"]
-
 
 class VAE(ProgramModule):
     """A model/guide pair with one latent vector per datum.

@@ -1,10 +1,10 @@
 """Networks; a head's forward returns a distribution."""
 
-from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
-from pyro_vaes.nn.causal_conv import Reach, gated_block, plain_block, residual_block
-from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder, ResidualBlock
-from pyro_vaes.nn.conv_ladder import large_ladder, medium_ladder, small_ladder
-from pyro_vaes.nn.default_networks import (
+from .autoregressive import AutoregressiveNetwork
+from .causal_conv import Reach, gated_block, plain_block, residual_block
+from .conv import ConvDecoder, ConvEncoder, ResidualBlock
+from .conv_ladder import large_ladder, medium_ladder, small_ladder
+from .default_networks import (
     ConvNetworks,
     Labelled,
     LinearNetworks,
@@ -12,9 +12,9 @@ from pyro_vaes.nn.default_networks import (
     Networks,
     Scaled,
 )
-from pyro_vaes.nn.flow_heads import HouseholderHead, IAFHead
-from pyro_vaes.nn.flow_prior import AutoregressivePrior
-from pyro_vaes.nn.heads import (
+from .flow_heads import HouseholderHead, IAFHead
+from .flow_prior import AutoregressivePrior
+from .heads import (
     LogVarianceHead,
     MultivariateNormalHead,
     NormalHead,
@@ -22,9 +22,9 @@ from pyro_vaes.nn.heads import (
     WeightHead,
     bounded_scale,
 )
-from pyro_vaes.nn.ladder import LadderNetworks, mlp_ladder
-from pyro_vaes.nn.layer_builder import LayerBuilder, ShapedSequential
-from pyro_vaes.nn.likelihoods import (
+from .ladder import LadderNetworks, mlp_ladder
+from .layer_builder import LayerBuilder, ShapedSequential
+from .likelihoods import (
     AutoregressiveLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -36,18 +36,18 @@ from pyro_vaes.nn.likelihoods import (
     NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
-from pyro_vaes.nn.made import MADE
-from pyro_vaes.nn.merge import Concatenate, GatedAdd
-from pyro_vaes.nn.mixture_prior import MixturePrior
-from pyro_vaes.nn.mlp import MLP, Chain, OneHot, concatenate
-from pyro_vaes.nn.module import ProgramModule, StandardNormal, as_posterior, observe, of_length
-from pyro_vaes.nn.patch_discriminator import PatchDiscriminator
-from pyro_vaes.nn.pixel_cnn import PixelCNN, pixel_cnn_layers, pixel_cnn_window
-from pyro_vaes.nn.residual_encoder import ResidualEncoder
-from pyro_vaes.nn.residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
-from pyro_vaes.nn.resnet_v2 import ResNetV2Decoder, ResNetV2Encoder
-from pyro_vaes.nn.shapes import ImageShape
-from pyro_vaes.nn.weight_norm import initialise_weight_norm, weight_norm
+from .made import MADE
+from .merge import Concatenate, GatedAdd
+from .mixture_prior import MixturePrior
+from .mlp import MLP, Chain, OneHot, concatenate
+from .module import ProgramModule, StandardNormal, as_posterior, observe, of_length
+from .patch_discriminator import PatchDiscriminator
+from .pixel_cnn import PixelCNN, pixel_cnn_layers, pixel_cnn_window
+from .residual_encoder import ResidualEncoder
+from .residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
+from .resnet_v2 import ResNetV2Decoder, ResNetV2Encoder
+from .shapes import ImageShape
+from .weight_norm import initialise_weight_norm, weight_norm
 
 __all__ = [
     "MADE",

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-__all__ = ["AutoregressiveNetwork", "Elements"]
-
 Elements = Iterator[tuple[tuple[int, ...], Tensor]]
 """The index of one element in the event, and its parameters; one element after the other."""
 

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from pyro_vaes.nn.mlp import Activation
-
-__all__ = ["CausalBlock", "MaskedConv2d", "Reach", "gated_block", "plain_block", "residual_block"]
+from .mlp import Activation
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn.mlp import Activation, concatenate
-from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
-
-__all__ = ["ConvDecoder", "ConvEncoder", "ResidualBlock", "same_conv", "same_deconv"]
+from .mlp import Activation, concatenate
+from .shapes import ImageShape, as_images, over_leading_dims
 
 
 class ResidualBlock(nn.Module):

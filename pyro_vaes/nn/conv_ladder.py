@@ -13,13 +13,11 @@ from functools import partial
 
 from torch import nn
 
-from pyro_vaes.nn.ladder import LadderNetworks, Merge
-from pyro_vaes.nn.layer_builder import LayerBuilder
-from pyro_vaes.nn.merge import Concatenate, GatedAdd
-from pyro_vaes.nn.mlp import Activation
-from pyro_vaes.nn.shapes import ImageShape
-
-__all__ = ["large_ladder", "medium_ladder", "small_ladder"]
+from .ladder import LadderNetworks, Merge
+from .layer_builder import LayerBuilder
+from .merge import Concatenate, GatedAdd
+from .mlp import Activation
+from .shapes import ImageShape
 
 Shape = tuple[int, ...]
 

@@ -9,12 +9,11 @@ import math
 from torch import Tensor, nn
 
 from pyro_vaes.errors import Cure, UsageError, leave_out
-from pyro_vaes.nn.conv import ConvDecoder, ConvEncoder
-from pyro_vaes.nn.heads import NormalHead
-from pyro_vaes.nn.mlp import MLP, Chain, OneHot, concatenate
-from pyro_vaes.nn.shapes import ImageShape
 
-__all__ = ["ConvNetworks", "Labelled", "LinearNetworks", "MLPNetworks", "Networks", "Scaled"]
+from .conv import ConvDecoder, ConvEncoder
+from .heads import NormalHead
+from .mlp import MLP, Chain, OneHot, concatenate
+from .shapes import ImageShape
 
 Trunk = tuple[nn.Module, int]
 """A module from inputs to features, and the number of features."""

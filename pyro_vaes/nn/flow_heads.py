@@ -15,10 +15,9 @@ from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import HouseholderNormal, InverseAutoregressive
-from pyro_vaes.nn.heads import MAX_SCALE, MIN_SCALE, NormalHead
-from pyro_vaes.nn.mlp import Activation
 
-__all__ = ["HouseholderHead", "IAFHead"]
+from .heads import MAX_SCALE, MIN_SCALE, NormalHead
+from .mlp import Activation
 
 GATE_LOGIT = 2.0  # the authors' (Kingma et al., 2016): sigmoid(2) = 0.88, a step starts near the identity
 

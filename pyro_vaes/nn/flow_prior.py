@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import AutoregressiveFlow
-from pyro_vaes.nn.made import MADE
-from pyro_vaes.nn.mlp import Activation
 
-__all__ = ["AutoregressivePrior"]
+from .made import MADE
+from .mlp import Activation
 
 LARGEST_LOG_SCALE = 3.0  # a factor of 20 per step: affine flows blow up without a bound
 

@@ -2,8 +2,6 @@
 
 from torch import nn
 
-__all__ = ["glorot"]
-
 
 def glorot(network: nn.Module) -> None:
     """Start all convolutions and linear maps from Glorot's uniform weights, with biases at 0 (Keras's defaults)."""

@@ -7,18 +7,8 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vaes.nn.glorot import glorot
-from pyro_vaes.nn.mlp import concatenate
-
-__all__ = [
-    "LogVarianceHead",
-    "MultivariateNormalHead",
-    "NormalHead",
-    "SigmoidNormalHead",
-    "WeightHead",
-    "bounded_scale",
-    "lower_triangular",
-]
+from .glorot import glorot
+from .mlp import concatenate
 
 MIN_SCALE, MAX_SCALE = 1e-3, 1e2
 

@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from pyro_vaes.nn.heads import SigmoidNormalHead
-from pyro_vaes.nn.merge import Concatenate, GatedAdd
-from pyro_vaes.nn.mlp import MLP, Activation, Chain
-
-__all__ = ["LadderNetworks", "Merge", "mlp_ladder"]
+from .heads import SigmoidNormalHead
+from .merge import Concatenate, GatedAdd
+from .mlp import MLP, Activation, Chain
 
 Merge = Callable[[nn.Module, Sequence[int]], GatedAdd | Concatenate]
 

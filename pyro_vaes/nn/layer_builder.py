@@ -11,13 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.nn.conv import same_conv, same_deconv
-from pyro_vaes.nn.glorot import glorot
-from pyro_vaes.nn.heads import SigmoidNormalHead
-from pyro_vaes.nn.mlp import Activation, Chain
-from pyro_vaes.nn.shapes import over_leading_dims
-
-__all__ = ["LayerBuilder", "ShapedSequential"]
+from .conv import same_conv, same_deconv
+from .glorot import glorot
+from .heads import SigmoidNormalHead
+from .mlp import Activation, Chain
+from .shapes import over_leading_dims
 
 leaky_relu = partial(nn.LeakyReLU, 0.1)  # the slope of the authors of the ladder
 

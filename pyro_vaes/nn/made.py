@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pyro_vaes.nn.autoregressive import AutoregressiveNetwork, Elements
-from pyro_vaes.nn.mlp import Activation, concatenate
-
-__all__ = ["MADE", "MaskedLinear"]
+from .autoregressive import AutoregressiveNetwork, Elements
+from .mlp import Activation, concatenate
 
 
 class MaskedLinear(nn.Linear):

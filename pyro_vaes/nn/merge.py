@@ -12,9 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.nn.mlp import concatenate
-
-__all__ = ["Concatenate", "GatedAdd"]
+from .mlp import concatenate
 
 
 class _Merge(nn.Module):

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vaes.distributions import Mixture
-from pyro_vaes.nn.heads import MIN_SCALE, lower_triangular
 
-__all__ = ["MixturePrior"]
+from .heads import MIN_SCALE, lower_triangular
 
 Fit = Literal["gmm", "kmeans"]
 

@@ -8,8 +8,6 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
-__all__ = ["MLP", "Activation", "Chain", "OneHot", "concatenate"]
-
 Activation = Callable[[], nn.Module]
 """The constructor of an activation."""
 

@@ -14,9 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vaes.nn.heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead
-
-__all__ = ["ProgramModule", "StandardNormal", "as_posterior", "observe", "of_length"]
+from .heads import LogVarianceHead, MultivariateNormalHead, NormalHead, SigmoidNormalHead
 
 _instances = itertools.count()
 

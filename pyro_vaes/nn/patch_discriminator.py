@@ -16,11 +16,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn.glorot import glorot
-from pyro_vaes.nn.resnet_v2 import batch_norm
-from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
-
-__all__ = ["PatchDiscriminator"]
+from .glorot import glorot
+from .resnet_v2 import batch_norm
+from .shapes import ImageShape, as_images, over_leading_dims
 
 STRIDES = (2, 2, 2, 1, 1, 1)
 

@@ -19,8 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.nn.autoregressive import AutoregressiveNetwork, Elements
-from pyro_vaes.nn.causal_conv import (
+from .autoregressive import AutoregressiveNetwork, Elements
+from .causal_conv import (
     POINT,
     Block,
     CausalBlock,
@@ -31,10 +31,8 @@ from pyro_vaes.nn.causal_conv import (
     residual_block,
     stacked_groups,
 )
-from pyro_vaes.nn.mlp import Activation
-from pyro_vaes.nn.shapes import ImageShape, over_leading_dims
-
-__all__ = ["PixelCNN", "pixel_cnn_layers", "pixel_cnn_window"]
+from .mlp import Activation
+from .shapes import ImageShape, over_leading_dims
 
 
 def pixel_cnn_layers(num_layers: int, kernel_size: int = 3) -> list[Reach]:

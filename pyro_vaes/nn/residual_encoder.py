@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from pyro_vaes.nn.mlp import Activation
-from pyro_vaes.nn.shapes import ImageShape
-
-__all__ = ["ResidualEncoder"]
+from .mlp import Activation
+from .shapes import ImageShape
 
 
 class _Block(nn.Module):

@@ -16,12 +16,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from pyro_vaes.nn.causal_conv import POINT, CausalBlock, Reach, causal_conv, stacked_groups
-from pyro_vaes.nn.mlp import Activation
-from pyro_vaes.nn.pixel_cnn import PixelCNN
-from pyro_vaes.nn.shapes import ImageShape
-
-__all__ = ["ResidualPixelCNN", "bottleneck_block"]
+from .causal_conv import POINT, CausalBlock, Reach, causal_conv, stacked_groups
+from .mlp import Activation
+from .pixel_cnn import PixelCNN
+from .shapes import ImageShape
 
 
 def bottleneck_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:

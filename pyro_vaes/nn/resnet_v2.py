@@ -26,11 +26,9 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vaes.nn.glorot import glorot
-from pyro_vaes.nn.mlp import concatenate
-from pyro_vaes.nn.shapes import ImageShape, as_images, over_leading_dims
-
-__all__ = ["FrozenBatchNorm", "ResNetV2Decoder", "ResNetV2Encoder", "batch_norm"]
+from .glorot import glorot
+from .mlp import concatenate
+from .shapes import ImageShape, as_images, over_leading_dims
 
 EPS = 1e-3  # of layer and batch norm, Keras's
 

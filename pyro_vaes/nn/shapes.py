@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["ImageShape", "as_images", "over_leading_dims"]
-
 ImageShape = tuple[int, int, int]
 """Channels, height and width."""
 

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pyro_vaes.nn.causal_conv import MaskedConv2d
-
-__all__ = ["initialise_weight_norm", "weight_norm"]
+from .causal_conv import MaskedConv2d
 
 M = TypeVar("M", bound=nn.Module)
 SMALLEST = 1e-6  # below it an output is constant, and there is no scale to bring to 1

@@ -1,8 +1,8 @@
 """Pure tensor functions: no Pyro, no parameters, no random numbers."""
 
-from pyro_vaes.ops.bernoulli import log_bernoulli
-from pyro_vaes.ops.gradient_context import GradientContext
-from pyro_vaes.ops.pairwise import (
+from .bernoulli import log_bernoulli
+from .gradient_context import GradientContext
+from .pairwise import (
     multivariate_normal_pairwise_kl,
     normal_mean_kl,
     normal_mean_softplus,

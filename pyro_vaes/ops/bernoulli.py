@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_vaes.ops.eager import is_eager
-from pyro_vaes.ops.gradient_context import GradientContext
-
-__all__ = ["log_bernoulli"]
+from .eager import is_eager
+from .gradient_context import GradientContext
 
 
 def log_bernoulli(logits: Tensor, value: Tensor) -> Tensor:

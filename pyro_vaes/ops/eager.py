@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["is_eager"]
-
 
 def is_eager(*tensors: Tensor) -> bool:
     """Whether all are single-precision CPU tensors and nothing looks at or rewrites the operations on them.

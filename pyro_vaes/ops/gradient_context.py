@@ -4,8 +4,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["GradientContext"]
-
 
 class GradientContext(Protocol):
     """What ``forward`` keeps for ``backward`` in a :class:`torch.autograd.Function`.

@@ -16,14 +16,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
-__all__ = [
-    "multivariate_normal_pairwise_kl",
-    "normal_mean_kl",
-    "normal_mean_softplus",
-    "normal_pairwise_kl",
-    "off_diagonal",
-]
-
 MAX_ELEMENTS = 2**22  # of an n x n x chunk tensor in float64: 32 MiB
 
 

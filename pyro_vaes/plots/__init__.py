@@ -4,18 +4,18 @@ Every function takes `ax` (or `axes`) to draw into a figure of yours and makes a
 it returns what it drew into, keeps no state and changes no global setting.
 """
 
-from pyro_vaes.plots.clusters import cluster_cards
-from pyro_vaes.plots.collapse import collapse_curve, kl_bars
-from pyro_vaes.plots.criticism import expected_coverage, khat, ppc_panels, rank_hist
-from pyro_vaes.plots.divergences import divergence_histogram
-from pyro_vaes.plots.forecast import kl_forecast, loss_with_thresholds, singular_values
-from pyro_vaes.plots.forecast_sweep import forecast_bars, forecast_scatter
-from pyro_vaes.plots.images import image_grid, reconstructions, samples
-from pyro_vaes.plots.ladder import level_manifolds
-from pyro_vaes.plots.latent import latent_scatter, manifold, posterior_against_prior, traversals
-from pyro_vaes.plots.style import chart_axes, legend
-from pyro_vaes.plots.training import loss_curves
-from pyro_vaes.plots.variants import transitions, variants
+from .clusters import cluster_cards
+from .collapse import collapse_curve, kl_bars
+from .criticism import expected_coverage, khat, ppc_panels, rank_hist
+from .divergences import divergence_histogram
+from .forecast import kl_forecast, loss_with_thresholds, singular_values
+from .forecast_sweep import forecast_bars, forecast_scatter
+from .images import image_grid, reconstructions, samples
+from .ladder import level_manifolds
+from .latent import latent_scatter, manifold, posterior_against_prior, traversals
+from .style import chart_axes, legend
+from .training import loss_curves
+from .variants import transitions, variants
 
 __all__ = [
     "image_grid",

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.style import BLUE, GREY, Array, Names, to_numpy
+from .style import BLUE, GREY, Array, Names, to_numpy
 
 
 def read_curves(

@@ -3,10 +3,8 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.images import ImageShape, ValueRange, as_images, draw_mosaic
-from pyro_vaes.plots.style import Array, to_numpy
-
-__all__ = ["cluster_cards"]
+from .images import ImageShape, ValueRange, as_images, draw_mosaic
+from .style import Array, to_numpy
 
 
 def cluster_cards(

@@ -3,8 +3,8 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.charts import check_names, check_shares, draw_curves, read_curves
-from pyro_vaes.plots.style import (
+from .charts import check_names, check_shares, draw_curves, read_curves
+from .style import (
     BLUE,
     GREY,
     INK,

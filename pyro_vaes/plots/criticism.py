@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyro_vaes.plots.charts import (
+from .charts import (
     central_edges,
     check_shares,
     draw_curves,
     read_curves,
 )
-from pyro_vaes.plots.style import (
+from .style import (
     AMBER,
     BLUE,
     GREY,

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.style import Array, chart_axes, legend, to_numpy
-
-__all__ = ["divergence_histogram"]
+from .style import Array, chart_axes, legend, to_numpy
 
 LEAST = 1e-6
 """Smaller divergences are drawn here, nats: a logarithm has no place for 0."""

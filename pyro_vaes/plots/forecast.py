@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vaes.plots.charts import check_names, draw_curves, draw_diagonal, read_curves
-from pyro_vaes.plots.style import (
+from .charts import check_names, draw_curves, draw_diagonal, read_curves
+from .style import (
     BLUE,
     INK,
     Array,

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
-from pyro_vaes.plots.charts import check_names, draw_diagonal
-from pyro_vaes.plots.style import (
+from .charts import check_names, draw_diagonal
+from .style import (
     BLUE,
     INK,
     Array,

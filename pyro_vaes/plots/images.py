@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vaes.plots.style import INK, Array, axes_or_new, label, to_numpy
+from .style import INK, Array, axes_or_new, label, to_numpy
 
 ImageShape = Sequence[int] | None
 """`(H, W)` or `(C, H, W)` of flat images; None where they are squares, or not flat."""

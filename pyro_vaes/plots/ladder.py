@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from pyro_vaes.plots.images import ImageShape, ValueRange, draw_mosaic
-from pyro_vaes.plots.latent import decoded
-from pyro_vaes.plots.plane import Plane
-from pyro_vaes.plots.style import Array, row_of_axes
+from .images import ImageShape, ValueRange, draw_mosaic
+from .latent import decoded
+from .plane import Plane
+from .style import Array, row_of_axes
 
 LevelDecode = Callable[[Sequence[Tensor]], Array]
 """Latents z_1 .. z_L with shapes `(N, d_l)` to N images in any layout of `image_grid`."""

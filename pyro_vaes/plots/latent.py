@@ -9,10 +9,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vaes.plots.charts import central_edges, check_names
-from pyro_vaes.plots.images import ImageShape, ValueRange, as_images, draw_mosaic
-from pyro_vaes.plots.plane import Plane
-from pyro_vaes.plots.style import BLUE, INK, Array, Names, chart_axes, legend, to_numpy
+from .charts import central_edges, check_names
+from .images import ImageShape, ValueRange, as_images, draw_mosaic
+from .plane import Plane
+from .style import BLUE, INK, Array, Names, chart_axes, legend, to_numpy
 
 Decode = Callable[[Tensor], Array]
 """Latents with shape `(N, K)` to images in any layout of `image_grid`, such as the mean of the likelihood."""

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vaes.plots.images import Mosaic
-from pyro_vaes.plots.style import label
+from .images import Mosaic
+from .style import label
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pyro_vaes.plots.style import BLUE, RED, chart_axes, label, legend
+from .style import BLUE, RED, chart_axes, label, legend
 
 
 class Curves(Protocol):

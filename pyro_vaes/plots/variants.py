@@ -4,9 +4,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_vaes.plots.images import ImageShape, ValueRange, draw_mosaic
-from pyro_vaes.plots.latent import Decode, decoded
-from pyro_vaes.plots.style import label
+from .images import ImageShape, ValueRange, draw_mosaic
+from .latent import Decode, decoded
+from .style import label
 
 
 @torch.no_grad()

@@ -11,19 +11,19 @@ Guides, bounds, checks and diagnostics look at programs through this room alone:
     pair           a model and a guide together: modules, parameters, state
 """
 
-from pyro_vaes.programs.aside import local_parameters, modes, preserve_rng
-from pyro_vaes.programs.densities import (
+from .aside import local_parameters, modes, preserve_rng
+from .densities import (
     objective_terms,
     over_particles,
     per_datum_log_prob,
     per_datum_log_weights,
     per_datum_terms,
 )
-from pyro_vaes.programs.dependencies import dependencies, mean_field_violations
-from pyro_vaes.programs.evaluation_handlers import FixedRows, WithoutData
-from pyro_vaes.programs.handler_stack import ambient_scale
-from pyro_vaes.programs.keywords import bind_keywords, unbind_keywords
-from pyro_vaes.programs.marks import (
+from .dependencies import dependencies, mean_field_violations
+from .evaluation_handlers import FixedRows, WithoutData
+from .handler_stack import ambient_scale
+from .keywords import bind_keywords, unbind_keywords
+from .marks import (
     evidence_for,
     has_analytic_kl,
     is_auxiliary,
@@ -34,16 +34,16 @@ from pyro_vaes.programs.marks import (
     replaced_observation,
     was_observed,
 )
-from pyro_vaes.programs.pair import Pair
-from pyro_vaes.programs.plates import Plate, find_plate, plates
-from pyro_vaes.programs.reach import (
+from .pair import Pair
+from .plates import Plate, find_plate, plates
+from .reach import (
     Program,
     argument_names,
     modules_of,
     num_positional,
     required_arguments,
 )
-from pyro_vaes.programs.runs import (
+from .runs import (
     PairTraces,
     dry_run,
     dry_run_pair,
@@ -52,8 +52,8 @@ from pyro_vaes.programs.runs import (
     run_pair,
     share_dry_runs,
 )
-from pyro_vaes.programs.site_recorder import SiteRecorder
-from pyro_vaes.programs.sites import (
+from .site_recorder import SiteRecorder
+from .sites import (
     DENSITIES,
     DRAWN,
     OBJECTIVE,
@@ -66,8 +66,8 @@ from pyro_vaes.programs.sites import (
     role,
     sites,
 )
-from pyro_vaes.programs.structure import Findings
-from pyro_vaes.programs.units import (
+from .structure import Findings
+from .units import (
     DataPlate,
     UnitCounter,
     Units,

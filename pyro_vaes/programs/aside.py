@@ -13,14 +13,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import nn
 
-__all__ = [
-    "ParameterRecorder",
-    "local_parameters",
-    "modes",
-    "preserve_rng",
-    "untouched_store",
-]
-
 
 @contextlib.contextmanager
 def preserve_rng(seed: int | None = None) -> Iterator[None]:

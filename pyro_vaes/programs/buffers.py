@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["untouched_buffers"]
-
 
 @contextmanager
 def untouched_buffers() -> Iterator[None]:

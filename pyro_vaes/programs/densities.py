@@ -16,18 +16,10 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.programs.reach import Program
-from pyro_vaes.programs.runs import run_pair
-from pyro_vaes.programs.sites import DENSITIES, OBJECTIVE, Role, log_density, sites
-from pyro_vaes.programs.units import DataPlate
-
-__all__ = [
-    "objective_terms",
-    "over_particles",
-    "per_datum_log_prob",
-    "per_datum_log_weights",
-    "per_datum_terms",
-]
+from .reach import Program
+from .runs import run_pair
+from .sites import DENSITIES, OBJECTIVE, Role, log_density, sites
+from .units import DataPlate
 
 Args = tuple[object, ...]
 

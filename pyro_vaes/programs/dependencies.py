@@ -9,11 +9,9 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyro_vaes.programs.reach import Program
-from pyro_vaes.programs.runs import run
-from pyro_vaes.programs.sites import sites
-
-__all__ = ["dependencies", "mean_field_violations"]
+from .reach import Program
+from .runs import run
+from .sites import sites
 
 Args = tuple[object, ...]
 

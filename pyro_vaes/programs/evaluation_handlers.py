@@ -6,9 +6,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyro_vaes.programs.sites import Role, role
-
-__all__ = ["FixedRows", "WithoutData"]
+from .sites import Role, role
 
 
 class FixedRows(Messenger):

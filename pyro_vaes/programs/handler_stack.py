@@ -6,8 +6,6 @@ The only place that touches Pyro's private stack of handlers.
 from pyro.poutine.runtime import _PYRO_STACK, Message
 from torch import Tensor
 
-__all__ = ["ambient_scale"]
-
 
 def ambient_scale(site: Message, *, observed: bool) -> float | Tensor:
     """The scale of a site, with that of the handlers around the guide.

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyro_vaes.programs.reach import Program
-
-__all__ = ["WithKeywords", "bind_keywords", "unbind_keywords"]
+from .reach import Program
 
 
 @dataclass(frozen=True)

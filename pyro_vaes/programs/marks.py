@@ -16,19 +16,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-__all__ = [
-    "evidence_for",
-    "has_analytic_kl",
-    "is_auxiliary",
-    "is_enumerated",
-    "mark_statements",
-    "marks",
-    "may_be_point",
-    "replaced_observation",
-    "was_observed",
-]
-
-
 AUXILIARY = "is_auxiliary"  # Pyro's
 DETERMINISTIC = "_deterministic"  # Pyro's
 ENUMERATE = "enumerate"  # Pyro's

@@ -9,17 +9,15 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyro_vaes.programs.aside import (
+from .aside import (
     ParameterRecorder,
     local_parameters,
     modes,
     preserve_rng,
     untouched_store,
 )
-from pyro_vaes.programs.reach import Program, modules_of, num_positional
-from pyro_vaes.programs.runs import run_pair
-
-__all__ = ["Pair"]
+from .reach import Program, modules_of, num_positional
+from .runs import run_pair
 
 Args = tuple[object, ...]
 NO_FORWARD = (nn.Module.forward, pyro.nn.PyroModule.forward)

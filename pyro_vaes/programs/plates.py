@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from pyro.poutine.runtime import Message
 
-__all__ = ["Plate", "find_plate", "plates"]
-
 
 @dataclass(frozen=True)
 class Plate:

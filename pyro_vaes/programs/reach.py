@@ -7,15 +7,6 @@ from collections.abc import Callable, Hashable, Mapping
 from pyro.poutine.messenger import Messenger, unwrap
 from torch import nn
 
-__all__ = [
-    "Program",
-    "argument_names",
-    "identity",
-    "modules_of",
-    "num_positional",
-    "required_arguments",
-]
-
 Program = Callable[..., object]
 MAX_DEPTH = 4  # functions that call functions, wrappers in wrappers
 

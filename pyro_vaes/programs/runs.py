@@ -15,18 +15,8 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.programs.aside import preserve_rng
-from pyro_vaes.programs.reach import Program, identity
-
-__all__ = [
-    "PairTraces",
-    "dry_run",
-    "dry_run_pair",
-    "is_dry_run",
-    "run",
-    "run_pair",
-    "share_dry_runs",
-]
+from .aside import preserve_rng
+from .reach import Program, identity
 
 Args = tuple[object, ...]
 

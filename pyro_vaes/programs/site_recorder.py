@@ -5,9 +5,7 @@ from typing import Self
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 
-from pyro_vaes.programs.sites import Role, Sites, role
-
-__all__ = ["SiteRecorder"]
+from .sites import Role, Sites, role
 
 
 class SiteRecorder(Messenger):

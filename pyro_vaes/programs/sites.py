@@ -20,26 +20,12 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vaes.programs.marks import (
+from .marks import (
     AUXILIARY,
     DETERMINISTIC,
     ENUMERATE,
     OBJECTIVE_ONLY,
 )
-
-__all__ = [
-    "DENSITIES",
-    "DRAWN",
-    "OBJECTIVE",
-    "VALUED",
-    "Role",
-    "Sites",
-    "is_latent",
-    "log_density",
-    "log_density_sum",
-    "role",
-    "sites",
-]
 
 Sites = dict[str, Message]
 

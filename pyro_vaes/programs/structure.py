@@ -11,11 +11,9 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from pyro_vaes.programs.buffers import untouched_buffers
-from pyro_vaes.programs.keywords import unbind_keywords
-from pyro_vaes.programs.reach import Program, identity
-
-__all__ = ["Findings", "batch_structure"]
+from .buffers import untouched_buffers
+from .keywords import unbind_keywords
+from .reach import Program, identity
 
 Found = TypeVar("Found")
 MAX_STRUCTURES = 64  # kept by one Findings; sequences may have a new length in each batch

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vaes.programs.aside import local_parameters
-from pyro_vaes.programs.plates import Plate, find_plate, plates
-from pyro_vaes.programs.reach import Program
-from pyro_vaes.programs.runs import PairTraces, dry_run, dry_run_pair
-from pyro_vaes.programs.sites import OBJECTIVE, Role, sites
-from pyro_vaes.programs.structure import Findings
-
-__all__ = ["DataPlate", "UnitCounter", "Units", "data_plate", "find_data_plate", "num_rows"]
+from .aside import local_parameters
+from .plates import Plate, find_plate, plates
+from .reach import Program
+from .runs import PairTraces, dry_run, dry_run_pair
+from .sites import OBJECTIVE, Role, sites
+from .structure import Findings
 
 Args = tuple[object, ...]
 

@@ -1,11 +1,11 @@
 """Closed forms of the linear case and of finite tables, the truth that estimators are tested against."""
 
-from pyro_vaes.theory.gibbs import GibbsChain, gibbs_chain
-from pyro_vaes.theory.linear_cvae import LinearCVAE, linear_cvae
-from pyro_vaes.theory.linear_hierarchical_vae import LinearHierarchicalVAE, linear_hierarchical_vae
-from pyro_vaes.theory.linear_vae import LinearVAE, linear_vae
-from pyro_vaes.theory.ppca import ProbabilisticPCA, probabilistic_pca
-from pyro_vaes.theory.spectrum import (
+from .gibbs import GibbsChain, gibbs_chain
+from .linear_cvae import LinearCVAE, linear_cvae
+from .linear_hierarchical_vae import LinearHierarchicalVAE, linear_hierarchical_vae
+from .linear_vae import LinearVAE, linear_vae
+from .ppca import ProbabilisticPCA, probabilistic_pca
+from .spectrum import (
     cross_spectrum,
     moment_spectrum,
     residual_spectrum,

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["Number", "data_matrix", "positive", "spectrum", "whole"]
-
 Number = float | Tensor
 """One number: a Python number or a tensor with shape ``()``."""
 

@@ -18,8 +18,6 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-__all__ = ["GibbsChain", "gibbs_chain"]
-
 
 @dataclass(frozen=True, eq=False)
 class GibbsChain:

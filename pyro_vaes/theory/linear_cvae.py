@@ -17,10 +17,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_vaes.theory.arguments import Number, spectrum, whole
-from pyro_vaes.theory.linear_vae import LinearVAE, linear_vae
-
-__all__ = ["LinearCVAE", "linear_cvae"]
+from .arguments import Number, spectrum, whole
+from .linear_vae import LinearVAE, linear_vae
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -38,10 +38,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_vaes.theory.arguments import Number, positive, spectrum, whole
-from pyro_vaes.theory.linear_vae import LinearOptimum, LinearVAE, linear_vae, unit_table
-
-__all__ = ["LinearHierarchicalVAE", "linear_hierarchical_vae"]
+from .arguments import Number, positive, spectrum, whole
+from .linear_vae import LinearOptimum, LinearVAE, linear_vae, unit_table
 
 
 @dataclass(frozen=True, eq=False, repr=False)

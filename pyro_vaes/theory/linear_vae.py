@@ -33,9 +33,8 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.tables import text_table
-from pyro_vaes.theory.arguments import Number, positive, spectrum, whole
 
-__all__ = ["LinearOptimum", "LinearVAE", "linear_vae", "unit_table"]
+from .arguments import Number, positive, spectrum, whole
 
 SHOWN = 12  # units in the printed table
 

@@ -15,12 +15,10 @@ import torch
 from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch import Tensor
 
-from pyro_vaes.theory.arguments import data_matrix
+from .arguments import data_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["ProbabilisticPCA", "probabilistic_pca"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

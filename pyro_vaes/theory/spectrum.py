@@ -16,16 +16,7 @@ References:
 import torch
 from torch import Tensor
 
-from pyro_vaes.theory.arguments import data_matrix
-
-__all__ = [
-    "cross_spectrum",
-    "moment_spectrum",
-    "residual_spectrum",
-    "schur_complement",
-    "second_moment",
-    "second_moment_spectrum",
-]
+from .arguments import data_matrix
 
 ROWS = 8192  # converted to float64 at a time
 NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest count as 0: pixels that are always black, and rounding

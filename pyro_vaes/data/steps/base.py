@@ -8,9 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from pyro_vaes.data.noise import fixed_uniform
-
-__all__ = ["PixelInfo", "Step"]
+from ..noise import fixed_uniform
 
 CHUNK = 4096  # images changed at a time, to bound the memory of float intermediates
 

@@ -6,9 +6,7 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, floating, uniform, want_unit
-
-__all__ = ["Binarize", "Threshold"]
+from .base import Fitted, PixelInfo, Step, floating, uniform, want_unit
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import (
+from .base import (
     Fitted,
     PixelInfo,
     Step,
@@ -15,8 +15,6 @@ from pyro_vaes.data.steps.base import (
     uniform,
     want_unit,
 )
-
-__all__ = ["Dequantize"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, constant, floating
-from pyro_vaes.data.types import Size
-
-__all__ = ["Grey", "HorizontalFlip", "Resize"]
+from ..types import Size
+from .base import Fitted, PixelInfo, Step, constant, floating
 
 
 @dataclass(frozen=True, eq=False)

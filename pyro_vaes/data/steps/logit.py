@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, want_unit
-
-__all__ = ["Logit"]
+from .base import Fitted, PixelInfo, Step, want_unit
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.steps.base import Fitted, PixelInfo, Step, constant, floating
-
-__all__ = ["MeanCentre", "ToSigned", "ToUnit"]
+from .base import Fitted, PixelInfo, Step, constant, floating
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,7 @@ References:
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.collapse.collapse_tables import default_epsilon
-
-__all__ = ["chi_square_collapse_curve", "chi_square_collapse_probability"]
+from .collapse_tables import default_epsilon
 
 
 def chi_square_collapse_probability(

@@ -26,13 +26,12 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse
-from pyro_vaes.diagnostics.particles import Draws, Particles
-from pyro_vaes.diagnostics.sites import mean_or_draw
-from pyro_vaes.diagnostics.summaries import require_positive, standard_error
 from pyro_vaes.programs import DataPlate, Program, Sites, mean_field_violations
 
-__all__ = ["collapse_report"]
+from ..particles import Draws, Particles
+from ..sites import mean_or_draw
+from ..summaries import require_positive, standard_error
+from .collapse_tables import CollapseReport, SiteCollapse
 
 
 def collapse_report(

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.summaries import ACTIVE_VARIANCE, standard_error
 from pyro_vaes.tables import text_table
 
-__all__ = ["CollapseReport", "SiteCollapse", "default_epsilon"]
+from ..summaries import ACTIVE_VARIANCE, standard_error
 
 ACTIVE_KL = 0.01
 

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.diagnostics.collapse.forecast_tables import CollapseForecast, SiteForecast
-from pyro_vaes.diagnostics.collapse.model_facts import ModelFacts, Moments, model_facts
 from pyro_vaes.infer import as_batches, train_and_valid
 from pyro_vaes.programs import Pair, Program
 from pyro_vaes.theory import (
@@ -29,7 +27,8 @@ from pyro_vaes.theory import (
     schur_complement,
 )
 
-__all__ = ["forecast_collapse"]
+from .forecast_tables import CollapseForecast, SiteForecast
+from .model_facts import ModelFacts, Moments, model_facts
 
 
 def forecast_collapse(

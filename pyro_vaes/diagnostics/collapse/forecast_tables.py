@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.collapse.chi_square import chi_square_collapse_curve
-from pyro_vaes.diagnostics.collapse.collapse_tables import CollapseReport, SiteCollapse
 from pyro_vaes.tables import text_table
 from pyro_vaes.theory import LinearHierarchicalVAE, LinearVAE
 
-__all__ = ["CollapseForecast", "ForecastComparison", "SiteComparison", "SiteForecast"]
+from .chi_square import chi_square_collapse_curve
+from .collapse_tables import CollapseReport, SiteCollapse
 
 SHOWN = 12  # units in the printed tables
 

@@ -10,10 +10,9 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vaes.diagnostics.sites import Args, holds
 from pyro_vaes.programs import DRAWN, VALUED, Pair, Role, dependencies, plates, run, sites
 
-__all__ = ["LatentFacts", "ModelFacts", "Moments", "model_facts"]
+from ..sites import Args, holds
 
 
 @dataclass(frozen=True)

@@ -19,23 +19,14 @@ from dataclasses import dataclass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vaes.diagnostics.importance_weights import average_weights
-from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule, Walk
-from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair, prior_of
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args
-from pyro_vaes.diagnostics.summaries import mean_and_error
 from pyro_vaes.programs import Program
 
-__all__ = [
-    "AnnealedLikelihood",
-    "ais",
-    "annealed_likelihood",
-    "annealed_particles",
-    "joined_walks",
-    "progress_bar",
-    "share",
-]
+from ..importance_weights import average_weights
+from ..particles import Particles
+from ..sites import Args
+from ..summaries import mean_and_error
+from .annealing import Annealing, Schedule, Walk
+from .unconstrained import UnconstrainedPair, prior_of
 
 
 def share(rates: Tensor) -> str:

@@ -27,8 +27,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Annealing", "Density", "Schedule", "Walk", "leapfrog", "sigmoidal", "tempered", "transition"]
-
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From ``z`` with shape ``(C, B, d)`` to log q(z) and log p(x, z) - log q(z), each ``(C, B)``."""
 

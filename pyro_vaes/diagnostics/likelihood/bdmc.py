@@ -20,8 +20,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vaes.diagnostics.importance_weights import average_weights
-from pyro_vaes.diagnostics.likelihood.ais import (
+from pyro_vaes.programs import Program, Role, Sites, run, sites, was_observed
+
+from ..importance_weights import average_weights
+from ..particles import Particles
+from ..sites import Args, aligned
+from ..summaries import mean_and_error
+from .ais import (
     AnnealedLikelihood,
     annealed_likelihood,
     annealed_particles,
@@ -29,14 +34,8 @@ from pyro_vaes.diagnostics.likelihood.ais import (
     progress_bar,
     share,
 )
-from pyro_vaes.diagnostics.likelihood.annealing import Annealing, Schedule, Walk
-from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned
-from pyro_vaes.diagnostics.summaries import mean_and_error
-from pyro_vaes.programs import Program, Role, Sites, run, sites, was_observed
-
-__all__ = ["Sandwich", "bdmc"]
+from .annealing import Annealing, Schedule, Walk
+from .unconstrained import UnconstrainedPair
 
 
 @dataclass(frozen=True)

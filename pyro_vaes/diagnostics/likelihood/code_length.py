@@ -23,13 +23,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Draws, Particles
-from pyro_vaes.diagnostics.sites import Args, aligned
-from pyro_vaes.diagnostics.summaries import require_positive, standard_error
 from pyro_vaes.programs import DataPlate, Program
 from pyro_vaes.tables import text_table
 
-__all__ = ["CodeLength", "code_length"]
+from ..particles import Draws, Particles
+from ..sites import Args, aligned
+from ..summaries import require_positive, standard_error
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.likelihood.likelihood import WeightSummary, summarise
-from pyro_vaes.diagnostics.likelihood.local_normal import LocalNormal, climb, moments_at_start
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args
-from pyro_vaes.diagnostics.summaries import mean_and_error, require_positive, standard_error
 from pyro_vaes.guides import find_latents
 from pyro_vaes.programs import Program
 
-__all__ = ["InferenceGap", "inference_gap"]
+from ..particles import Particles
+from ..sites import Args
+from ..summaries import mean_and_error, require_positive, standard_error
+from .likelihood import WeightSummary, summarise
+from .local_normal import LocalNormal, climb, moments_at_start
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyro_vaes.diagnostics.importance_weights import average_weights, pareto_khat
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args
-from pyro_vaes.diagnostics.summaries import mean_and_error, require_positive
 from pyro_vaes.programs import Program
 
-__all__ = ["LogLikelihood", "WeightSummary", "log_likelihood", "log_weights", "summarise"]
+from ..importance_weights import average_weights, pareto_khat
+from ..particles import Particles
+from ..sites import Args
+from ..summaries import mean_and_error, require_positive
 
 
 def log_weights(

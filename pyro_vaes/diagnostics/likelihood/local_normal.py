@@ -9,12 +9,11 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args
 from pyro_vaes.guides import Latents, batch_rows
 from pyro_vaes.programs import Sites, is_auxiliary
 
-__all__ = ["LocalNormal", "climb", "moments_at_start"]
+from ..particles import Particles
+from ..sites import Args
 
 START_DRAWS = 32
 """Draws whose mean and standard deviation q* starts from."""

@@ -15,12 +15,11 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions.distribution import Distribution
 
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned
 from pyro_vaes.guides import find_latents
 from pyro_vaes.programs import VALUED, Program, Sites, run, sites
 
-__all__ = ["UnconstrainedPair", "prior_of"]
+from ..particles import Particles
+from ..sites import Args, aligned
 
 
 def prior_of(model: Program) -> Program:

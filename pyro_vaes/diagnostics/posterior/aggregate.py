@@ -20,14 +20,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.posterior.aggregate_tables import AggregateReport, kl_decomposition
-from pyro_vaes.diagnostics.sites import Args, aligned
 from pyro_vaes.distributions import AggregateGaussian, MixturePosterior
 from pyro_vaes.infer import NormalSite, Standardised, find_normal_sites
 from pyro_vaes.programs import VALUED, Program, Sites, run_pair, sites
 
-__all__ = ["aggregate_report"]
+from ..particles import Particles
+from ..sites import Args, aligned
+from .aggregate_tables import AggregateReport, kl_decomposition
 
 ROWS, UNITS = 16, 8  # whose images a sensitivity's run of the decoder holds, in all
 

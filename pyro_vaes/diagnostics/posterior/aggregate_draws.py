@@ -5,9 +5,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch.distributions import Independent
 
-from pyro_vaes.diagnostics.posterior.aggregate_tables import AggregateReport
-
-__all__ = ["draw_from_aggregate"]
+from .aggregate_tables import AggregateReport
 
 
 class draw_from_aggregate(Messenger):

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyro_vaes.diagnostics.summaries import ACTIVE_VARIANCE
 from pyro_vaes.distributions import AggregateGaussian
 from pyro_vaes.tables import text_table
 
-__all__ = ["AggregateReport", "KLDecomposition", "kl_decomposition"]
+from ..summaries import ACTIVE_VARIANCE
 
 
 @dataclass(frozen=True)

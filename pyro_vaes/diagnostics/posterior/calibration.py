@@ -24,14 +24,13 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Draws, Particles, values_of
-from pyro_vaes.diagnostics.sites import Args, aligned, holds
-from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.guides import find_latents
 from pyro_vaes.programs import Program, Sites, is_auxiliary, replaced_observation, was_observed
 from pyro_vaes.tables import text_table
 
-__all__ = ["Calibration", "calibration"]
+from ..particles import Draws, Particles, values_of
+from ..sites import Args, aligned, holds
+from ..summaries import require_positive
 
 MakeArguments = Callable[[Mapping[str, Tensor], Args], Args]
 

@@ -17,16 +17,16 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from xarray import Dataset, DataTree
 
-from pyro_vaes.diagnostics.importance_weights import pareto_khat
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned
-from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.programs import Program, argument_names, plates, was_observed
+
+from ..importance_weights import pareto_khat
+from ..particles import Particles
+from ..sites import Args, aligned
+from ..summaries import require_positive
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["summary", "to_datatree", "to_inference_data"]
 
 Arrays = dict[str, tuple[list[str], np.ndarray]]
 Variables = dict[tuple[str, str], "_Variable"]  # by group and name

@@ -7,12 +7,11 @@ from pyro import poutine
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned, mean_or_draw
-from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.programs import DRAWN, DataPlate, Program, is_auxiliary, num_positional, run, sites
 
-__all__ = ["posterior_means"]
+from ..particles import Particles
+from ..sites import Args, aligned, mean_or_draw
+from ..summaries import require_positive
 
 
 def posterior_means(

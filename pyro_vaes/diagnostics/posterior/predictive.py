@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_vaes.diagnostics.particles import Particles
-from pyro_vaes.diagnostics.sites import Args, aligned
-from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.programs import Program, was_observed
 
-__all__ = ["posterior_predictive", "prior_predictive", "reconstruct"]
+from ..particles import Particles
+from ..sites import Args, aligned
+from ..summaries import require_positive
 
 Values = dict[str, Tensor]
 

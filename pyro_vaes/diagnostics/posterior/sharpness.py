@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyro_vaes.diagnostics.handlers import take_means
-from pyro_vaes.diagnostics.posterior.predictive import reconstruct
 from pyro_vaes.programs import Program
 from pyro_vaes.tables import text_table
 
-__all__ = ["ReconstructionReport", "high_frequency_ratio", "laplacian", "reconstruction_report"]
+from ..handlers import take_means
+from .predictive import reconstruct
 
 
 def laplacian(images: Tensor) -> Tensor:

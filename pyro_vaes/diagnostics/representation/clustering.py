@@ -24,16 +24,6 @@ from torch import Tensor
 
 from pyro_vaes.tables import text_table
 
-__all__ = [
-    "ClusteringReport",
-    "ClusteringScores",
-    "clustering_report",
-    "clustering_scores",
-    "contingency_table",
-    "hungarian_map",
-    "majority_map",
-]
-
 
 def contingency_table(clusters: Tensor, labels: Tensor) -> Tensor:
     """How often cluster k meets label c.

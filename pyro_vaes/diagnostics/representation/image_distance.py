@@ -26,8 +26,6 @@ from torch import Tensor, nn
 from pyro_vaes.infer import fit
 from pyro_vaes.nn import ConvEncoder
 
-__all__ = ["classifier_features", "frechet_distance", "inception_distance", "kernel_distance"]
-
 Features = Callable[[Tensor], Tensor]
 
 

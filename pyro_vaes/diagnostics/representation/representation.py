@@ -27,19 +27,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from pyro_vaes.diagnostics.representation.clustering import hungarian_map
-from pyro_vaes.diagnostics.summaries import require_positive
 from pyro_vaes.tables import text_table
 
-__all__ = [
-    "ProbeAccuracy",
-    "RepresentationReport",
-    "kmeans_scores",
-    "knn_accuracy",
-    "labelled_subset",
-    "linear_accuracy",
-    "representation_report",
-]
+from ..summaries import require_positive
+from .clustering import hungarian_map
 
 Probe = Callable[..., float]
 

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_vaes.guides.laplace.linear_region import ReluChain, find_region, select
-from pyro_vaes.guides.laplace.linearise import Linearised
-
-__all__ = ["BernoulliChain"]
+from .linear_region import ReluChain, find_region, select
+from .linearise import Linearised
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,17 @@ import torch
 from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
-from pyro_vaes.guides.joint import Joint, refuse_dependence
-from pyro_vaes.guides.laplace.fisher import clipped_bernoulli
-from pyro_vaes.guides.laplace.linear_region import ReluChain
-from pyro_vaes.guides.laplace.linearise import (
+from ..joint import Joint, refuse_dependence
+from .fisher import clipped_bernoulli
+from .linear_region import ReluChain
+from .linearise import (
     DEPENDENT,
     Linearised,
     Lineariser,
     ProgramRun,
     run_program,
 )
-from pyro_vaes.guides.laplace.relu_chain import find_chain, record_chains
-
-__all__ = ["Curvature"]
+from .relu_chain import find_chain, record_chains
 
 Linearise = Callable[..., Linearised]
 

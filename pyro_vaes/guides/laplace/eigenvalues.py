@@ -5,8 +5,6 @@ from torch import Tensor
 
 from pyro_vaes.ops import GradientContext
 
-__all__ = ["floor_eigenvalues"]
-
 
 def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest positive semi-definite matrices to symmetric ones, and the eigenvalues of these in ascending order.

@@ -20,8 +20,6 @@ from torch.distributions.distribution import Distribution
 
 from pyro_vaes.distributions import AutoregressiveFlow
 
-__all__ = ["Fisher", "clipped_bernoulli", "find_fisher", "register_fisher"]
-
 Terms = Callable[..., tuple[Tensor, ...]]
 
 

@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_vaes.guides.laplace.gram import Congruence, Gram, GramResidual
-from pyro_vaes.guides.laplace.linear_region import LinearRegion, ReluChain, find_region, select
-from pyro_vaes.guides.laplace.linearise import Linearised
-
-__all__ = ["GaussianChain"]
+from .gram import Congruence, Gram, GramResidual
+from .linear_region import LinearRegion, ReluChain, find_region, select
+from .linearise import Linearised
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from pyro_vaes.guides.laplace.linear_region import LinearRegion
 from pyro_vaes.ops import GradientContext
 
-__all__ = ["Congruence", "Gram", "GramResidual"]
+from .linear_region import LinearRegion
 
 
 class Gram(torch.autograd.Function):

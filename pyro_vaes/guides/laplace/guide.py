@@ -24,18 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import PrecisionNormal
-from pyro_vaes.guides.amortized import AmortizedGuide
-from pyro_vaes.guides.given import Given, differentiable
-from pyro_vaes.guides.joint import Joint
-from pyro_vaes.guides.laplace.curvature import Curvature
-from pyro_vaes.guides.laplace.newton import factorise, improving, newton_step
-from pyro_vaes.guides.laplace.schedules import decaying
-from pyro_vaes.guides.latents import Latents
-from pyro_vaes.guides.plate_shapes import move_behind_plate
 from pyro_vaes.nn import as_posterior
 from pyro_vaes.programs import is_dry_run, mark_statements, marks
 
-__all__ = ["AmortizedLaplace"]
+from ..amortized import AmortizedGuide
+from ..given import Given, differentiable
+from ..joint import Joint
+from ..latents import Latents
+from ..plate_shapes import move_behind_plate
+from .curvature import Curvature
+from .newton import factorise, improving, newton_step
+from .schedules import decaying
 
 LONGEST_STEP = 2.0  # in logarithms or log-odds: a factor of 7
 

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["LinearRegion", "ReluChain", "find_region", "select"]
-
 LANES = 16  # single-precision numbers in a CPU's widest vector
 CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 

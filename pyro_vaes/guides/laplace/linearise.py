@@ -30,11 +30,10 @@ from torch.distributions.distribution import Distribution
 from torch.func import grad, jvp, vmap
 
 from pyro_vaes.distributions import Autoregressive
-from pyro_vaes.guides.joint import Joint, JointSite
-from pyro_vaes.guides.laplace.eigenvalues import floor_eigenvalues
-from pyro_vaes.guides.laplace.fisher import Fisher, find_fisher
 
-__all__ = ["DEPENDENT", "Lineariser", "Linearised", "ProgramRun", "depends", "run_program"]
+from ..joint import Joint, JointSite
+from .eigenvalues import floor_eigenvalues
+from .fisher import Fisher, find_fisher
 
 Derivatives = TypeVar("Derivatives", Tensor, list[list[Tensor]])
 DEPENDENT = (

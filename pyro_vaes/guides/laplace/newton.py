@@ -12,9 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_vaes.guides.laplace.linearise import Linearised
-
-__all__ = ["factorise", "improving", "newton_step"]
+from .linearise import Linearised
 
 
 def factorise(precision: Tensor) -> Tensor:

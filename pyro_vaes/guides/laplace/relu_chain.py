@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 from torch.distributions.distribution import Distribution
 
-from pyro_vaes.guides.joint import JointSite
-from pyro_vaes.guides.laplace.bernoulli_chain import BernoulliChain
-from pyro_vaes.guides.laplace.gaussian_chain import GaussianChain
-from pyro_vaes.guides.laplace.linearise import depends
 from pyro_vaes.nn import MLP, Chain
 
-__all__ = ["Call", "find_chain", "record_chains"]
+from ..joint import JointSite
+from .bernoulli_chain import BernoulliChain
+from .gaussian_chain import GaussianChain
+from .linearise import depends
 
 _CONTAINERS = (nn.Sequential, MLP, Chain)  # exact types: a subclass may compute something else
 _SLOPES = (nn.ReLU, nn.LeakyReLU, nn.Identity)

@@ -7,8 +7,6 @@ References:
     | https://proceedings.mlr.press/v97/park19a.html
 """
 
-__all__ = ["decaying", "geometric"]
-
 
 def decaying(t: int, first: float = 0.5) -> float:
     """The step size ``first / (t + 1)``, with the authors' 0.5, the most careful one: it stops short of the mode.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vaes.infer.batches.sources import (
+from ..whole_numbers import whole_number
+from .sources import (
     EMPTY,
     Batch,
     DatasetSource,
@@ -18,23 +19,12 @@ from pyro_vaes.infer.batches.sources import (
     item_on_device,
     on_device,
 )
-from pyro_vaes.infer.batches.unusable_data import (
+from .unusable_data import (
     describe,
     describe_parts,
     has_parts,
     refuse_lists_of_numbers,
 )
-from pyro_vaes.infer.whole_numbers import whole_number
-
-__all__ = [
-    "Batches",
-    "LoaderBatches",
-    "SourceBatches",
-    "as_batches",
-    "derived_seed",
-    "first_batch",
-    "train_and_valid",
-]
 
 
 class SourceBatches:

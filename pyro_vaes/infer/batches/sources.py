@@ -12,17 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-__all__ = [
-    "EMPTY",
-    "Batch",
-    "DatasetSource",
-    "Source",
-    "TensorSource",
-    "as_tensor",
-    "item_on_device",
-    "on_device",
-]
-
 Batch = tuple[object, ...]
 EMPTY = "The data set is empty: it has 0 rows. Is the path, the split or the filter right?"
 

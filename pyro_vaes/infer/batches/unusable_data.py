@@ -5,9 +5,7 @@ from typing import Protocol, TypeGuard
 import numpy as np
 from torch import Tensor
 
-from pyro_vaes.infer.batches.sources import Source, as_tensor
-
-__all__ = ["Parts", "describe", "describe_parts", "has_parts", "refuse_lists_of_numbers"]
+from .sources import Source, as_tensor
 
 
 class Parts(Protocol):

@@ -31,12 +31,6 @@ from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian, Moment
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
-from pyro_vaes.infer.bounds.global_batch import all_rows
-from pyro_vaes.infer.bounds.standardised import (
-    NormalSite,
-    find_normal_sites,
-)
 from pyro_vaes.programs import (
     OBJECTIVE,
     Program,
@@ -47,7 +41,12 @@ from pyro_vaes.programs import (
     run_pair,
 )
 
-__all__ = ["AggregatePosterior_ELBO", "AggregateTerms"]
+from .bound import Args, Bound, found_once
+from .global_batch import all_rows
+from .standardised import (
+    NormalSite,
+    find_normal_sites,
+)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from pyro_vaes.programs import (
 )
 
 if TYPE_CHECKING:
-    from pyro_vaes.infer.callback import Callback
+    from ..callback import Callback
 
-__all__ = ["Args", "Bound", "Loss", "found_once", "step_losses"]
 
 Args = tuple[object, ...]
 Loss = Callable[[], Tensor]

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from pyro_vaes.distributions import RecursiveMixture
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.programs import (
     DataPlate,
     Program,
@@ -33,7 +32,7 @@ from pyro_vaes.programs import (
     sites,
 )
 
-__all__ = ["ComponentDraws", "MixtureBound"]
+from .bound import Args, Bound, found_once
 
 
 @dataclass(frozen=True)

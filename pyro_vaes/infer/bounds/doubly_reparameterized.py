@@ -24,8 +24,6 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.importance_weighted import ImportanceWeighted_ELBO
-from pyro_vaes.infer.bounds.path_derivative import gated_trace
 from pyro_vaes.programs import (
     DRAWN,
     DataPlate,
@@ -39,7 +37,8 @@ from pyro_vaes.programs import (
     sites,
 )
 
-__all__ = ["DReG_ELBO"]
+from .importance_weighted import ImportanceWeighted_ELBO
+from .path_derivative import gated_trace
 
 
 class DReG_ELBO(ImportanceWeighted_ELBO):

@@ -15,8 +15,6 @@ from pyro.infer import (
     TraceTMC_ELBO,
 )
 
-__all__ = ["BoundFacts", "facts_of", "layers"]
-
 
 @dataclass(frozen=True)
 class BoundFacts:

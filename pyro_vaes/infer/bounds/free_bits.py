@@ -17,7 +17,6 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Bound
 from pyro_vaes.programs import (
     DENSITIES,
     DRAWN,
@@ -29,7 +28,7 @@ from pyro_vaes.programs import (
     sites,
 )
 
-__all__ = ["FreeBits_ELBO"]
+from .bound import Bound
 
 
 class FreeBits_ELBO(Bound):

@@ -10,8 +10,6 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-__all__ = ["AllGather", "all_rows", "global_batch", "is_shared"]
-
 AllGather = Callable[[Tensor], Tensor]
 
 _all_gather: ContextVar[AllGather | None] = ContextVar("_all_gather", default=None)

@@ -13,8 +13,6 @@ from contextvars import ContextVar
 from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo
 from torch import Tensor
 
-__all__ = ["without_host_sync"]
-
 _MODULES = (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo)
 
 _is_inside: ContextVar[bool] = ContextVar("_is_inside", default=False)  # this thread's own

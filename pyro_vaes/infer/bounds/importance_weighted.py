@@ -14,7 +14,6 @@ import math
 
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.programs import (
     DataPlate,
     Program,
@@ -23,7 +22,7 @@ from pyro_vaes.programs import (
     per_datum_log_weights,
 )
 
-__all__ = ["ImportanceWeighted_ELBO"]
+from .bound import Args, Bound, found_once
 
 
 class ImportanceWeighted_ELBO(Bound):

@@ -21,7 +21,6 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Args, Bound, found_once
 from pyro_vaes.programs import (
     DENSITIES,
     DataPlate,
@@ -34,7 +33,7 @@ from pyro_vaes.programs import (
     sites,
 )
 
-__all__ = ["MMD_ELBO", "gaussian_kernel", "maximum_mean_discrepancy"]
+from .bound import Args, Bound, found_once
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 

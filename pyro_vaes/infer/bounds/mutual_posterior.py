@@ -32,15 +32,6 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vaes.infer.bounds.bound import Args, Bound
-from pyro_vaes.infer.bounds.facts import facts_of
-from pyro_vaes.infer.bounds.global_batch import is_shared
-from pyro_vaes.infer.bounds.posterior_pairs import Pairs, pairs_of
-from pyro_vaes.infer.bounds.posteriors import (
-    PosteriorSite,
-    find_posteriors,
-)
-from pyro_vaes.infer.bounds.recorded import Recorded
 from pyro_vaes.ops import off_diagonal
 from pyro_vaes.programs import (
     DRAWN,
@@ -51,7 +42,15 @@ from pyro_vaes.programs import (
     find_plate,
 )
 
-__all__ = ["MutualPosterior_ELBO", "PosteriorPairs"]
+from .bound import Args, Bound
+from .facts import facts_of
+from .global_batch import is_shared
+from .posterior_pairs import Pairs, pairs_of
+from .posteriors import (
+    PosteriorSite,
+    find_posteriors,
+)
+from .recorded import Recorded
 
 Diverse = Literal["mean_then_softplus", "pairwise"]
 T = TypeVar("T")

@@ -6,8 +6,6 @@ from torch import Tensor
 from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs import Role, SiteRecorder, plates
 
-__all__ = ["ObservationRecorder", "observation_mean"]
-
 
 def observation_mean(site: Message) -> Tensor:
     """The mean of an observation given its run's latents, ``(*batch, *event)``.

@@ -23,10 +23,9 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.programs import DENSITIES, Program, is_latent, run, sites
 
-__all__ = ["Gates", "gated_trace"]
+from .bound import Args
 
 
 class Gates(Messenger):

@@ -24,7 +24,6 @@ from pyro_vaes.distributions import (
     map_parameters,
 )
 from pyro_vaes.errors import UsageError, use_bound
-from pyro_vaes.infer.bounds.global_batch import all_rows, is_shared
 from pyro_vaes.ops import (
     multivariate_normal_pairwise_kl,
     normal_mean_kl,
@@ -33,7 +32,7 @@ from pyro_vaes.ops import (
     off_diagonal,
 )
 
-__all__ = ["Pairs", "pairs_of"]
+from .global_batch import all_rows, is_shared
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch.distributions import Distribution, Independent, LogNormal
 
 from pyro_vaes.distributions import event_elements, has_transforms, map_parameters
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Args
 from pyro_vaes.programs import (
     OBJECTIVE,
     Program,
@@ -28,11 +27,7 @@ from pyro_vaes.programs import (
     sites,
 )
 
-__all__ = [
-    "PosteriorSite",
-    "find_posteriors",
-    "sites_given_others",
-]
+from .bound import Args
 
 OTHER_SITES = Cure("sites", words="compare other sites, sites=[...]")
 

@@ -10,8 +10,6 @@ from pyro_vaes.programs import (
     unbind_keywords,
 )
 
-__all__ = ["Recorded"]
-
 R = TypeVar("R", bound=SiteRecorder)
 
 

@@ -26,11 +26,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vaes.distributions import log_weights
-from pyro_vaes.infer.bounds.bound import Loss
-from pyro_vaes.infer.bounds.component_draws import ComponentDraws, MixtureBound
 from pyro_vaes.programs import Program, bind_keywords
 
-__all__ = ["RecursiveMixture_ELBO"]
+from .bound import Loss
+from .component_draws import ComponentDraws, MixtureBound
 
 Schedule = Literal["simultaneous", "sequential"]
 

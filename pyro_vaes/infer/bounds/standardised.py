@@ -17,16 +17,15 @@ from torch.distributions import MultivariateNormal, Normal
 
 from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal, event_elements
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.bounds.bound import Args
-from pyro_vaes.infer.bounds.posteriors import (
+from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run_pair, sites
+
+from .bound import Args
+from .posteriors import (
     OTHER_SITES,
     PosteriorSite,
     find_posteriors,
     sites_given_others,
 )
-from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run_pair, sites
-
-__all__ = ["NormalSite", "Standardised", "find_normal_sites"]
 
 NORMAL_GUIDE = Cure("guide", "AmortizedNormal", words="AmortizedNormal")
 NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)

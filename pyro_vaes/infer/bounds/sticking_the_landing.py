@@ -17,11 +17,10 @@ import math
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.bound import Args, Bound
-from pyro_vaes.infer.bounds.path_derivative import gated_trace
 from pyro_vaes.programs import DENSITIES, Program, Role, log_density_sum, run
 
-__all__ = ["StickingTheLanding_ELBO"]
+from .bound import Args, Bound
+from .path_derivative import gated_trace
 
 
 class StickingTheLanding_ELBO(Bound):

@@ -11,10 +11,9 @@ import math
 
 from torch import Tensor
 
-from pyro_vaes.infer.bounds.component_draws import MixtureBound
 from pyro_vaes.programs import Program
 
-__all__ = ["StratifiedMixture_ELBO"]
+from .component_draws import MixtureBound
 
 
 class StratifiedMixture_ELBO(MixtureBound):

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_vaes.infer.callback import Callback
-
-__all__ = ["as_bound", "as_callbacks", "as_device"]
+from ..callback import Callback
 
 
 def as_bound(loss: ELBO | None) -> ELBO:

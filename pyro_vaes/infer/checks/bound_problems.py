@@ -12,10 +12,6 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, use_bound
-from pyro_vaes.infer.bounds.host_sync import without_host_sync
-from pyro_vaes.infer.checks.problems import Problem
-from pyro_vaes.infer.checks.program_record import ProgramRecord
-from pyro_vaes.infer.checks.tables import Args, explain, site_table
 from pyro_vaes.programs import (
     Pair,
     has_analytic_kl,
@@ -24,12 +20,10 @@ from pyro_vaes.programs import (
     mean_field_violations,
 )
 
-__all__ = [
-    "density_problems",
-    "enumeration_problems",
-    "loss_problems",
-    "mean_field_problems",
-]
+from ..bounds.host_sync import without_host_sync
+from .problems import Problem
+from .program_record import ProgramRecord
+from .tables import Args, explain, site_table
 
 
 def enumeration_problems(guide: ProgramRecord, model: ProgramRecord, bound: ELBO) -> Iterator[Problem]:

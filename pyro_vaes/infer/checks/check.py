@@ -7,27 +7,6 @@ import pyro
 from pyro.infer import ELBO
 
 from pyro_vaes.errors import UsageError
-from pyro_vaes.infer.batches.batches import first_batch
-from pyro_vaes.infer.bounds.facts import facts_of
-from pyro_vaes.infer.checks.arguments import as_bound
-from pyro_vaes.infer.checks.bound_problems import (
-    density_problems,
-    enumeration_problems,
-    loss_problems,
-    mean_field_problems,
-)
-from pyro_vaes.infer.checks.problems import (
-    Problem,
-    data_problems,
-    failure,
-    plate_problems,
-    scale_problems,
-    shape_problems,
-    site_problems,
-    support_problems,
-)
-from pyro_vaes.infer.checks.program_record import ProgramRecord, record
-from pyro_vaes.infer.checks.tables import Args, trace_table
 from pyro_vaes.programs import (
     Pair,
     Program,
@@ -37,7 +16,27 @@ from pyro_vaes.programs import (
     share_dry_runs,
 )
 
-__all__ = ["CheckReport", "check", "check_pair"]
+from ..batches.batches import first_batch
+from ..bounds.facts import facts_of
+from .arguments import as_bound
+from .bound_problems import (
+    density_problems,
+    enumeration_problems,
+    loss_problems,
+    mean_field_problems,
+)
+from .problems import (
+    Problem,
+    data_problems,
+    failure,
+    plate_problems,
+    scale_problems,
+    shape_problems,
+    site_problems,
+    support_problems,
+)
+from .program_record import ProgramRecord, record
+from .tables import Args, trace_table
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from pyro import poutine
 from pyro.infer import ELBO
 
 from pyro_vaes.errors import Cure, UsageError
-from pyro_vaes.infer.batches.batches import Batches, SourceBatches
-from pyro_vaes.infer.bounds.facts import facts_of
 from pyro_vaes.programs import Pair, modes, run_pair
 
-__all__ = ["keep_or_drop_last"]
+from ..batches.batches import Batches, SourceBatches
+from ..bounds.facts import facts_of
 
 REFUSAL = "more than 1 value per channel"  # of torch, for what is normalised over one value
 BATCH_NORM = (

@@ -11,20 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
-from pyro_vaes.infer.checks.program_record import ProgramRecord
-from pyro_vaes.infer.checks.tables import Args, explain
 from pyro_vaes.programs import Pair, is_auxiliary, is_enumerated, required_arguments
 
-__all__ = [
-    "Problem",
-    "data_problems",
-    "failure",
-    "plate_problems",
-    "scale_problems",
-    "shape_problems",
-    "site_problems",
-    "support_problems",
-]
+from .program_record import ProgramRecord
+from .tables import Args, explain
 
 CASTS = {
     torch.float32: "float",

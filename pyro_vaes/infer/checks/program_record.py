@@ -6,8 +6,6 @@ from pyro.poutine import Trace
 
 from pyro_vaes.programs import DRAWN, OBJECTIVE, Plate, Sites, plates, sites
 
-__all__ = ["ProgramRecord", "record"]
-
 
 @dataclass(frozen=True)
 class ProgramRecord:

@@ -9,11 +9,10 @@ from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent
 
 from pyro_vaes.errors import CurableError, Cure, message_and_cures
-from pyro_vaes.infer.checks.program_record import ProgramRecord
-from pyro_vaes.infer.handlers import COMMON_SCALE, needs_common_scale
 from pyro_vaes.programs import Pair, run_pair, sites
 
-__all__ = ["Args", "explain", "site_table", "trace_table"]
+from ..handlers import COMMON_SCALE, needs_common_scale
+from .program_record import ProgramRecord
 
 Args = tuple[object, ...]
 

@@ -12,17 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyro_vaes.infer.callback import Callback, Handler, Run, State
-from pyro_vaes.infer.handlers import scale_latents
-
-__all__ = [
-    "ClipGradNorm",
-    "EarlyStopping",
-    "KLWarmup",
-    "LearningRate",
-    "SoftFreeBits",
-    "TensorBoard",
-]
+from ..callback import Callback, Handler, Run, State
+from ..handlers import scale_latents
 
 
 class ClipGradNorm(Callback):

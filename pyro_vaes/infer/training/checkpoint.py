@@ -23,17 +23,6 @@ from torch import Tensor
 from pyro_vaes.errors import Cure, UsageError
 from pyro_vaes.programs import Pair, Program
 
-__all__ = [
-    "RunFacts",
-    "TrainingState",
-    "is_saved",
-    "load_weights",
-    "read_checkpoint",
-    "save_weights",
-    "writable",
-    "write_checkpoint",
-]
-
 
 class RunFacts(TypedDict, total=False):
     """What ``pair.json`` says of a run."""

@@ -5,15 +5,14 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vaes.infer.batches.batches import Batches, as_batches, derived_seed
-from pyro_vaes.infer.bounds.facts import facts_of
-from pyro_vaes.infer.bounds.host_sync import without_host_sync
-from pyro_vaes.infer.checks.arguments import as_bound
-from pyro_vaes.infer.checks.bound_problems import mean_field_problems
-from pyro_vaes.infer.checks.check import CheckReport, check
 from pyro_vaes.programs import Pair, Program, UnitCounter, preserve_rng
 
-__all__ = ["evaluate", "total_loss"]
+from ..batches.batches import Batches, as_batches, derived_seed
+from ..bounds.facts import facts_of
+from ..bounds.host_sync import without_host_sync
+from ..checks.arguments import as_bound
+from ..checks.bound_problems import mean_field_problems
+from ..checks.check import CheckReport, check
 
 
 def evaluate(

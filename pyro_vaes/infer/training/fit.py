@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING
 import torch
 from pyro.infer import ELBO
 
-from pyro_vaes.infer.callback import Callback
-from pyro_vaes.infer.history import History
-from pyro_vaes.infer.optimizers import OptimizerLike
-from pyro_vaes.infer.training.loop import run_epochs
-from pyro_vaes.infer.training.nonfinite import OnNaN
-from pyro_vaes.infer.training.plan import Plan
-from pyro_vaes.infer.training.prepare import prepare, start
 from pyro_vaes.programs import Program, preserve_rng
+
+from ..callback import Callback
+from ..history import History
+from ..optimizers import OptimizerLike
+from .loop import run_epochs
+from .nonfinite import OnNaN
+from .plan import Plan
+from .prepare import prepare, start
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-__all__ = ["fit"]
 
 
 def fit(

@@ -7,21 +7,20 @@ import pyro
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vaes.infer.batches.batches import derived_seed
-from pyro_vaes.infer.history import History
-from pyro_vaes.infer.training.evaluation import total_loss
-from pyro_vaes.infer.training.plan import Training
-from pyro_vaes.infer.training.resume import save_run
-from pyro_vaes.infer.training.weight_average import (
+from pyro_vaes.programs import Pair
+
+from ..batches.batches import derived_seed
+from ..history import History
+from .evaluation import total_loss
+from .plan import Training
+from .resume import save_run
+from .weight_average import (
     evaluation_weights,
     use_evaluation_weights,
 )
-from pyro_vaes.programs import Pair
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-__all__ = ["run_epochs"]
 
 
 def run_epochs(training: Training, *, progress: bool) -> History:

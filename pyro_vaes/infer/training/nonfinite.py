@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.errors import CurableError, Cure
-from pyro_vaes.infer.callback import Run
-from pyro_vaes.infer.checks.tables import Args, site_table
-from pyro_vaes.infer.optimizers import (
+
+from ..callback import Run
+from ..checks.tables import Args, site_table
+from ..optimizers import (
     gradient_norm,
     halve_learning_rate,
     knows_found_inf,
     release_found_inf,
     step_where,
 )
-
-__all__ = ["Guard", "NonFiniteError", "OnNaN"]
 
 OnNaN = Literal["raise", "skip", "rollback"]
 MAX_IN_A_ROW = 20  # steps that may be skipped one after the other

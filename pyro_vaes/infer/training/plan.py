@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from pyro.infer import ELBO
 
-from pyro_vaes.infer.batches.batches import Batches
-from pyro_vaes.infer.callback import Callback, Run
-from pyro_vaes.infer.optimizers import OptimizerLike
-from pyro_vaes.infer.training.nonfinite import Guard, OnNaN
-from pyro_vaes.infer.training.step import Step
-from pyro_vaes.infer.whole_numbers import whole_number
 from pyro_vaes.programs import Pair, UnitCounter
+
+from ..batches.batches import Batches
+from ..callback import Callback, Run
+from ..optimizers import OptimizerLike
+from ..whole_numbers import whole_number
+from .nonfinite import Guard, OnNaN
+from .step import Step
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-__all__ = ["Plan", "Prepared", "Training"]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ import logging
 
 from torch import Tensor
 
-from pyro_vaes.infer.batches.batches import Batches, SourceBatches
-from pyro_vaes.infer.checks.check import check_pair
-from pyro_vaes.infer.checks.tables import Args
-from pyro_vaes.infer.training.plan import Prepared
 from pyro_vaes.programs import UnitCounter, num_rows, preserve_rng, share_dry_runs
 
-__all__ = ["preflight"]
+from ..batches.batches import Batches, SourceBatches
+from ..checks.check import check_pair
+from ..checks.tables import Args
+from .plan import Prepared
 
 logger = logging.getLogger(__name__)
 

@@ -5,22 +5,21 @@ import pathlib
 import torch
 
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.infer.batches.batches import as_batches, train_and_valid
-from pyro_vaes.infer.bounds.bound import Bound
-from pyro_vaes.infer.bounds.facts import facts_of, layers
-from pyro_vaes.infer.callback import Run
-from pyro_vaes.infer.checks.arguments import as_bound, as_callbacks, as_device
-from pyro_vaes.infer.checks.last_batch import keep_or_drop_last
-from pyro_vaes.infer.optimizers import make_optimizer
-from pyro_vaes.infer.training.checkpoint import writable
-from pyro_vaes.infer.training.nonfinite import Guard
-from pyro_vaes.infer.training.plan import Plan, Prepared, Training
-from pyro_vaes.infer.training.preflight import preflight
-from pyro_vaes.infer.training.resume import resume_run
-from pyro_vaes.infer.training.step import Step
 from pyro_vaes.programs import Pair, Program, UnitCounter
 
-__all__ = ["prepare", "start"]
+from ..batches.batches import as_batches, train_and_valid
+from ..bounds.bound import Bound
+from ..bounds.facts import facts_of, layers
+from ..callback import Run
+from ..checks.arguments import as_bound, as_callbacks, as_device
+from ..checks.last_batch import keep_or_drop_last
+from ..optimizers import make_optimizer
+from .checkpoint import writable
+from .nonfinite import Guard
+from .plan import Plan, Prepared, Training
+from .preflight import preflight
+from .resume import resume_run
+from .step import Step
 
 
 def prepare(plan: Plan, model: Program, guide: Program, data: object, valid: object | None) -> Prepared:

@@ -20,10 +20,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vaes.infer.callback import Callback, Handler, Run
-from pyro_vaes.infer.handlers import scale_latents
-
-__all__ = ["ProgressiveRungs"]
+from ..callback import Callback, Handler, Run
+from ..handlers import scale_latents
 
 
 class ProgressiveRungs(Callback):

@@ -11,19 +11,18 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
-from pyro_vaes.infer.batches.batches import LoaderBatches
-from pyro_vaes.infer.callback import Run
-from pyro_vaes.infer.training.checkpoint import (
+
+from ..batches.batches import LoaderBatches
+from ..callback import Run
+from .checkpoint import (
     RunFacts,
     TrainingState,
     is_saved,
     read_checkpoint,
     write_checkpoint,
 )
-from pyro_vaes.infer.training.nonfinite import Guard
-from pyro_vaes.infer.training.plan import Prepared, Training
-
-__all__ = ["resume_run", "save_run"]
+from .nonfinite import Guard
+from .plan import Prepared, Training
 
 logger = logging.getLogger(__name__)
 _START_ANEW = Cure(

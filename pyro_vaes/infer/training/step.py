@@ -9,19 +9,18 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_vaes.infer.bounds.bound import step_losses
-from pyro_vaes.infer.bounds.facts import facts_of
-from pyro_vaes.infer.bounds.global_batch import global_batch
-from pyro_vaes.infer.bounds.host_sync import without_host_sync
-from pyro_vaes.infer.callback import Run
-from pyro_vaes.infer.checks.tables import Args
-from pyro_vaes.infer.optimizers import gradient_norm
 from pyro_vaes.programs import Pair, local_parameters
+
+from ..bounds.bound import step_losses
+from ..bounds.facts import facts_of
+from ..bounds.global_batch import global_batch
+from ..bounds.host_sync import without_host_sync
+from ..callback import Run
+from ..checks.tables import Args
+from ..optimizers import gradient_norm
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-__all__ = ["Step", "around_a_loss"]
 
 
 @contextlib.contextmanager

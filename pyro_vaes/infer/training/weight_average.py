@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_vaes.infer.callback import Callback, Run, State
-
-__all__ = ["WeightAverage", "evaluation_weights", "use_evaluation_weights"]
+from ..callback import Callback, Run, State
 
 
 class WeightAverage(Callback):

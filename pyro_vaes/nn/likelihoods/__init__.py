@@ -1,11 +1,11 @@
 """Likelihoods p(x | z) as modules: they turn what the decoder returns into a distribution of x."""
 
-from pyro_vaes.nn.likelihoods.autoregressive import AutoregressiveLikelihood
-from pyro_vaes.nn.likelihoods.base import Likelihood
-from pyro_vaes.nn.likelihoods.counts import NegativeBinomialLikelihood, PoissonLikelihood
-from pyro_vaes.nn.likelihoods.levels import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
-from pyro_vaes.nn.likelihoods.real import GaussianLikelihood, LaplaceLikelihood
-from pyro_vaes.nn.likelihoods.unit import BernoulliLikelihood, ContinuousBernoulliLikelihood
+from .autoregressive import AutoregressiveLikelihood
+from .base import Likelihood
+from .counts import NegativeBinomialLikelihood, PoissonLikelihood
+from .levels import CategoricalLikelihood, DiscretizedLogisticMixtureLikelihood
+from .real import GaussianLikelihood, LaplaceLikelihood
+from .unit import BernoulliLikelihood, ContinuousBernoulliLikelihood
 
 __all__ = [
     "Likelihood",

@@ -7,10 +7,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import Autoregressive
-from pyro_vaes.nn.autoregressive import AutoregressiveNetwork
-from pyro_vaes.nn.likelihoods.base import Likelihood
 
-__all__ = ["AutoregressiveLikelihood"]
+from ..autoregressive import AutoregressiveNetwork
+from .base import Likelihood
 
 
 class AutoregressiveLikelihood(nn.Module):

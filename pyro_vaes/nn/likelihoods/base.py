@@ -9,8 +9,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-__all__ = ["Likelihood", "PositiveParameter", "soft_clamp"]
-
 
 def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
     """Keep x within about [low, high]: the identity well inside, and a gradient that never vanishes."""

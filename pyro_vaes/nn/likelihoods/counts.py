@@ -6,9 +6,7 @@ from pyro import distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vaes.nn.likelihoods.base import Likelihood, PositiveParameter, soft_clamp
-
-__all__ = ["NegativeBinomialLikelihood", "PoissonLikelihood"]
+from .base import Likelihood, PositiveParameter, soft_clamp
 
 # e^15 = 3.3e6 stays below 2^24, up to which float32 holds every whole number; e^-15 is no count in any data set
 LOG_BOUND = 15.0

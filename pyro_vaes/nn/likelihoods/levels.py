@@ -5,10 +5,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vaes.distributions import DiscretizedLogisticMixture, IntegerCategorical, grid
-from pyro_vaes.nn.likelihoods.base import Likelihood, soft_clamp
-from pyro_vaes.nn.likelihoods.unit import UnitLikelihood
 
-__all__ = ["CategoricalLikelihood", "DiscretizedLogisticMixtureLikelihood"]
+from .base import Likelihood, soft_clamp
+from .unit import UnitLikelihood
 
 
 class CategoricalLikelihood(Likelihood):

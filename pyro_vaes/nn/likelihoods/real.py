@@ -6,9 +6,7 @@ from pyro import distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vaes.nn.likelihoods.base import Likelihood, PositiveParameter, soft_clamp
-
-__all__ = ["GaussianLikelihood", "LaplaceLikelihood"]
+from .base import Likelihood, PositiveParameter, soft_clamp
 
 
 class _LocationScale(Likelihood):

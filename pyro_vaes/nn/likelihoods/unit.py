@@ -4,9 +4,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vaes.distributions import Bernoulli, ContinuousBernoulli
-from pyro_vaes.nn.likelihoods.base import Likelihood
 
-__all__ = ["BernoulliLikelihood", "ContinuousBernoulliLikelihood", "UnitLikelihood"]
+from .base import Likelihood
 
 
 class UnitLikelihood(Likelihood):
