@@ -7,6 +7,18 @@ data for its own users.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+__all__ = [
+    "CurableError",
+    "Cure",
+    "MissingFileError",
+    "UnwritableError",
+    "UsageError",
+    "leave_out",
+    "message_and_cures",
+    "use_bound",
+    "with_cures",
+]
+
 
 @dataclass(frozen=True)
 class Cure:

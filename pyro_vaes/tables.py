@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+__all__ = ["text_table"]
+
 
 def text_table(columns: str, rows: Iterable[Sequence[object]]) -> list[str]:
     """The lines of a table, its head first.
