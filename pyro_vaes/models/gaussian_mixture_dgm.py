@@ -71,7 +71,7 @@ class GaussianMixtureDGM(ProgramModule):
     def model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program: x with shape ``(B, ...)`` or None; labels ``(B,)``, -1 where there is none."""
         labels = as_labels(labels, x, self.num_clusters)
-        with self._data_plate(x, size):
+        with self.data_plate(x, size):
             y = sample_cluster("y", self.prior.weights, labels)
             z = pyro.sample("z", self.prior.component(y))
             return observe("x", self.likelihood(self.decode(z, y)), x)

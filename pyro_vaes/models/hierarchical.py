@@ -81,7 +81,7 @@ class HierarchicalVAE(ProgramModule):
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
         priors, levels = self.priors, len(self.latent_dims)
-        with self._data_plate(x, size):
+        with self.data_plate(x, size):
             z = [pyro.sample(f"z_{levels}", self.top_prior())]  # z[0] is the lowest level so far
             for level in range(levels - 1, 0, -1):
                 prior = self._latent(priors[level - 1], self._parents(z), level, f"the prior of z_{level}")

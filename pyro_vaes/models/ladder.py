@@ -77,7 +77,7 @@ class LadderVAE(ProgramModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with self._data_plate(x, size):
+        with self.data_plate(x, size):
             z = [pyro.sample(f"z_{level}", prior()) for level, prior in enumerate(self.priors, start=1)]
             return observe("x", self.likelihood(self.decode(z)), x)
 

@@ -127,7 +127,7 @@ class LadderClusteringVAE(LadderVAE):
         :meth:`cluster_model` with enumeration, draw by draw. A KL weight of the rung weighs the label too.
         """
         labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
-        with self._data_plate(x, size):
+        with self.data_plate(x, size):
             z = []
             for level, mixture in enumerate(self.mixtures, start=1):
                 prior = mixture()
@@ -145,7 +145,7 @@ class LadderClusteringVAE(LadderVAE):
     def cluster_model(self, x: Tensor | None = None, labels: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program with clusters; ``labels`` with shape ``(B,)``, -1 where there is none."""
         labels = as_labels(labels, x, self.num_clusters[self.labelled_rung - 1])
-        with self._data_plate(x, size):
+        with self.data_plate(x, size):
             z = []
             for level, prior in enumerate(self.mixtures, start=1):
                 y = sample_cluster(f"y_{level}", prior.weights, labels if level == self.labelled_rung else None)

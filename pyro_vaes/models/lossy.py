@@ -96,7 +96,7 @@ class UnconditionalDecoder(ProgramModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with self._data_plate(x, size):
+        with self.data_plate(x, size):
             return observe("x", self.likelihood(self.context), x)
 
     @pyro_method

@@ -57,7 +57,7 @@ class VAE(ProgramModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        with self._data_plate(x, size):
+        with self.data_plate(x, size):
             z = pyro.sample("z", self.prior())
             return observe("x", self.likelihood(self.decoder(z)), x)
 

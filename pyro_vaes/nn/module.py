@@ -36,7 +36,7 @@ class ProgramModule(PyroModule):
         super().__setstate__(state)
         self._pyro_set_supermodule(self._unique_name(), self._pyro_context)
 
-    def _data_plate(self, x: Tensor | None, size: int) -> pyro.plate:
+    def data_plate(self, x: Tensor | None, size: int) -> pyro.plate:
         """The plate of the data: of the rows of ``x``, or of ``size`` new ones where that is None."""
         return pyro.plate("data", size if x is None else len(x))
 

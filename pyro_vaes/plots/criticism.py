@@ -221,7 +221,7 @@ def _zone(ax: Axes, shapes: np.ndarray, chosen: np.ndarray, colour: str, name: s
 
 def rank_hist(
     ranks: Array,
-    num_draws: int,
+    num_samples: int,
     *,
     bins: int = 20,
     level: float = 0.95,
@@ -233,10 +233,10 @@ def rank_hist(
     A hump means posteriors too wide, a valley too narrow, a slope posteriors that are off to one side.
 
     Arguments:
-        ranks: Of the true value among `num_draws` posterior draws: integers from 0 to `num_draws`, with shape
+        ranks: Of the true value among `num_samples` posterior draws: integers from 0 to `num_samples`, with shape
             `(N,)`.
-        num_draws: Posterior draws behind each rank.
-        bins: Bars; at most `num_draws + 1`.
+        num_samples: Posterior draws behind each rank.
+        bins: Bars; at most `num_samples + 1`.
         level: Probability of the band, for each bar on its own (binomial).
         title: Above the axes.
         ax: Axes to draw into; None makes a figure.
@@ -245,7 +245,7 @@ def rank_hist(
         The axes, with one bar for each bin, heights relative to uniform; bars that leave the band are red.
 
     Raises:
-        ValueError: If the ranks are no integers from 0 to `num_draws`, or there are more bins than ranks.
+        ValueError: If the ranks are no integers from 0 to `num_samples`, or there are more bins than ranks.
 
     References:
         | Validating Bayesian Inference Algorithms with Simulation-Based Calibration
@@ -253,22 +253,22 @@ def rank_hist(
         | https://arxiv.org/abs/1804.06788
 
     Example:
-        >>> ax = rank_hist(np.arange(200) % 100, num_draws=99)
+        >>> ax = rank_hist(np.arange(200) % 100, num_samples=99)
         >>> len(ax.containers[0])
         20
     """
     found = to_numpy(ranks, "ranks")
-    if found.ndim != 1 or (found != np.round(found)).any() or found.min() < 0 or found.max() > num_draws:
+    if found.ndim != 1 or (found != np.round(found)).any() or found.min() < 0 or found.max() > num_samples:
         raise ValueError(
             f"ranks has shape {found.shape} and runs from {found.min():g} to {found.max():g}; wanted "
-            f"integers from 0 to num_draws={num_draws} with shape (N,). Pick one latent first: ranks[:, 0]."
+            f"integers from 0 to num_samples={num_samples} with shape (N,). Pick one latent first: ranks[:, 0]."
         )
-    if not 1 <= bins <= num_draws + 1:
+    if not 1 <= bins <= num_samples + 1:
         raise ValueError(
-            f"bins={bins}, but {num_draws} draws have {num_draws + 1} possible ranks; wanted 1 to that many."
+            f"bins={bins}, but {num_samples} draws have {num_samples + 1} possible ranks; wanted 1 to that many."
         )
-    edges = np.round(np.linspace(0, num_draws + 1, bins + 1))  # whole ranks: bins may differ by one
-    shares = np.diff(edges) / (num_draws + 1)
+    edges = np.round(np.linspace(0, num_samples + 1, bins + 1))  # whole ranks: bins may differ by one
+    shares = np.diff(edges) / (num_samples + 1)
     expected = shares * len(found)
     heights = np.histogram(found, edges - 0.5)[0] / expected
     counts = scipy.stats.binom.interval(level, len(found), shares)

@@ -89,16 +89,16 @@ def test_khat_zones() -> None:
 
 
 def test_uniform_ranks_are_flat_and_skewed_ones_red() -> None:
-    flat = plots.rank_hist(torch.arange(1000) % 100, num_draws=99, bins=10)
+    flat = plots.rank_hist(torch.arange(1000) % 100, num_samples=99, bins=10)
     assert [bar.get_height() for bar in flat.containers[0]] == pytest.approx([1.0] * 10)
     assert len({bar.get_facecolor() for bar in flat.containers[0]}) == 1
-    skewed = plots.rank_hist(torch.zeros(1000), num_draws=99, bins=10)
+    skewed = plots.rank_hist(torch.zeros(1000), num_samples=99, bins=10)
     assert skewed.containers[0][0].get_height() == pytest.approx(10.0)
     assert skewed.containers[0][0].get_facecolor() != flat.containers[0][0].get_facecolor()
 
 
 def test_rank_band_is_binomial_when_bins_differ_in_width() -> None:
-    ax = plots.rank_hist(torch.arange(900) % 9, num_draws=8, bins=4, level=0.9)  # nine ranks in four bins
+    ax = plots.rank_hist(torch.arange(900) % 9, num_samples=8, bins=4, level=0.9)  # nine ranks in four bins
     widths = np.array([bar.get_width() for bar in ax.containers[0]])
     assert widths.sum() == 9
     assert [bar.get_height() for bar in ax.containers[0]] == pytest.approx([1.0] * 4)
@@ -199,7 +199,7 @@ BAD = {
         "wanted 4",
     ),
     "k-hat of a matrix": (lambda: plots.khat(torch.rand(3, 2)), "one Pareto shape"),
-    "a rank too high": (lambda: plots.rank_hist(torch.tensor([20.0]), 19), "num_draws=19"),
+    "a rank too high": (lambda: plots.rank_hist(torch.tensor([20.0]), 19), "num_samples=19"),
     "a rank that is no integer": (lambda: plots.rank_hist(torch.tensor([0.5]), 19), "integers"),
     "coverage of other levels": (lambda: plots.expected_coverage(VECTOR / 2, VECTOR[:2] / 2, 9), "one share"),
     "coverage in percent": (lambda: plots.expected_coverage(VECTOR / 2, 50 * VECTOR, 9), "percentage"),
