@@ -17,7 +17,6 @@ from pyro.distributions.util import sum_rightmost
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform
 
 from pyro_vaes.programs import (
@@ -247,13 +246,13 @@ def _latent_site(message: Message) -> LatentSite:
 
 def _same_for_all(support: constraints.Constraint) -> constraints.Constraint | None:
     """The support with its bounds as numbers, if all data and units have the same, constant ones."""
-    if isinstance(support, MixtureSameFamilyConstraint):
-        return _same_for_all(support.base_constraint)
     if isinstance(support, constraints.independent):
         inner = _same_for_all(support.base_constraint)
         if inner is None:
             return None
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
+    if hasattr(support, "base_constraint"):  # newer torch: that of a mixture's components
+        return _same_for_all(support.base_constraint)
 
     bounds = {n: v for n, v in vars(support).items() if isinstance(v, Tensor)}
     for value in bounds.values():
