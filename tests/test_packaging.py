@@ -105,8 +105,9 @@ def test_the_wheel_is_the_package_alone() -> None:
     assert shipped_folders("wheel") == {"pyro_vaes"}
 
 
-def test_the_source_distribution_has_papers_tests_and_notebooks() -> None:
-    assert shipped_folders("sdist") == {"pyro_vaes", "papers", "tests", "benchmarks", "notebooks"}
+def test_the_source_distribution_has_papers_tests_notebooks_and_tools() -> None:
+    folders = {"pyro_vaes", "papers", "tests", "benchmarks", "notebooks", "tools"}
+    assert shipped_folders("sdist") == folders
 
 
 def test_the_package_imports_none_of_the_papers() -> None:
