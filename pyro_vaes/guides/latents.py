@@ -251,7 +251,8 @@ def _same_for_all(support: constraints.Constraint) -> constraints.Constraint | N
         if inner is None:
             return None
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
-    if hasattr(support, "base_constraint"):  # of a mixture
+    # newer versions of torch wrap the support of a mixture's components
+    if hasattr(support, "base_constraint"):
         return _same_for_all(support.base_constraint)
 
     bounds = {n: v for n, v in vars(support).items() if isinstance(v, Tensor)}

@@ -84,17 +84,20 @@ class MixtureEncoder(nn.Module):
             wrong = [type(p).__name__ for p in parts if not isinstance(p, nn.Module)]
             if wrong:
                 raise ValueError(f"The {label} of a mixture must be networks, but got {wrong}.")
+
         if not components or len(weights) != len(components) - 1:
             raise ValueError(
                 f"A mixture of {len(components)} components needs {max(len(components) - 1, 0)} weight networks, one "
                 f"for each component but the first, but got {len(weights)}."
             )
+
         guides = [m for m, part in enumerate(components) if isinstance(part, AmortizedGuide)]
         if trunk is not None and guides:
             raise ValueError(
                 f"Behind a trunk the components are called with its output, but components {guides} are guides, which "
                 "run the model on its own arguments; leave trunk out, or pass their networks instead?"
             )
+
         self.components, self.weights, self.trunk = nn.ModuleList(components), nn.ModuleList(weights), trunk
 
     def forward(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> RecursiveMixture:

@@ -89,6 +89,8 @@ class SemiAmortized(AmortizedGuide):
                 f"SemiAmortized starts from an AmortizedNormal, but got {type(base_guide).__name__}. Wrap the encoder: "
                 "SemiAmortized(AmortizedNormal(vae.model, vae.encoder))?"
             )
+
+        # the ascent
         if not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps is the number of gradient steps, 0 or more, but got {steps!r}.")
         if not lr > 0:
@@ -97,10 +99,13 @@ class SemiAmortized(AmortizedGuide):
             raise ValueError(f"momentum is the share of the last step taken again, in [0, 1), but got {momentum!r}.")
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm limits a gradient's length and must be positive or None, but got {max_norm!r}.")
+
+        # the draws by which it sees the bound
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples is the number of draws per step, 1 or more, but got {num_samples!r}.")
         if noise is not None and not callable(noise):
             raise ValueError(f"noise maps a template to numbers, but got {noise!r}; lambda template: ...?")
+
         super().__init__(base_guide.model, base_guide)
         self.steps, self.lr, self.momentum, self.second_order = steps, lr, momentum, second_order
         self.max_norm, self.num_samples, self.noise = max_norm, num_samples, noise

@@ -34,9 +34,13 @@ def modules_of(program: object, label: str, depth: int = 0) -> list[tuple[str, n
 def _within(program: object, label: str) -> list[tuple[str, object]]:
     """The named things one step away from a program."""
     if isinstance(program, functools.partial):  # effect handlers wrap programs in partials too
-        return [*((label, a) for a in (program.func, *program.args)), *_named(program.keywords, label)]
+        positional = [(label, part) for part in (program.func, *program.args)]
+        return [*positional, *_named(program.keywords, label)]
+
     if inspect.ismethod(program):
-        return [(label, program.__func__), *_named(getattr(program.__self__, "__dict__", {}), label)]
+        attributes = getattr(program.__self__, "__dict__", {})
+        return [(label, program.__func__), *_named(attributes, label)]
+
     if inspect.isfunction(program):
         if program.__module__.partition(".")[0] in ("pyro", "torch"):
             return []
@@ -45,10 +49,13 @@ def _within(program: object, label: str) -> list[tuple[str, object]]:
         except ValueError:  # a variable of the enclosing function has no value yet
             return []
         return [*_named(names.nonlocals, label), *_named(names.globals, label)]
+
     if isinstance(program, Mapping):
         return _named(program, label)
     if isinstance(program, list | tuple):
         return [(f"{label}.{index}", value) for index, value in enumerate(program)]
+
+    # an object that can be called; effect handlers and classes hold no networks
     if callable(program) and not inspect.isroutine(program) and not isinstance(program, type | Messenger):
         return _named(getattr(program, "__dict__", {}), label)
     return []
