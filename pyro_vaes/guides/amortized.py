@@ -14,18 +14,32 @@ References:
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pyro
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
+from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 
 from pyro_vaes.nn import ProgramModule, as_posterior
-from pyro_vaes.programs import Findings, Program, bind_keywords, required_arguments
+from pyro_vaes.programs import (
+    Answer,
+    Findings,
+    Program,
+    SwapPriors,
+    bind_keywords,
+    outside_the_run,
+    plates,
+    required_arguments,
+    run_swapped,
+)
 
-from .given import Args, Given, batch_rows
-from .latents import Latents, find_latents
-from .plate_shapes import move_behind_plate
+from .given import Given, Rows, as_given
+from .latents import Latents, SiteDraw, find_latents
+from .masks import masked_posterior
+from .passing_buffers import PassingBuffers
+from .plate_shapes import Placement, place
 
 
 class AmortizedGuide(ProgramModule):
@@ -54,6 +68,7 @@ class AmortizedGuide(ProgramModule):
         self._model = (model,)  # in a tuple, so that a module given as the model does not become a part of the guide
         self.encoder = encoder
         self._found = Findings[Latents]()
+        self._passed = PassingBuffers()
         self._of_all_data: Latents | None = None
 
     @property
@@ -76,10 +91,11 @@ class AmortizedGuide(ProgramModule):
             self._of_all_data = found
         return found
 
-    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
+    def encode(self, *args: object, rows: Rows = None, **kwargs: object) -> TorchDistribution:
         """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
-        latents = self.latents(*args, **kwargs)
-        q = as_posterior(self._encoded(Given(args, kwargs, rows)))
+        given = as_given(args, kwargs, rows)
+        latents = self.latents_of(given)
+        q = as_posterior(self._encoded(given))
         if q.event_shape != (latents.numel,):
             raise ValueError(
                 f"The encoder returns vectors of shape {tuple(q.event_shape)}, but the model's latent sites need "
@@ -90,6 +106,12 @@ class AmortizedGuide(ProgramModule):
             raise ValueError(f"{type(self).__name__} needs an encoder that returns {family}, but got {q}; {cure}.")
         return q
 
+    def latents_of(self, given: Given) -> Latents:
+        """The latent sites that a posterior is asked for."""
+        if given.latents is not None:
+            return given.latents
+        return self.latents(*given.args, **given.kwargs)
+
     def _fits(self, q: TorchDistribution) -> bool:
         """Whether q is of the family."""
         return isinstance(q, self.family)
@@ -98,28 +120,69 @@ class AmortizedGuide(ProgramModule):
         """What the encoder returns."""
         return output_of(self.encoder, given)
 
-    def posterior(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
+    def posterior(self, *args: object, rows: Rows = None, **kwargs: object) -> TorchDistribution:
         """q(z | x) over the concatenated, unconstrained latents: batch shape ``(B,)``, event shape ``(numel,)``."""
         return self.encode(*args, rows=rows, **kwargs)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        latents, plate, given = self._plate(args, kwargs)
-        # encoders that run the program (a Laplace component of a mixture) do so before its
-        # plate is entered
-        q = given.call(self.encode)
-        with plate:
-            return self.sample(move_behind_plate(q, latents.inner), latents)
-
-    def _plate(self, args: Args, kwargs: Mapping[str, object]) -> tuple[Latents, pyro.plate, Given]:
-        """The latents, the plate to sample them in, and the arguments with the rows that it drew."""
         latents = self.latents(*args, **kwargs)
-        plate = latents.data_plate(batch_rows(args, kwargs))
-        rows = plate.indices if latents.subsample_size is not None else None
-        return latents, plate, Given(args, kwargs, rows)
+        group = DrawnTogether(self, latents)
+
+        def answer(message: Message) -> Answer:
+            rows = swap.rows.get(latents.plate) if latents.subsample_size is not None else None
+            return group.answer(message, Given(args, kwargs, rows))
+
+        swap = SwapPriors(answer, latents.names)
+        with self._passed.kept(self.model, args, kwargs, latents.names):
+            return run_swapped(swap, self.model, args, kwargs)
+
+    def draws(self, given: Given, latents: Latents, placement: Placement) -> dict[str, SiteDraw]:
+        """How each of the latent sites is drawn; called where the model is about to draw the first of them."""
+        with outside_the_run():  # encoders may run the program (a Laplace component of a mixture)
+            q = given.call(self.encode)
+        return self.site_draws(place(q, placement), latents)
+
+    def site_draws(self, q: TorchDistribution, latents: Latents) -> dict[str, SiteDraw]:
+        """How each latent site is drawn whose joint distribution is q."""
+        return latents.draws(q)
 
     def sample(self, q: TorchDistribution, latents: Latents) -> dict[str, Tensor]:
         """Sample every latent site of the model from q."""
-        return latents.sample_flat(q)
+        return sample_all(self.site_draws(q, latents))
+
+
+@dataclass
+class DrawnTogether:
+    """Latent sites of one run of a model that one guide draws, all at the first of them.
+
+    Where rows may be masked, or the sites have scales of their own, each is drawn where the
+    model draws it.
+    """
+
+    guide: AmortizedGuide
+    latents: Latents
+    draws: dict[str, SiteDraw] | None = None
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def answer(self, message: Message, given: Given) -> Answer:
+        """How the site of this message is drawn, or its value."""
+        latents, name = self.latents, message["name"]
+        if self.draws is None:
+            placement = Placement(name, plates(message))
+            self.draws = self.guide.draws(given, latents, placement)
+            if not latents.is_masked and not latents.scales_differ:
+                self.values = sample_all(self.draws)
+
+        if name in self.values:
+            return self.values[name]
+        draw = self.draws[name]
+        message["infer"].update(draw.infer)
+        return masked_posterior(draw.fn, message["fn"], message["mask"])
+
+
+def sample_all(draws: Mapping[str, SiteDraw]) -> dict[str, Tensor]:
+    """Sample all these sites here."""
+    return {name: pyro.sample(name, draw.fn, infer=draw.infer) for name, draw in draws.items()}
 
 
 def output_of(network: Program, given: Given) -> object:
@@ -134,7 +197,8 @@ def output_of(network: Program, given: Given) -> object:
     if isinstance(network, AmortizedGuide):
         return given.call(network.encode)
 
-    keywords = _accepted(network, len(given.args), given.kwargs) if given.kwargs else {}
+    named = {**given.kwargs, **given.keywords}
+    keywords = _accepted(network, len(given.args), named) if named else {}
     rows, size = given.rows, given.size
     if rows is None or size is None or len(rows) == size:
         return network(*given.args, **keywords)
@@ -199,14 +263,14 @@ class AmortizedNormal(AmortizedGuide):
             )
         return base
 
-    def sample(self, q: TorchDistribution, latents: Latents) -> dict[str, Tensor]:
+    def site_draws(self, q: TorchDistribution, latents: Latents) -> dict[str, SiteDraw]:
         base = self.diagonal(q)
         locs, scales = latents.split(base.loc), latents.split(base.scale)
 
-        values = {}
+        draws = {}
         for site, loc, scale in zip(latents.sites, locs, scales, strict=True):
-            values[site.name] = pyro.sample(site.name, site.normal(loc, scale))
-        return values
+            draws[site.name] = SiteDraw(site.normal(loc, scale), {})
+        return draws
 
 
 class AmortizedMultivariateNormal(AmortizedGuide):

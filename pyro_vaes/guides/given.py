@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+
+from .plate_shapes import Layout
+
+if TYPE_CHECKING:
+    from .latents import Latents
 
 Args = tuple[object, ...]
 Output = TypeVar("Output")
@@ -22,11 +27,24 @@ def batch_rows(args: Args, kwargs: Mapping[str, object] | None = None) -> int | 
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of a program, and the rows that its plate is to hold; None for all."""
+    """What a posterior is a posterior given.
+
+    Attributes:
+        args, kwargs: The arguments of the program.
+        rows: The rows that its plate is to hold; None for all.
+        upstream: Values of sites that are drawn already, and rows of plates, by name.
+        keywords: What networks are called with beside the arguments, by keyword.
+        latents: The latent sites in question; None for all of the program.
+        layout: Where the rows of the posterior lie; None for the rows of one data plate.
+    """
 
     args: Args
     kwargs: Mapping[str, object]
     rows: Tensor | None = None
+    upstream: Mapping[str, Tensor] = field(default_factory=dict)
+    keywords: Mapping[str, object] = field(default_factory=dict)
+    latents: "Latents | None" = None
+    layout: Layout | None = None
 
     @property
     def size(self) -> int | None:
@@ -35,7 +53,16 @@ class Given:
 
     def call(self, function: Callable[..., Output]) -> Output:
         """What a function that takes the rows as well returns for these arguments."""
-        return function(*self.args, rows=self.rows, **self.kwargs)
+        rows = self.rows if self.latents is None else self
+        return function(*self.args, rows=rows, **self.kwargs)
+
+
+Rows = Tensor | Given | None  # the rows that a plate drew, or all that is known
+
+
+def as_given(args: Args, kwargs: Mapping[str, object], rows: Rows) -> Given:
+    """What a posterior is asked for: these arguments and rows, or what they stand for."""
+    return rows if isinstance(rows, Given) else Given(args, kwargs, rows)
 
 
 @contextmanager
@@ -49,9 +76,13 @@ def differentiable(given: Given) -> Iterator[Given]:
         return
 
     with torch.inference_mode(False), torch.no_grad():
-        keywords = {name: _ordinary(value) for name, value in given.kwargs.items()}
-        rows = None if given.rows is None else given.rows.clone()
-        yield Given(tuple(map(_ordinary, given.args)), keywords, rows)
+        yield replace(
+            given,
+            args=tuple(map(_ordinary, given.args)),
+            kwargs={name: _ordinary(value) for name, value in given.kwargs.items()},
+            rows=None if given.rows is None else given.rows.clone(),
+            upstream={name: value.clone() for name, value in given.upstream.items()},
+        )
 
 
 def _ordinary(value: object) -> object:

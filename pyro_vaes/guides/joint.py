@@ -16,10 +16,19 @@ from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch.distributions.distribution import Distribution
 
-from pyro_vaes.programs import DENSITIES, Program, ambient_scale, plates, run, sites
+from pyro_vaes.programs import (
+    DENSITIES,
+    Program,
+    Sites,
+    ambient_scale,
+    plates,
+    run,
+    sites,
+)
 
 from .given import Given
 from .latents import Latents, LatentSite
+from .plate_shapes import Layout
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,13 @@ class Joint:
 
     def sites(self, z: Tensor) -> list[JointSite]:
         """The program's sites with their latents set by ``z``, which has shape ``(B, numel)``."""
-        given, data, log_dets = self.given, {}, {}
+        given, log_dets = self.given, {}
+        data = dict(given.upstream)
         if given.rows is not None:
             data[self.latents.plate] = given.rows
 
         for site, part in zip(self.latents.sites, self.latents.split(z), strict=True):
-            shape = part.shape[:1] + self.latents.inner + part.shape[1:]
+            shape = self.layout(len(z)).shape + part.shape[1:]
             value, log_det = site.constrain(part.reshape(shape))
             data[site.name], log_dets[site.name] = value, log_det
 
@@ -80,7 +90,7 @@ class Joint:
         with poutine.block(hide_types=["sample", "observe"]):
             trace = run(self.model, given.args, given.kwargs, given=data)
 
-        messages = sites(trace, DENSITIES)
+        messages = self._of_these(sites(trace, DENSITIES))
         known = {site.name: site for site in self.latents.sites}
 
         scales = {}
@@ -122,9 +132,21 @@ class Joint:
         assert isinstance(total, Tensor) and total.shape == (size,)
         return total
 
+    def layout(self, rows: int) -> Layout:
+        """Where the rows of the vectors lie among the batch dimensions of the program."""
+        return self.given.layout or self.latents.layout(rows)
+
     def rows_first(self, batch: Tensor, *, right: int = 0, left: int = 0) -> Tensor:
         """Move the data dimension behind the ``left`` leading ones, given ``right`` dimensions behind the batch's."""
-        return batch.movedim(batch.dim() - right + self.latents.dim, left)
+        return self.layout(0).rows_first(batch, right=right, left=left)
+
+    def _of_these(self, messages: Sites) -> Sites:
+        """Without the sites before the first latent one that are drawn already: they do not depend on it."""
+        upstream, found = self.given.upstream, {}
+        for name, message in messages.items():
+            if found or name not in upstream:
+                found[name] = message
+        return found
 
 
 def _common(scales: list[float | Tensor]) -> float | Tensor:

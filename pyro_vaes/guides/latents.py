@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -17,7 +18,7 @@ from pyro.distributions.util import sum_rightmost
 from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import ReshapeTransform, Transform
 
 from pyro_vaes.programs import (
     DRAWN,
@@ -30,6 +31,8 @@ from pyro_vaes.programs import (
 )
 
 from .given import Given, differentiable
+from .masks import has_mask
+from .plate_shapes import Layout
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,22 @@ class LatentSite:
         fn = Normal(loc.reshape(shape), scale.reshape(shape)).to_event(len(self.unconstrained_shape))
         return fn if self.is_real else TransformedDistribution(fn, [self.transform])
 
+    def push(self, q: TorchDistribution) -> TorchDistribution:
+        """A distribution over flat vectors of reals, ``(numel,)``, pushed onto the support."""
+        maps: list[Transform] = []
+        if self.unconstrained_shape != (self.numel,):
+            maps.append(ReshapeTransform((self.numel,), self.unconstrained_shape))
+        if not self.is_real:
+            maps.append(self.transform)
+        return TransformedDistribution(q, maps) if maps else q
+
+
+class SiteDraw(NamedTuple):
+    """How one latent site is drawn: its distribution, and its marks."""
+
+    fn: TorchDistribution
+    infer: dict[str, object]
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -77,6 +96,8 @@ class Latents:
         full_size: Number of data the plate stands for; None when it is the number of rows of the batch.
         subsample_size: Rows drawn by a subsampling plate; None when the plate does not subsample.
         rows: Number of rows of the arguments with which they were found; None where there was no tensor.
+        is_masked: Whether some rows of a site may be masked.
+        scales_differ: Whether sites have different scales of their own.
     """
 
     sites: tuple[LatentSite, ...]
@@ -85,6 +106,8 @@ class Latents:
     full_size: int | None
     subsample_size: int | None
     rows: int | None
+    is_masked: bool = False
+    scales_differ: bool = False
 
     @property
     def numel(self) -> int:
@@ -96,9 +119,12 @@ class Latents:
         return self.rows is not None and (self.full_size is None or self.subsample_size == self.rows)
 
     @property
-    def inner(self) -> tuple[int, ...]:
-        """Batch dimensions to the right of the data plate: those of the plates inside it, which hold no latent."""
-        return (1,) * (-self.dim - 1)
+    def names(self) -> list[str]:
+        return [site.name for site in self.sites]
+
+    def layout(self, rows: int) -> Layout:
+        """Where so many rows of the data plate lie."""
+        return Layout((self.dim,), (rows,))
 
     def describe(self) -> str:
         return ", ".join(f"{s.name} {tuple(s.event_shape)}" for s in self.sites)
@@ -110,13 +136,6 @@ class Latents:
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
         """The vector ``(..., numel)`` of the sites' values ``(..., *event_shape)``: what they were split from."""
         return torch.cat([site.unconstrain(values[site.name]) for site in self.sites], dim=-1)
-
-    def data_plate(self, rows: int | None) -> pyro.plate:
-        """The plate in which the guide samples, for a batch with that many rows; enter it to get the row indices."""
-        size, drawn = self.full_size or rows, self.subsample_size
-        if drawn is not None and rows != self.full_size:
-            drawn = rows
-        return pyro.plate(self.plate, size, drawn, dim=self.dim)
 
     def with_rows(self, given: Given) -> Given:
         """The arguments with the rows that the program's own plate is to hold when a guide runs it on them.
@@ -134,11 +153,12 @@ class Latents:
             )
         return replace(given, rows=torch.arange(size))
 
-    def sample_flat(self, posterior: TorchDistribution, *, analytic_kl: bool = True) -> dict[str, Tensor]:
-        """Sample all sites from one distribution over the unconstrained vector.
+    def draws(self, posterior: TorchDistribution, *, analytic_kl: bool = True) -> dict[str, SiteDraw]:
+        """How the sites are drawn that have one joint distribution over the unconstrained vector.
 
-        A single real vector site is sampled directly; otherwise one auxiliary site holds the vector and each latent
-        site is a :class:`~pyro.distributions.Delta` whose density carries the inverse log-determinant.
+        A single real vector site is drawn from it directly. Otherwise one auxiliary site, which is sampled here, holds
+        the vector, and each latent site is a :class:`~pyro.distributions.Delta` whose density carries the inverse
+        log-determinant.
 
         Arguments:
             posterior: The distribution, with event shape ``(numel,)``.
@@ -147,20 +167,25 @@ class Latents:
         first = self.sites[0]
         alone = len(self.sites) == 1 and first.is_real
         if alone and first.event_shape == posterior.event_shape:
-            infer = marks(analytic_kl=analytic_kl)
-            return {first.name: pyro.sample(first.name, posterior, infer=infer)}
+            return {first.name: SiteDraw(posterior, marks(analytic_kl=analytic_kl))}
 
-        name = "_" + "_".join(s.name for s in self.sites)
+        if self.scales_differ:
+            raise ValueError(
+                f"The latent sites {self.names} have different scales in the model, so no scale of their joint "
+                "density fits all of them. Use the same poutine.scale for all, or a guide that draws each by itself?"
+            )
+
+        name = "_" + "_".join(self.names)
         infer = marks(auxiliary=True, analytic_kl=analytic_kl)
         flat = pyro.sample(name, posterior, infer=infer)
 
-        values = {}
+        found = {}
         for site, part in zip(self.sites, self.split(flat), strict=True):
             value, log_det = site.constrain(part)
             event_dim = len(site.event_shape)
             point = Delta(value, log_density=-log_det, event_dim=event_dim)
-            values[site.name] = pyro.sample(site.name, point)
-        return values
+            found[site.name] = SiteDraw(point, {})
+        return found
 
 
 def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
@@ -193,7 +218,14 @@ def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
         full_size=None if follows else plate.num_data,
         subsample_size=plate.size if plate.subsamples else None,
         rows=rows,
+        is_masked=any(has_mask(m["fn"], m["mask"]) for m in messages),
+        scales_differ=not _are_equal([m["scale"] for m in messages]),
     )
+
+
+def _are_equal(scales: list[float | Tensor]) -> bool:
+    first, *rest = map(torch.as_tensor, scales)
+    return all(torch.equal(first, scale) for scale in rest)
 
 
 def _only_plate(message: Message) -> Plate:
@@ -229,16 +261,20 @@ def _latent_site(message: Message) -> LatentSite:
             "Rescale the site: sample from a fixed support and transform the value?"
         )
 
+    return read_site(message, support)
+
+
+def read_site(message: Message, support: constraints.Constraint) -> LatentSite:
+    """What a continuous latent site is, whose support may be one that its parents set."""
     inner = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
 
-    value, transform = message["value"], biject_to(support)
-    batch_dims = value.dim() - len(fn.event_shape)
+    event_shape, transform = message["fn"].event_shape, biject_to(support)
     return LatentSite(
-        name=name,
-        event_shape=fn.event_shape,
-        unconstrained_shape=transform.inv(value).shape[batch_dims:],
+        name=message["name"],
+        event_shape=event_shape,
+        unconstrained_shape=torch.Size(transform.inverse_shape(event_shape)),
         transform=transform,
         is_real=isinstance(inner, type(constraints.real)),
     )

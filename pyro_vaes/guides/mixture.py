@@ -18,7 +18,7 @@ from pyro_vaes.nn import as_posterior
 from pyro_vaes.programs import Program
 
 from .amortized import AmortizedGuide, output_of
-from .given import Given
+from .given import Given, Rows, as_given
 
 MAX_LOGIT = 10.0  # a weight beyond sigmoid(10) would no longer learn, nor would its component
 
@@ -100,8 +100,8 @@ class MixtureEncoder(nn.Module):
 
         self.components, self.weights, self.trunk = nn.ModuleList(components), nn.ModuleList(weights), trunk
 
-    def forward(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> RecursiveMixture:
-        given = others = Given(args, kwargs, rows)
+    def forward(self, *args: object, rows: Rows = None, **kwargs: object) -> RecursiveMixture:
+        given = others = as_given(args, kwargs, rows)
         if self.trunk is not None:
             features = output_of(self.trunk, given)
             assert isinstance(features, Tensor)

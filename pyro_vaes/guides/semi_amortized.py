@@ -22,9 +22,9 @@ from torch import Tensor
 from pyro_vaes.programs import is_dry_run
 
 from .amortized import AmortizedGuide, AmortizedNormal
-from .given import Given, differentiable
+from .given import Rows, as_given, differentiable
 from .joint import Joint
-from .latents import Latents
+from .latents import Latents, SiteDraw
 
 Noise = Callable[[Tensor], Tensor]
 
@@ -113,14 +113,15 @@ class SemiAmortized(AmortizedGuide):
     def latents(self, *args: object, **kwargs: object) -> Latents:
         return self.encoder.latents(*args, **kwargs)
 
-    def sample(self, q: TorchDistribution, latents: Latents) -> dict[str, Tensor]:
-        """Sample every latent site of the model from q."""
-        return self.encoder.sample(q, latents)
+    def site_draws(self, q: TorchDistribution, latents: Latents) -> dict[str, SiteDraw]:
+        """How each latent site is drawn whose joint distribution is q."""
+        return self.encoder.site_draws(q, latents)
 
-    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> TorchDistribution:
+    def encode(self, *args: object, rows: Rows = None, **kwargs: object) -> TorchDistribution:
         """The refined normal of these rows of the arguments; must be called outside the data plate."""
-        latents = self.latents(*args, **kwargs)
-        with differentiable(latents.with_rows(Given(args, kwargs, rows))) as given:
+        asked = as_given(args, kwargs, rows)
+        latents = self.latents_of(asked)
+        with differentiable(latents.with_rows(asked)) as given:
             q = given.call(self.encoder.encode)
             start = self.encoder.diagonal(q)
             if not self.steps or is_dry_run():

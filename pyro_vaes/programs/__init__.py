@@ -8,6 +8,7 @@ Guides, bounds, checks and diagnostics look at programs through this room alone:
     structure      which batches are alike; what was found out, once for each kind
     runs, aside    running programs, with values given, and without leaving a trace
     densities      log-densities per datum, for one or many particles
+    swap           running a model as a guide, its priors swapped for posteriors
     pair           a model and a guide together: modules, parameters, state
 """
 
@@ -67,6 +68,7 @@ from .sites import (
     sites,
 )
 from .structure import Findings
+from .swap import Answer, SwapPriors, copied_buffers, outside_the_run, run_swapped
 from .units import (
     DataPlate,
     UnitCounter,
@@ -81,6 +83,7 @@ __all__ = [
     "DRAWN",
     "OBJECTIVE",
     "VALUED",
+    "Answer",
     "DataPlate",
     "Findings",
     "FixedRows",
@@ -91,12 +94,14 @@ __all__ = [
     "Role",
     "SiteRecorder",
     "Sites",
+    "SwapPriors",
     "UnitCounter",
     "Units",
     "WithoutData",
     "ambient_scale",
     "argument_names",
     "bind_keywords",
+    "copied_buffers",
     "data_plate",
     "dependencies",
     "dry_run",
@@ -121,6 +126,7 @@ __all__ = [
     "num_positional",
     "num_rows",
     "objective_terms",
+    "outside_the_run",
     "over_particles",
     "per_datum_log_prob",
     "per_datum_log_weights",
@@ -132,6 +138,7 @@ __all__ = [
     "role",
     "run",
     "run_pair",
+    "run_swapped",
     "share_dry_runs",
     "sites",
     "unbind_keywords",

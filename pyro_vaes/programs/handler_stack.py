@@ -1,9 +1,14 @@
-"""The scale that handlers around a guide give to a site which they cannot see.
+"""What handlers around a guide do to sites that they cannot see, and runs inside plates.
 
-The only place that touches Pyro's private stack of handlers.
+The only place that touches Pyro's private stacks: of handlers, and of plates' dimensions.
 """
 
-from pyro.poutine.runtime import _PYRO_STACK, Message
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, Message
 from torch import Tensor
 
 
@@ -39,3 +44,28 @@ def ambient_scale(site: Message, *, observed: bool) -> float | Tensor:
         if probe["stop"]:
             break
     return probe["scale"]
+
+
+@contextmanager
+def below(kind: type[Messenger]) -> Iterator[None]:
+    """Inside, only the handlers below the innermost one of a kind are there.
+
+    What was entered since then, plates among it, is out of sight, and the names and
+    dimensions of these plates are free. Without a handler of the kind nothing changes.
+    """
+    handlers = list(_PYRO_STACK)
+    found = [i for i, handler in enumerate(handlers) if isinstance(handler, kind)]
+    if not found:
+        yield
+        return
+
+    taken = _DIM_ALLOCATOR._stack
+    entered = [handler for handler in handlers[found[-1] :] if isinstance(handler, IndepMessenger)]
+    names = {plate.name for plate in entered}
+    _DIM_ALLOCATOR._stack = [None if name in names else name for name in taken]
+    _PYRO_STACK[:] = handlers[: found[-1]]
+    try:
+        yield
+    finally:
+        _PYRO_STACK[:] = handlers
+        _DIM_ALLOCATOR._stack = taken

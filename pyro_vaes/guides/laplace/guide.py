@@ -21,17 +21,18 @@ from typing import Literal
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import PrecisionNormal
 from pyro_vaes.nn import as_posterior
-from pyro_vaes.programs import is_dry_run, mark_statements, marks
+from pyro_vaes.programs import is_dry_run, mark_statements, marks, outside_the_run
 
 from ..amortized import AmortizedGuide
-from ..given import Given, differentiable
+from ..given import Given, Rows, as_given, differentiable
 from ..joint import Joint
-from ..latents import Latents
-from ..plate_shapes import move_behind_plate
+from ..latents import Latents, SiteDraw
+from ..plate_shapes import Placement, place
 from .curvature import Curvature
 from .newton import factorise, improving, newton_step
 from .schedules import decaying
@@ -117,16 +118,18 @@ class AmortizedLaplace(AmortizedGuide):
         self.reuse_precision = reuse_precision
         self._curvature = Curvature(path, chunk_size, s_jitter, fallback)
 
-    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        latents, plate, given = self._plate(args, kwargs)
-        start, posterior = self._start_and_end(given)
-        q = move_behind_plate(posterior, latents.inner)
-        assert isinstance(q, PrecisionNormal)
+    def draws(self, given: Given, latents: Latents, placement: Placement) -> dict[str, SiteDraw]:
+        with outside_the_run():
+            start, posterior = self._start_and_end(given)
 
-        with plate:
-            if self.start_weight:
-                self._train_start(start.reshape(q.loc.shape), q, latents)
-            return latents.sample_flat(q, analytic_kl=False)
+        q = place(posterior, placement)
+        assert isinstance(q, PrecisionNormal)
+        if self.start_weight:
+            self._train_start(start.reshape(q.loc.shape), q, latents)
+        return self.site_draws(q, latents)
+
+    def site_draws(self, q: TorchDistribution, latents: Latents) -> dict[str, SiteDraw]:
+        return latents.draws(q, analytic_kl=False)
 
     def _train_start(self, start: Tensor, q: PrecisionNormal, latents: Latents) -> None:
         """The term of the start, with the value 0; q's side of a bound is subtracted."""
@@ -135,12 +138,12 @@ class AmortizedLaplace(AmortizedGuide):
         with mark_statements(marks(objective_only=True)):
             pyro.factor(name, self.start_weight * (reached.detach() - reached), has_rsample=True)
 
-    def encode(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> PrecisionNormal:
+    def encode(self, *args: object, rows: Rows = None, **kwargs: object) -> PrecisionNormal:
         """The Laplace posterior of these rows of the arguments; must be called outside the data plate."""
-        return self._start_and_end(Given(args, kwargs, rows))[1]
+        return self._start_and_end(as_given(args, kwargs, rows))[1]
 
     def _start_and_end(self, given: Given) -> tuple[Tensor, PrecisionNormal]:
-        latents = self.latents(*given.args, **given.kwargs)
+        latents = self.latents_of(given)
         with differentiable(latents.with_rows(given)) as known:
             mu = known.call(self.mean_at_start)
             joint = Joint(self.model, latents, known)
@@ -149,9 +152,10 @@ class AmortizedLaplace(AmortizedGuide):
                 mu = mu.to(torch.promote_types(mu.dtype, torch.float32))
                 return mu, self._refine(mu, joint)
 
-    def mean_at_start(self, *args: object, rows: Tensor | None = None, **kwargs: object) -> Tensor:
+    def mean_at_start(self, *args: object, rows: Rows = None, **kwargs: object) -> Tensor:
         """mu_0, the mean that the updates start from, with shape ``(B, numel)``."""
-        latents, output = self.latents(*args, **kwargs), self._encoded(Given(args, kwargs, rows))
+        given = as_given(args, kwargs, rows)
+        latents, output = self.latents_of(given), self._encoded(given)
         mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
         if mean.dim() != 2 or mean.shape[-1] != latents.numel:
             raise ValueError(

@@ -1,0 +1,59 @@
+"""Posteriors where the model masks a latent site.
+
+A masked row has no density in the model, but what depends on it has: a gap in a sequence is
+followed by steps that are observed. The posterior of such a row is therefore its prior given
+what is upstream, and both densities are masked.
+"""
+
+from typing import cast
+
+from pyro.distributions import (
+    Independent,
+    MaskedDistribution,
+    MaskedMixture,
+    TorchDistribution,
+)
+from torch import Tensor
+
+Mask = bool | Tensor | None
+
+
+def masked_posterior(
+    q: TorchDistribution, prior: TorchDistribution, mask: Mask
+) -> TorchDistribution:
+    """The posterior q, and the prior in the rows that are masked.
+
+    Arguments:
+        q: The posterior of rows that are not.
+        prior: The prior, which may have a mask of its own (``prior.mask(...)``).
+        mask: The mask of handlers around the site; False for rows that are masked.
+    """
+    if isinstance(prior, MaskedDistribution):
+        own, bare = prior._mask, cast(TorchDistribution, prior.base_dist)
+        q = masked_posterior(q, bare, own).mask(own)
+
+    if isinstance(prior, Independent) and isinstance(q, Independent):
+        count = prior.reinterpreted_batch_ndims
+        if count == q.reinterpreted_batch_ndims and _is_masked(prior.base_dist):
+            # a mask for each element of the event
+            elements = masked_posterior(q.base_dist, prior.base_dist, None)
+            q = elements.to_event(count)
+
+    if mask is None or mask is True:
+        return q
+    if mask is False:
+        return prior
+    # expanded, since a mixture switches off the validation of its parts
+    shape = prior.batch_shape
+    return MaskedMixture(mask.bool(), prior.expand(shape), q)
+
+
+def _is_masked(fn: object) -> bool:
+    return isinstance(fn, MaskedDistribution)
+
+
+def has_mask(prior: TorchDistribution, mask: Mask) -> bool:
+    """Whether some rows of a site may be masked."""
+    while isinstance(prior, Independent):
+        prior = cast(TorchDistribution, prior.base_dist)
+    return _is_masked(prior) or not (mask is None or mask is True)
