@@ -12,12 +12,9 @@ References:
     | https://arxiv.org/abs/1603.00788
 """
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import pyro
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
@@ -31,15 +28,17 @@ from pyro_vaes.programs import (
     bind_keywords,
     outside_the_run,
     plates,
-    required_arguments,
     run_swapped,
 )
 
+from .accepted_keywords import accepted_keywords
 from .given import Given, Rows, as_given
-from .latents import Latents, SiteDraw, find_latents
+from .latents import Latents, SiteDraw, find_latents, sample_all
 from .masks import masked_posterior
 from .passing_buffers import PassingBuffers
-from .plate_shapes import Placement, place
+from .plate_shapes import Placement
+from .rules.joint import JointRule
+from .rules.upstream import Upstream
 
 
 class AmortizedGuide(ProgramModule):
@@ -70,6 +69,16 @@ class AmortizedGuide(ProgramModule):
         self._found = Findings[Latents]()
         self._passed = PassingBuffers()
         self._of_all_data: Latents | None = None
+
+    @classmethod
+    def rule(cls, *args: object, given: Upstream = (), **kwargs: object) -> JointRule:
+        """This guide as a rule of a :class:`~pyro_vaes.guides.ComposedGuide`.
+
+        Arguments:
+            args, kwargs: Those of the constructor, without the model.
+            given: Sites whose values the networks get as keywords, see :class:`~pyro_vaes.guides.Amortized`.
+        """
+        return JointRule(lambda model: cls(model, *args, **kwargs), given)  # type: ignore[arg-type]
 
     @property
     def model(self) -> Program:
@@ -140,7 +149,7 @@ class AmortizedGuide(ProgramModule):
         """How each of the latent sites is drawn; called where the model is about to draw the first of them."""
         with outside_the_run():  # encoders may run the program (a Laplace component of a mixture)
             q = given.call(self.encode)
-        return self.site_draws(place(q, placement), latents)
+        return self.site_draws(given.laid_out(q, placement), latents)
 
     def site_draws(self, q: TorchDistribution, latents: Latents) -> dict[str, SiteDraw]:
         """How each latent site is drawn whose joint distribution is q."""
@@ -180,11 +189,6 @@ class DrawnTogether:
         return masked_posterior(draw.fn, message["fn"], message["mask"])
 
 
-def sample_all(draws: Mapping[str, SiteDraw]) -> dict[str, Tensor]:
-    """Sample all these sites here."""
-    return {name: pyro.sample(name, draw.fn, infer=draw.infer) for name, draw in draws.items()}
-
-
 def output_of(network: Program, given: Given) -> object:
     """What a network, or another guide, makes of the rows that a plate drew.
 
@@ -198,7 +202,7 @@ def output_of(network: Program, given: Given) -> object:
         return given.call(network.encode)
 
     named = {**given.kwargs, **given.keywords}
-    keywords = _accepted(network, len(given.args), named) if named else {}
+    keywords = accepted_keywords(network, len(given.args), named) if named else {}
     rows, size = given.rows, given.size
     if rows is None or size is None or len(rows) == size:
         return network(*given.args, **keywords)
@@ -210,31 +214,6 @@ def output_of(network: Program, given: Given) -> object:
 
     drawn_keywords = {name: drawn(value) for name, value in keywords.items()}
     return network(*map(drawn, given.args), **drawn_keywords)
-
-
-def _accepted(network: Program, num_args: int, kwargs: Mapping[str, object]) -> dict[str, object]:
-    """Those keywords that a network takes beside so many positional arguments."""
-    try:
-        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
-    except ValueError:  # a compiled function
-        return {}
-
-    parameters = signature.parameters.values()
-    by_position = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
-    filled = {p.name for p in by_position[:num_args]}
-    by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-    names = kwargs.keys() if takes_all else by_name - filled
-    keywords = {name: value for name, value in kwargs.items() if name in names}
-    lacks = any(p.kind is p.VAR_POSITIONAL for p in parameters) or (set(required_arguments(network)) - keywords.keys())
-    if lacks and not num_args and not takes_all:
-        first, *rest = kwargs
-        raise ValueError(
-            f"The guide was called with the keywords {list(kwargs)} alone, but {type(network).__name__}{signature} "
-            f"takes what it encodes by position: guide({', '.join([first, *(f'{name}={name}' for name in rest)])})?"
-        )
-    return keywords
 
 
 class AmortizedNormal(AmortizedGuide):

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from .plate_shapes import Layout
+from .plate_shapes import Layout, Placement, place, reshape_rows
 
 if TYPE_CHECKING:
     from .latents import Latents
@@ -36,6 +37,7 @@ class Given:
         keywords: What networks are called with beside the arguments, by keyword.
         latents: The latent sites in question; None for all of the program.
         layout: Where the rows of the posterior lie; None for the rows of one data plate.
+        placement: Where the batch dimensions of what a network returns belong; likewise.
     """
 
     args: Args
@@ -45,11 +47,28 @@ class Given:
     keywords: Mapping[str, object] = field(default_factory=dict)
     latents: "Latents | None" = None
     layout: Layout | None = None
+    placement: Placement | None = None
 
     @property
     def size(self) -> int | None:
         """Number of rows of the arguments; None where there is no tensor."""
         return batch_rows(self.args, self.kwargs)
+
+    def in_rows(self, vectors: Tensor) -> Tensor:
+        """Vectors ``(..., d)`` that a network returned as the rows of a matrix, ``(N, d)``."""
+        if self.layout is None or self.placement is None:
+            return vectors
+        move = self.placement.move(vectors.shape[:-1])
+        if move is not None:
+            vectors = move(vectors, 1)
+        length = vectors.shape[-1]
+        return vectors.expand(*self.layout.shape, length).reshape(-1, length)
+
+    def laid_out(self, q: TorchDistribution, placement: Placement) -> TorchDistribution:
+        """A posterior, of rows or as a network returned it, where the plates of its sites are."""
+        if self.layout is not None and q.batch_shape == (self.layout.num_rows,):
+            return reshape_rows(q, self.layout)
+        return place(q, placement)
 
     def call(self, function: Callable[..., Output]) -> Output:
         """What a function that takes the rows as well returns for these arguments."""

@@ -28,6 +28,7 @@ from pyro_vaes.programs import (
 
 from .given import Given
 from .latents import Latents, LatentSite
+from .masks import without_mask
 from .plate_shapes import Layout
 
 
@@ -103,14 +104,19 @@ class Joint:
         for name, message in messages.items():
             scale = 1.0 if name in known else scales[name] / weight
             fn, value, mask = message["fn"], message["value"], message["mask"]
+            if name in known:
+                # masked rows are drawn from the prior, which gives them a curvature here too
+                fn, mask = without_mask(fn), None
             found.append(JointSite(name, fn, value, scale, mask, known.get(name), log_dets.get(name)))
         return found
 
     def _refuse(self, message: Message, known: Mapping[str, LatentSite]) -> None:
         name = message["name"]
-        if self.latents.plate not in {plate.name for plate in plates(message)}:
+        around = {plate.name for plate in plates(message)}
+        missing = [plate for plate in self.latents.all_plates if plate not in around]
+        if missing:
             raise ValueError(
-                f"The site {name!r} lies outside the plate {self.latents.plate!r}, so its "
+                f"The site {name!r} lies outside the plate {missing[0]!r}, so its "
                 "density cannot be shared out among the data. Put it into the plate."
             )
         if not message["is_observed"]:
@@ -142,7 +148,7 @@ class Joint:
 
     def _of_these(self, messages: Sites) -> Sites:
         """Without the sites before the first latent one that are drawn already: they do not depend on it."""
-        upstream, found = self.given.upstream, {}
+        upstream, found = self.given.upstream, Sites()
         for name, message in messages.items():
             if found or name not in upstream:
                 found[name] = message

@@ -66,16 +66,20 @@ class LatentSite:
         """A diagonal normal over the unconstrained site, pushed onto the support; loc and scale ``(..., numel)``."""
         shape = loc.shape[:-1] + self.unconstrained_shape
         fn = Normal(loc.reshape(shape), scale.reshape(shape)).to_event(len(self.unconstrained_shape))
-        return fn if self.is_real else TransformedDistribution(fn, [self.transform])
+        return self.transformed(fn)
 
     def push(self, q: TorchDistribution) -> TorchDistribution:
         """A distribution over flat vectors of reals, ``(numel,)``, pushed onto the support."""
         maps: list[Transform] = []
         if self.unconstrained_shape != (self.numel,):
-            maps.append(ReshapeTransform((self.numel,), self.unconstrained_shape))
+            maps.append(ReshapeTransform(torch.Size([self.numel]), self.unconstrained_shape))
         if not self.is_real:
             maps.append(self.transform)
         return TransformedDistribution(q, maps) if maps else q
+
+    def transformed(self, q: TorchDistribution) -> TorchDistribution:
+        """A distribution over reals of the unconstrained shape, pushed onto the support."""
+        return q if self.is_real else TransformedDistribution(q, [self.transform])
 
 
 class SiteDraw(NamedTuple):
@@ -96,6 +100,7 @@ class Latents:
         full_size: Number of data the plate stands for; None when it is the number of rows of the batch.
         subsample_size: Rows drawn by a subsampling plate; None when the plate does not subsample.
         rows: Number of rows of the arguments with which they were found; None where there was no tensor.
+        around: Names of all plates around the sites, where there are several or none.
         is_masked: Whether some rows of a site may be masked.
         scales_differ: Whether sites have different scales of their own.
     """
@@ -106,6 +111,7 @@ class Latents:
     full_size: int | None
     subsample_size: int | None
     rows: int | None
+    around: tuple[str, ...] | None = None
     is_masked: bool = False
     scales_differ: bool = False
 
@@ -119,8 +125,25 @@ class Latents:
         return self.rows is not None and (self.full_size is None or self.subsample_size == self.rows)
 
     @property
+    def all_plates(self) -> tuple[str, ...]:
+        """Names of the plates around the sites."""
+        return (self.plate,) if self.around is None else self.around
+
+    @property
     def names(self) -> list[str]:
         return [site.name for site in self.sites]
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Batch dimensions to the right of the data plate: those of the plates inside it, which hold no latent."""
+        return (1,) * (-self.dim - 1)
+
+    def data_plate(self, rows: int | None) -> pyro.plate:
+        """A plate like that of the data, for a batch with that many rows."""
+        size, drawn = self.full_size or rows, self.subsample_size
+        if drawn is not None and rows != self.full_size:
+            drawn = rows
+        return pyro.plate(self.plate, size, drawn, dim=self.dim)
 
     def layout(self, rows: int) -> Layout:
         """Where so many rows of the data plate lie."""
@@ -188,6 +211,14 @@ class Latents:
         return found
 
 
+def sample_all(draws: Mapping[str, SiteDraw]) -> dict[str, Tensor]:
+    """Sample all these sites here."""
+    values = {}
+    for name, draw in draws.items():
+        values[name] = pyro.sample(name, draw.fn, infer=draw.infer)
+    return values
+
+
 def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
     """Run the program once, aside, and find its latent sites and their plate.
 
@@ -212,18 +243,19 @@ def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
     plate, rows = found.pop(), given.size
     follows = not plate.subsamples and plate.num_data == rows
     return Latents(
-        sites=tuple(_latent_site(m) for m in messages),
+        sites=tuple(latent_site(m) for m in messages),
         plate=plate.name,
         dim=plate.dim,
         full_size=None if follows else plate.num_data,
         subsample_size=plate.size if plate.subsamples else None,
         rows=rows,
         is_masked=any(has_mask(m["fn"], m["mask"]) for m in messages),
-        scales_differ=not _are_equal([m["scale"] for m in messages]),
+        scales_differ=not are_equal([m["scale"] for m in messages]),
     )
 
 
-def _are_equal(scales: list[float | Tensor]) -> bool:
+def are_equal(scales: list[float | Tensor]) -> bool:
+    """Whether all these scales are the same number."""
     first, *rest = map(torch.as_tensor, scales)
     return all(torch.equal(first, scale) for scale in rest)
 
@@ -246,7 +278,12 @@ def _only_plate(message: Message) -> Plate:
     return around[0]
 
 
-def _latent_site(message: Message) -> LatentSite:
+def latent_site(message: Message) -> LatentSite:
+    """What a latent site is that a joint posterior may cover.
+
+    Raises:
+        ValueError: It is discrete, or its support depends on other variables.
+    """
     name, fn = message["name"], message["fn"]
     if fn.has_enumerate_support or getattr(fn.support, "is_discrete", False):
         raise ValueError(
@@ -261,18 +298,18 @@ def _latent_site(message: Message) -> LatentSite:
             "Rescale the site: sample from a fixed support and transform the value?"
         )
 
-    return read_site(message, support)
+    return read_site(name, fn.event_shape, support)
 
 
-def read_site(message: Message, support: constraints.Constraint) -> LatentSite:
+def read_site(name: str, event_shape: torch.Size, support: constraints.Constraint) -> LatentSite:
     """What a continuous latent site is, whose support may be one that its parents set."""
     inner = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
 
-    event_shape, transform = message["fn"].event_shape, biject_to(support)
+    transform = biject_to(support)
     return LatentSite(
-        name=message["name"],
+        name=name,
         event_shape=event_shape,
         unconstrained_shape=torch.Size(transform.inverse_shape(event_shape)),
         transform=transform,

@@ -7,6 +7,7 @@ what is upstream, and both densities are masked.
 
 from typing import cast
 
+import torch
 from pyro.distributions import (
     Independent,
     MaskedDistribution,
@@ -14,13 +15,14 @@ from pyro.distributions import (
     TorchDistribution,
 )
 from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.distributions.distribution import Distribution
+from torch.distributions.kl import register_kl
 
 Mask = bool | Tensor | None
 
 
-def masked_posterior(
-    q: TorchDistribution, prior: TorchDistribution, mask: Mask
-) -> TorchDistribution:
+def masked_posterior(q: TorchDistribution, prior: TorchDistribution, mask: Mask) -> TorchDistribution:
     """The posterior q, and the prior in the rows that are masked.
 
     Arguments:
@@ -52,8 +54,26 @@ def _is_masked(fn: object) -> bool:
     return isinstance(fn, MaskedDistribution)
 
 
+def without_mask(fn: TorchDistribution) -> TorchDistribution:
+    """A distribution without the masks that it carries itself."""
+    if isinstance(fn, MaskedDistribution):
+        return without_mask(cast(TorchDistribution, fn.base_dist))
+    if isinstance(fn, Independent):
+        base = cast(TorchDistribution, fn.base_dist)
+        bare = without_mask(base)
+        if bare is not base:
+            return bare.to_event(fn.reinterpreted_batch_ndims)
+    return fn
+
+
 def has_mask(prior: TorchDistribution, mask: Mask) -> bool:
     """Whether some rows of a site may be masked."""
     while isinstance(prior, Independent):
         prior = cast(TorchDistribution, prior.base_dist)
     return _is_masked(prior) or not (mask is None or mask is True)
+
+
+@register_kl(MaskedMixture, Distribution)
+def _kl_of_masked(q: MaskedMixture, prior: Distribution) -> Tensor:
+    of_prior = kl_divergence(q.component0, prior)
+    return torch.where(q.mask, kl_divergence(q.component1, prior), of_prior)

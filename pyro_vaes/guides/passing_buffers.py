@@ -42,9 +42,7 @@ class PassingBuffers:
     ) -> Iterator[None]:
         """Inside, these modules change copies."""
         program = bind_keywords(model, kwargs)
-        modules = self._found.of(
-            (program,), args, lambda: changed_before(model, args, kwargs, latents)
-        )
+        modules = self._found.of((program,), args, lambda: changed_before(model, args, kwargs, latents))
         with copied_buffers(modules):
             yield
 

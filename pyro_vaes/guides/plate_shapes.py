@@ -1,5 +1,6 @@
 """Where the rows of a posterior lie among the batch dimensions of a program."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -40,6 +41,10 @@ class Layout:
             shape[dim] = size
         return torch.Size(shape)
 
+    @property
+    def num_rows(self) -> int:
+        return math.prod(self.sizes)
+
     def rows_first(self, t: Tensor, *, right: int = 0, left: int = 0) -> Tensor:
         """Move the rows behind the ``left`` leading dimensions of a tensor.
 
@@ -70,18 +75,34 @@ class Placement:
         plates: Its plates, outermost first.
         num_outer: Number of batch dimensions to the left of all plates (particles, values
             that are enumerated) which what the network was given has.
+        model_depth: Number of batch dimensions that all plates of the model use.
     """
 
-    def __init__(self, name: str, plates: Sequence[Plate], num_outer: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        plates: Sequence[Plate],
+        num_outer: int = 0,
+        model_depth: int = 0,
+    ) -> None:
         self.name = name
         self.plates = tuple(plates)
-        self.num_outer = num_outer
         self.depth = -min((plate.dim for plate in plates), default=0)
+        self.model_depth = max(model_depth, self.depth)
+        self.most_extra = num_outer and num_outer + self.model_depth - self.depth
 
     @property
     def shape(self) -> torch.Size:
         """The batch shape that the plates give to the site."""
         return self._laid_out([plate.size for plate in self.plates])
+
+    def layout(self, outer: torch.Size) -> Layout:
+        """The rows of all plates, and of the dimensions to the left of them."""
+        dims = [plate.dim for plate in self.plates]
+        dims += [-self.model_depth - 1 - i for i in range(len(outer))]
+        sizes = [plate.size for plate in self.plates] + list(reversed(outer))
+        ordered = sorted(zip(dims, sizes, strict=True))
+        return Layout(tuple(d for d, _ in ordered), tuple(s for _, s in ordered))
 
     @property
     def in_words(self) -> str:
@@ -114,14 +135,14 @@ class Placement:
     def _is_aligned(self, batch: torch.Size) -> bool:
         """Whether the dimensions lie where the site has them."""
         extra = len(batch) - self.depth
-        if not 0 <= extra <= self.num_outer:
+        if not 0 <= extra <= self.most_extra:
             return False
         inner = batch[extra:]
         return all(got in (1, size) for got, size in zip(inner, self.shape, strict=True))
 
     def _has_one_per_plate(self, batch: torch.Size) -> bool:
         extra = len(batch) - len(self.plates)
-        if not 0 <= extra <= self.num_outer:
+        if not 0 <= extra <= self.most_extra:
             return False
         sizes = [plate.size for plate in self.plates]
         return all(got in (1, size) for got, size in zip(batch[extra:], sizes, strict=True))

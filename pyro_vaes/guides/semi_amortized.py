@@ -19,12 +19,14 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
-from pyro_vaes.programs import is_dry_run
+from pyro_vaes.programs import Program, is_dry_run
 
 from .amortized import AmortizedGuide, AmortizedNormal
 from .given import Rows, as_given, differentiable
 from .joint import Joint
 from .latents import Latents, SiteDraw
+from .rules.joint import JointRule
+from .rules.upstream import Upstream
 
 Noise = Callable[[Tensor], Tensor]
 
@@ -110,6 +112,22 @@ class SemiAmortized(AmortizedGuide):
         self.steps, self.lr, self.momentum, self.second_order = steps, lr, momentum, second_order
         self.max_norm, self.num_samples, self.noise = max_norm, num_samples, noise
 
+    @classmethod
+    def rule(cls, *args: object, given: Upstream = (), **kwargs: object) -> JointRule:
+        """This guide as a rule of a :class:`~pyro_vaes.guides.ComposedGuide`.
+
+        Arguments:
+            args, kwargs: The encoder to start from, then those of the constructor.
+            given: Sites whose values the encoder gets as keywords, see :class:`~pyro_vaes.guides.Amortized`.
+        """
+        encoder, *rest = args
+
+        def make(model: Program) -> SemiAmortized:
+            start = AmortizedNormal(model, encoder)  # type: ignore[arg-type]
+            return cls(start, *rest, **kwargs)  # type: ignore[arg-type]
+
+        return JointRule(make, given)
+
     def latents(self, *args: object, **kwargs: object) -> Latents:
         return self.encoder.latents(*args, **kwargs)
 
@@ -126,7 +144,8 @@ class SemiAmortized(AmortizedGuide):
             start = self.encoder.diagonal(q)
             if not self.steps or is_dry_run():
                 return q
-            first = torch.cat([start.loc, start.scale.log()], -1)  # (B, 2 numel)
+            start_loc, start_scale = given.in_rows(start.loc), given.in_rows(start.scale)
+            first = torch.cat([start_loc, start_scale.log()], -1)  # (B, 2 numel)
             refined = self._climb(first, Joint(self.model, latents, given))
             loc, log_scale = refined.chunk(2, -1)
             return Normal(loc, log_scale.exp()).to_event(1)

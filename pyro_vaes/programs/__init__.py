@@ -68,7 +68,7 @@ from .sites import (
     sites,
 )
 from .structure import Findings
-from .swap import Answer, SwapPriors, copied_buffers, outside_the_run, run_swapped
+from .swap import Answer, HiddenPlates, SwapPriors, copied_buffers, outside_the_run, run_swapped
 from .units import (
     DataPlate,
     UnitCounter,
@@ -87,6 +87,7 @@ __all__ = [
     "DataPlate",
     "Findings",
     "FixedRows",
+    "HiddenPlates",
     "Pair",
     "PairTraces",
     "Plate",

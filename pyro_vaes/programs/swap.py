@@ -33,6 +33,8 @@ class SwapPriors(Messenger):
             may draw sites of the guide with ``pyro.sample`` on the way; these lie in the
             plates, masks and scales around the site.
         latents: Names of the latent sites, behind the last of which the run ends.
+        rows: Rows that plates must hold, by name; others draw theirs. It may be filled until
+            the run.
 
     Attributes:
         values: Values so far, of latent and deterministic sites and what was drawn on the
@@ -41,13 +43,17 @@ class SwapPriors(Messenger):
     """
 
     def __init__(
-        self, answer: Callable[[Message], Answer], latents: Collection[str]
+        self,
+        answer: Callable[[Message], Answer],
+        latents: Collection[str],
+        rows: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
         self.rows: dict[str, Tensor] = {}
         self._answer = answer
         self._left = set(latents)
+        self._given_rows = {} if rows is None else rows
         self._is_answering = False
 
     def _pyro_sample(self, msg: Message) -> None:
@@ -58,6 +64,9 @@ class SwapPriors(Messenger):
 
         kind = role(msg)
         if kind is Role.SUBSAMPLING:
+            if msg["name"] in self._given_rows:
+                msg["value"] = self._given_rows[msg["name"]]
+                msg["done"] = True
             return
         if kind not in DRAWN:
             msg["stop"] = True  # handlers around the guide do not see it
@@ -90,6 +99,28 @@ class SwapPriors(Messenger):
         ends = not self._left and not self._is_answering
         if ends and msg["continuation"] is None:
             raise _Ended(self)
+
+
+class HiddenPlates(Messenger):
+    """Inside, the subsampling of plates is no part of what is traced around.
+
+    For a program that is run beside another one which has the same plates.
+
+    Attributes:
+        rows: The rows that the plates hold, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if role(msg) is Role.SUBSAMPLING:
+            msg["stop"] = True
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if role(msg) is Role.SUBSAMPLING:
+            self.rows[str(msg["name"])] = msg["value"]
 
 
 def run_swapped(

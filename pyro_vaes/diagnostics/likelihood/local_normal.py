@@ -9,7 +9,7 @@ from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_vaes.guides import Latents, batch_rows
+from pyro_vaes.guides import Latents, batch_rows, sample_all
 from pyro_vaes.programs import Sites, is_auxiliary
 
 from ..particles import Particles
@@ -50,7 +50,7 @@ class LocalNormal:
 
     def __call__(self, *args: object) -> None:
         with self.latents.data_plate(batch_rows(args)):
-            self.latents.sample_flat(self.distribution())
+            sample_all(self.latents.draws(self.distribution()))
 
 
 def _inverse_softplus(scale: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from ..amortized import AmortizedGuide
 from ..given import Given, Rows, as_given, differentiable
 from ..joint import Joint
 from ..latents import Latents, SiteDraw
-from ..plate_shapes import Placement, place
+from ..plate_shapes import Placement
 from .curvature import Curvature
 from .newton import factorise, improving, newton_step
 from .schedules import decaying
@@ -122,7 +122,7 @@ class AmortizedLaplace(AmortizedGuide):
         with outside_the_run():
             start, posterior = self._start_and_end(given)
 
-        q = place(posterior, placement)
+        q = given.laid_out(posterior, placement)
         assert isinstance(q, PrecisionNormal)
         if self.start_weight:
             self._train_start(start.reshape(q.loc.shape), q, latents)
@@ -157,6 +157,7 @@ class AmortizedLaplace(AmortizedGuide):
         given = as_given(args, kwargs, rows)
         latents, output = self.latents_of(given), self._encoded(given)
         mean = output if isinstance(output, Tensor) else as_posterior(output, "start").mean
+        mean = given.in_rows(mean)
         if mean.dim() != 2 or mean.shape[-1] != latents.numel:
             raise ValueError(
                 f"The network to start from returns means of shape {tuple(mean.shape)}, but the model's latent sites "
