@@ -2,12 +2,13 @@
 
 from .amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
 from .composed import ComposedGuide
+from .find_latents import find_latents
 from .flows import AmortizedHouseholder, AmortizedIAF
 from .given import batch_rows
 from .laplace.fisher import register_fisher
 from .laplace.guide import AmortizedLaplace
 from .laplace.schedules import decaying, geometric
-from .latents import Latents, LatentSite, find_latents, sample_all
+from .latents import Latents, LatentSite, sample_all
 from .mixture import AmortizedMixture
 from .rules import (
     Amortized,

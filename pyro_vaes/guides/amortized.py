@@ -32,8 +32,9 @@ from pyro_vaes.programs import (
 )
 
 from .accepted_keywords import accepted_keywords
+from .find_latents import find_latents
 from .given import Given, Rows, as_given
-from .latents import Latents, SiteDraw, find_latents, sample_all
+from .latents import Latents, SiteDraw, sample_all
 from .masks import masked_posterior
 from .passing_buffers import PassingBuffers
 from .plate_shapes import Placement

@@ -3,16 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from .latents import Latents
 from .plate_shapes import Layout, Placement, place, reshape_rows
-
-if TYPE_CHECKING:
-    from .latents import Latents
 
 Args = tuple[object, ...]
 Output = TypeVar("Output")
@@ -45,7 +43,7 @@ class Given:
     rows: Tensor | None = None
     upstream: Mapping[str, Tensor] = field(default_factory=dict)
     keywords: Mapping[str, object] = field(default_factory=dict)
-    latents: "Latents | None" = None
+    latents: Latents | None = None
     layout: Layout | None = None
     placement: Placement | None = None
 
@@ -69,6 +67,22 @@ class Given:
         if self.layout is not None and q.batch_shape == (self.layout.num_rows,):
             return reshape_rows(q, self.layout)
         return place(q, placement)
+
+    def with_rows(self, latents: Latents) -> "Given":
+        """With the rows that the program's own plate is to hold when a guide runs it on them.
+
+        Raises:
+            ValueError: The program would draw some of its rows, and it is not known which.
+        """
+        size, drawn = self.size, latents.subsample_size
+        if drawn is None or self.rows is not None or size is None:
+            return self
+        if size == latents.full_size:
+            raise ValueError(
+                f"The model draws {drawn} of its {size} rows itself, so a posterior needs to know "
+                "which: pass rows=torch.arange(...) with that many indices, or call the guide."
+            )
+        return replace(self, rows=torch.arange(size))
 
     def call(self, function: Callable[..., Output]) -> Output:
         """What a function that takes the rows as well returns for these arguments."""

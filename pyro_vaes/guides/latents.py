@@ -1,8 +1,8 @@
-"""The latent sites of a program, found by running it once, seen as one unconstrained vector per datum."""
+"""The latent sites of a program, seen as one unconstrained vector per datum."""
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyro
@@ -21,17 +21,9 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import ReshapeTransform, Transform
 
 from pyro_vaes.programs import (
-    DRAWN,
-    Plate,
-    Program,
-    dry_run,
     marks,
-    plates,
-    sites,
 )
 
-from .given import Given, differentiable
-from .masks import has_mask
 from .plate_shapes import Layout
 
 
@@ -160,22 +152,6 @@ class Latents:
         """The vector ``(..., numel)`` of the sites' values ``(..., *event_shape)``: what they were split from."""
         return torch.cat([site.unconstrain(values[site.name]) for site in self.sites], dim=-1)
 
-    def with_rows(self, given: Given) -> Given:
-        """The arguments with the rows that the program's own plate is to hold when a guide runs it on them.
-
-        Raises:
-            ValueError: The program would draw some of its rows, and it is not known which.
-        """
-        size = given.size
-        if self.subsample_size is None or given.rows is not None or size is None:
-            return given
-        if size == self.full_size:
-            raise ValueError(
-                f"The model draws {self.subsample_size} of its {size} rows itself, so a posterior needs to know "
-                "which: pass rows=torch.arange(...) with that many indices, or call the guide."
-            )
-        return replace(given, rows=torch.arange(size))
-
     def draws(self, posterior: TorchDistribution, *, analytic_kl: bool = True) -> dict[str, SiteDraw]:
         """How the sites are drawn that have one joint distribution over the unconstrained vector.
 
@@ -219,63 +195,10 @@ def sample_all(draws: Mapping[str, SiteDraw]) -> dict[str, Tensor]:
     return values
 
 
-def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
-    """Run the program once, aside, and find its latent sites and their plate.
-
-    Raises:
-        ValueError: There is no latent site, one is discrete, one has no data plate around it,
-            they do not share one plate, or a support depends on other variables.
-    """
-    with differentiable(Given(args, kwargs)) as given:
-        trace = dry_run(model, given.args, given.kwargs)
-
-    messages = list(sites(trace, DRAWN).values())
-    if not messages:
-        raise ValueError("The model has no latent sample site, so there is nothing for a guide to infer.")
-    found = {_only_plate(m) for m in messages}
-    if len(found) > 1:
-        raise ValueError(
-            f"The latent sites {[m['name'] for m in messages]} lie in different plates "
-            f"{sorted({plate.name for plate in found})}; an amortized guide needs them all in "
-            "one data plate."
-        )
-
-    plate, rows = found.pop(), given.size
-    follows = not plate.subsamples and plate.num_data == rows
-    return Latents(
-        sites=tuple(latent_site(m) for m in messages),
-        plate=plate.name,
-        dim=plate.dim,
-        full_size=None if follows else plate.num_data,
-        subsample_size=plate.size if plate.subsamples else None,
-        rows=rows,
-        is_masked=any(has_mask(m["fn"], m["mask"]) for m in messages),
-        scales_differ=not are_equal([m["scale"] for m in messages]),
-    )
-
-
 def are_equal(scales: list[float | Tensor]) -> bool:
     """Whether all these scales are the same number."""
     first, *rest = map(torch.as_tensor, scales)
     return all(torch.equal(first, scale) for scale in rest)
-
-
-def _only_plate(message: Message) -> Plate:
-    """The one plate around a latent site."""
-    name, around = message["name"], plates(message)
-    if not around:
-        raise ValueError(
-            f"The latent site {name!r} lies outside the data plate: it is global, one value for "
-            "the whole data set, and an amortized guide infers one value per datum. Put it into "
-            "`with pyro.plate('data', len(x)):`, or learn it as a parameter (pyro.param)?"
-        )
-    if len(around) > 1:
-        raise ValueError(
-            f"The latent site {name!r} lies in the nested plates "
-            f"{[plate.name for plate in around]}; an amortized guide needs one data plate. Make "
-            "the inner plates event dimensions with .expand([...]).to_event(...)?"
-        )
-    return around[0]
 
 
 def latent_site(message: Message) -> LatentSite:

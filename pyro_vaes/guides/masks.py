@@ -32,7 +32,8 @@ def masked_posterior(q: TorchDistribution, prior: TorchDistribution, mask: Mask)
     """
     if isinstance(prior, MaskedDistribution):
         own, bare = prior._mask, cast(TorchDistribution, prior.base_dist)
-        q = masked_posterior(q, bare, own).mask(own)
+        # a MaskedMixture has no method mask, but an attribute of that name
+        q = MaskedDistribution(masked_posterior(q, bare, own), own)
 
     if isinstance(prior, Independent) and isinstance(q, Independent):
         count = prior.reinterpreted_batch_ndims
@@ -75,5 +76,7 @@ def has_mask(prior: TorchDistribution, mask: Mask) -> bool:
 
 @register_kl(MaskedMixture, Distribution)
 def _kl_of_masked(q: MaskedMixture, prior: Distribution) -> Tensor:
-    of_prior = kl_divergence(q.component0, prior)
-    return torch.where(q.mask, kl_divergence(q.component1, prior), of_prior)
+    of_posterior: Tensor = kl_divergence(q.component1, prior)
+    of_prior: Tensor = kl_divergence(q.component0, prior)
+    mask = cast(Tensor, q.mask)
+    return torch.where(mask, of_posterior, of_prior)

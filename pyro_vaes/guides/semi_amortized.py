@@ -139,7 +139,7 @@ class SemiAmortized(AmortizedGuide):
         """The refined normal of these rows of the arguments; must be called outside the data plate."""
         asked = as_given(args, kwargs, rows)
         latents = self.latents_of(asked)
-        with differentiable(latents.with_rows(asked)) as given:
+        with differentiable(asked.with_rows(latents)) as given:
             q = given.call(self.encoder.encode)
             start = self.encoder.diagonal(q)
             if not self.steps or is_dry_run():

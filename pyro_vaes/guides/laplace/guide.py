@@ -144,7 +144,7 @@ class AmortizedLaplace(AmortizedGuide):
 
     def _start_and_end(self, given: Given) -> tuple[Tensor, PrecisionNormal]:
         latents = self.latents_of(given)
-        with differentiable(latents.with_rows(given)) as known:
+        with differentiable(given.with_rows(latents)) as known:
             mu = known.call(self.mean_at_start)
             joint = Joint(self.model, latents, known)
             # half precision cannot hold condition numbers of 1e4

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from pyro_vaes.programs import Program
 
 from .upstream import Upstream
-
-if TYPE_CHECKING:
-    from ..amortized import AmortizedGuide
 
 
 @dataclass(frozen=True)
@@ -21,5 +19,5 @@ class JointRule:
         given: Upstream sites whose values its networks get as keywords.
     """
 
-    make: Callable[[Program], "AmortizedGuide"]
+    make: Callable[[Program], nn.Module]
     given: Upstream = ()
