@@ -35,7 +35,7 @@ from .accepted_keywords import accepted_keywords
 from .find_latents import find_latents
 from .given import Given, Rows, as_given
 from .latents import Latents, SiteDraw, sample_all
-from .masks import masked_posterior
+from .masks import masked_posterior, own_mask
 from .passing_buffers import PassingBuffers
 from .plate_shapes import Placement
 from .rules.joint import JointRule
@@ -179,7 +179,9 @@ class DrawnTogether:
         latents, name = self.latents, message["name"]
         if self.draws is None:
             placement = Placement(name, plates(message))
-            self.draws = self.guide.draws(given, latents, placement)
+            # an auxiliary site of the whole vector is masked as its sites are
+            with poutine.mask(mask=own_mask(name, message["fn"])):
+                self.draws = self.guide.draws(given, latents, placement)
             if not latents.is_masked and not latents.scales_differ:
                 self.values = sample_all(self.draws)
 

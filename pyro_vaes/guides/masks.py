@@ -55,6 +55,24 @@ def _is_masked(fn: object) -> bool:
     return isinstance(fn, MaskedDistribution)
 
 
+def own_mask(name: str, fn: TorchDistribution) -> bool | Tensor:
+    """The mask that the prior of a jointly drawn site carries itself; True without one.
+
+    Raises:
+        ValueError: It masks elements of an event.
+    """
+    if isinstance(fn, MaskedDistribution):
+        own: bool | Tensor = fn._mask
+        return own
+    if has_mask(fn, None):
+        raise ValueError(
+            f"The latent site {name!r} masks elements of its event, so no density of a whole "
+            "vector fits it. Use a rule for each element, Amortized(network), or mask whole "
+            "events: .to_event(...).mask(...)?"
+        )
+    return True
+
+
 def without_mask(fn: TorchDistribution) -> TorchDistribution:
     """A distribution without the masks that it carries itself."""
     if isinstance(fn, MaskedDistribution):

@@ -10,6 +10,7 @@ from pyro.distributions import (
     Independent,
     MaskedDistribution,
     OneHotCategorical,
+    OneHotCategoricalStraightThrough,
     TorchDistribution,
 )
 from torch import Size, Tensor, nn
@@ -18,6 +19,8 @@ from torch.distributions.distribution import Distribution
 from .base import Rule
 from .site import Site
 from .upstream import Upstream
+
+ONE_HOT = (OneHotCategorical, OneHotCategoricalStraightThrough)
 
 
 class NetworkRule(Rule):
@@ -73,7 +76,7 @@ class Amortized(NetworkRule):
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
         >>> guide = ComposedGuide(model, {"z": Amortized(lambda x: (x / 2, torch.tensor(0.5).sqrt()))})
         >>> guide(torch.zeros(5))["z"].shape
-        Size([5])
+        torch.Size([5])
     """
 
     def forward(self, site: Site) -> TorchDistribution:
@@ -104,7 +107,7 @@ class AmortizedCategorical(NetworkRule):
         ...         pyro.sample("x", dist.Normal(c.to(x.dtype), 1.0), obs=x)
         >>> network = lambda x: -(x.unsqueeze(-1) - torch.arange(3.0)) ** 2 / 2
         >>> ComposedGuide(model, {"c": AmortizedCategorical(network)})(torch.zeros(5))["c"].shape
-        Size([5])
+        torch.Size([5])
     """
 
     def __init__(
@@ -127,8 +130,8 @@ class AmortizedCategorical(NetworkRule):
     def forward(self, site: Site) -> TorchDistribution:
         family, event = _elements(site.known.fn), site.event_shape
         is_bernoulli = isinstance(family, Bernoulli)
-        is_one_hot = isinstance(family, OneHotCategorical)
-        if not isinstance(family, Bernoulli | Categorical | OneHotCategorical):
+        is_one_hot = isinstance(family, ONE_HOT)
+        if not isinstance(family, (Bernoulli, Categorical, *ONE_HOT)):
             raise ValueError(
                 f"AmortizedCategorical is for Categorical, OneHotCategorical and Bernoulli sites, but {site.name!r} "
                 f"is a {type(family).__name__}. Use FromPrior(), Enumerated(), or a function of the site?"
@@ -143,7 +146,7 @@ class AmortizedCategorical(NetworkRule):
         if is_bernoulli:
             return self._bernoulli(site, logits, event)
 
-        assert isinstance(family, Categorical | OneHotCategorical)
+        assert isinstance(family, (Categorical, *ONE_HOT))
         num_categories = family.param_shape[-1]
         wanted = event if is_one_hot else Size([*event, num_categories])
         if logits.shape[logits.dim() - event_dim :] != wanted:
