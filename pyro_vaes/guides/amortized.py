@@ -15,6 +15,7 @@ References:
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from pyro import poutine
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
