@@ -1,7 +1,9 @@
 """Generative models p: each a Pyro program with a matching guide, as methods of one module."""
 
 from .conditional import ConditionalVAE
+from .deep_markov import Backward, DeepMarkovVAE
 from .gaussian_mixture_dgm import M2, GaussianMixtureDGM
+from .grouped import GroupedVAE, MeanOfMembers
 from .hierarchical import HierarchicalVAE
 from .ladder import LadderVAE
 from .ladder_clustering import LadderClusteringVAE
@@ -11,11 +13,15 @@ from .vae import VAE
 __all__ = [
     "M2",
     "VAE",
+    "Backward",
     "ConditionalVAE",
+    "DeepMarkovVAE",
     "GaussianMixtureDGM",
+    "GroupedVAE",
     "HierarchicalVAE",
     "LadderClusteringVAE",
     "LadderVAE",
     "LossyVAE",
+    "MeanOfMembers",
     "UnconditionalDecoder",
 ]
