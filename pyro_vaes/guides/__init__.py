@@ -1,4 +1,5 @@
-"""Recognition programs q for any Pyro program with continuous latents in a data plate."""
+"""Recognition programs q for any Pyro program with continuous latents in a data
+plate."""
 
 from .amortized import AmortizedGuide, AmortizedMultivariateNormal, AmortizedNormal
 from .composed import ComposedGuide

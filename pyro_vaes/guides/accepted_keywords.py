@@ -27,7 +27,8 @@ def accepted_keywords(network: Program, num_args: int, kwargs: Mapping[str, obje
     if lacks and not num_args and not takes_all:
         first, *rest = kwargs
         raise ValueError(
-            f"The guide was called with the keywords {list(kwargs)} alone, but {type(network).__name__}{signature} "
-            f"takes what it encodes by position: guide({', '.join([first, *(f'{name}={name}' for name in rest)])})?"
+            f"The guide was called with the keywords {list(kwargs)} alone, but "
+            f"{type(network).__name__}{signature} takes what it encodes by position: "
+            f"guide({', '.join([first, *(f'{name}={name}' for name in rest)])})?"
         )
     return keywords

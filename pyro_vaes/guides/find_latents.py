@@ -13,8 +13,9 @@ def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
     """Run the program once, aside, and find its latent sites and their plate.
 
     Raises:
-        ValueError: There is no latent site, one is discrete, one has no data plate around it,
-            they do not share one plate, or a support depends on other variables.
+        ValueError: There is no latent site, one is discrete, one has no data plate
+            around it, they do not share one plate, or a support depends on other
+            variables.
     """
     with differentiable(Given(args, kwargs)) as given:
         trace = dry_run(model, given.args, given.kwargs)
@@ -26,8 +27,8 @@ def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
     if len(found) > 1:
         raise ValueError(
             f"The latent sites {[m['name'] for m in messages]} lie in different plates "
-            f"{sorted({plate.name for plate in found})}; an amortized guide needs them all in "
-            "one data plate."
+            f"{sorted({plate.name for plate in found})}; an amortized guide needs them "
+            "all in one data plate."
         )
 
     plate, rows = found.pop(), given.size
@@ -49,14 +50,18 @@ def _only_plate(message: Message) -> Plate:
     name, around = message["name"], plates(message)
     if not around:
         raise ValueError(
-            f"The latent site {name!r} lies outside the data plate: it is global, one value for "
-            "the whole data set, and an amortized guide infers one value per datum. Put it into "
-            "`with pyro.plate('data', len(x)):`, or learn it as a parameter (pyro.param)?"
+            f"The latent site {name!r} lies outside the data plate: it is global, one "
+            "value for the whole data set, and an amortized guide infers one value "
+            "per datum. Put it into `with pyro.plate('data', len(x)):`, or learn it "
+            "as a parameter (pyro.param)?"
         )
+
     if len(around) > 1:
         raise ValueError(
             f"The latent site {name!r} lies in the nested plates "
-            f"{[plate.name for plate in around]}; an amortized guide needs one data plate. Make "
-            "the inner plates event dimensions with .expand([...]).to_event(...)?"
+            f"{[plate.name for plate in around]}; an amortized guide needs one data "
+            "plate. Make the inner plates event dimensions with "
+            ".expand([...]).to_event(...)?"
         )
+
     return around[0]

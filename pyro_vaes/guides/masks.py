@@ -1,8 +1,9 @@
 """Posteriors where the model masks a latent site.
 
-A masked row has no density in the model, but what depends on it has: a gap in a sequence is
-followed by steps that are observed. The posterior of such a row is therefore its prior given
-what is upstream, and both densities are masked.
+A masked row has no density in the model, but what depends on it has: a gap in a
+    sequence is
+followed by steps that are observed. The posterior of such a row is therefore its prior
+given what is upstream, and both densities are masked.
 """
 
 from typing import cast
@@ -66,9 +67,9 @@ def own_mask(name: str, fn: TorchDistribution) -> bool | Tensor:
         return own
     if has_mask(fn, None):
         raise ValueError(
-            f"The latent site {name!r} masks elements of its event, so no density of a whole "
-            "vector fits it. Use a rule for each element, Amortized(network), or mask whole "
-            "events: .to_event(...).mask(...)?"
+            f"The latent site {name!r} masks elements of its event, so no density of a "
+            "whole vector fits it. Use a rule for each element, Amortized(network), "
+            "or mask whole events: .to_event(...).mask(...)?"
         )
     return True
 

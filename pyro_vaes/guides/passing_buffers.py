@@ -1,7 +1,7 @@
 """Networks that a guide runs on the way to its last latent site, and their buffers.
 
-A guide runs its model up to the last latent site, the model runs again afterwards. Running
-averages of what a batch norm has seen there must not move twice in a step.
+A guide runs its model up to the last latent site, the model runs again afterwards.
+Running averages of what a batch norm has seen there must not move twice in a step.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -53,7 +53,8 @@ def changed_before(
     kwargs: Mapping[str, object],
     latents: Collection[str],
 ) -> tuple[nn.Module, ...]:
-    """Modules that a program runs before its last latent site and that change their buffers."""
+    """Modules that a program runs before its last latent site and that change their
+    buffers."""
     follows = [part for _, module in modules_of(model, "model") for part in module.modules() if _follows(part)]
     if not follows:
         return ()

@@ -66,15 +66,16 @@ class Layout:
 class Placement:
     """Puts the batch dimensions that a network returned where the plates of a site are.
 
-    A network may return them as the site has them, right-aligned, with 1 where no plate of
-    the site is; or one for each plate, outermost plate first. None at all stands for all
-    rows. A shape that fits neither is refused: it would be broadcast along a wrong plate.
+    A network may return them as the site has them, right-aligned, with 1 where no plate
+    of the site is; or one for each plate, outermost plate first. None at all stands for
+    all rows. A shape that fits neither is refused: it would be broadcast along a wrong
+    plate.
 
     Arguments:
         name: Name of the site, for messages.
         plates: Its plates, outermost first.
-        num_outer: Number of batch dimensions to the left of all plates (particles, values
-            that are enumerated) which what the network was given has.
+        num_outer: Number of batch dimensions to the left of all plates (particles,
+            values that are enumerated) which what the network was given has.
         model_depth: Number of batch dimensions that all plates of the model use.
     """
 
@@ -127,9 +128,11 @@ class Placement:
         sizes = {plate.name: plate.size for plate in self.plates}
         per_plate = tuple(sizes.values())
         raise ValueError(
-            f"The posterior of the site {self.name!r} has the batch shape {tuple(batch)}, which does not fit its "
-            f"plates {sizes}. Return one dimension for each plate, outermost first, {per_plate}, with 1 where the "
-            f"posterior is the same along a plate, and the site's event shape on the right?"
+            f"The posterior of the site {self.name!r} has the batch shape "
+            f"{tuple(batch)}, which does not fit its plates {sizes}. Return one "
+            f"dimension for each plate, outermost first, {per_plate}, with 1 where the "
+            "posterior is the same along a plate, and the site's event shape on the "
+            "right?"
         )
 
     def _is_aligned(self, batch: torch.Size) -> bool:
@@ -156,7 +159,11 @@ class Placement:
 
         # plates lie in the order of their dimensions, which need not be that of nesting
         order = sorted(range(len(self.plates)), key=lambda i: self.plates[i].dim)
-        dims = [*range(extra), *(extra + i for i in order), *range(num_batch, parameter.dim())]
+        dims = [
+            *range(extra),
+            *(extra + i for i in order),
+            *range(num_batch, parameter.dim()),
+        ]
         inner = self._laid_out(list(parameter.shape[extra:num_batch]))
         return parameter.permute(dims).reshape(parameter.shape[:extra] + inner + event)
 
@@ -172,8 +179,8 @@ def place(q: TorchDistribution, placement: Placement) -> TorchDistribution:
     """The posterior with its batch dimensions where the plates of its site are.
 
     Raises:
-        ValueError: Its batch shape does not fit the plates, or the family cannot be made
-            anew from its parameters.
+        ValueError: Its batch shape does not fit the plates, or the family cannot be
+            made anew from its parameters.
     """
     move = placement.move(q.batch_shape)
     if move is None:
@@ -182,15 +189,18 @@ def place(q: TorchDistribution, placement: Placement) -> TorchDistribution:
     moved = _mapped(q, move)
     if moved is None:
         raise ValueError(
-            f"The model has plates to the right of its data plate, but the encoder's {type(q).__name__} has the batch "
-            f"shape {tuple(q.batch_shape)} and cannot be moved there from outside. Let the encoder return the batch "
-            f"shape {placement.in_words}, or make the other plates event dimensions with .to_event?"
+            "The model has plates to the right of its data plate, but the encoder's "
+            f"{type(q).__name__} has the batch shape {tuple(q.batch_shape)} and cannot "
+            "be moved there from outside. Let the encoder return the batch shape "
+            f"{placement.in_words}, or make the other plates event dimensions with "
+            ".to_event?"
         )
     return moved
 
 
 def reshape_rows(q: TorchDistribution, layout: Layout) -> TorchDistribution:
-    """A distribution of rows, batch shape ``(N,)``, with the batch shape of the layout."""
+    """A distribution of rows, batch shape ``(N,)``, with the batch shape of the
+    layout."""
 
     def reshaped(parameter: Tensor, event_dim: int) -> Tensor:
         event = parameter.shape[parameter.dim() - event_dim :]

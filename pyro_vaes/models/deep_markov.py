@@ -3,8 +3,9 @@
     p(x, z) = prod_t p(z_t | z_{t-1}) p(x_t | z_t)
     q(z | x) = prod_t q(z_t | z_{t-1}, h_t),    h_t = what is seen from t to the end
 
-Sequences may have different lengths and steps at which nothing was seen. Steps behind the end of a sequence are masked
-in both programs; at a gap the latent goes on, and only the observation is left out.
+Sequences may have different lengths and steps at which nothing was seen. Steps behind
+the end of a sequence are masked in both programs; at a gap the latent goes on, and only
+the observation is left out.
 
 References:
     | Structured Inference Networks for Nonlinear State Space Models (Krishnan, Shalit & Sontag, 2017)
@@ -29,10 +30,11 @@ class DeepMarkovVAE(ProgramModule):
     Arguments:
         transition: ``z_{t-1} -> distribution`` of z_t.
         decoder: ``z_t -> parameters`` of the likelihood: the emission.
-        likelihood: ``parameters -> distribution`` of x_t, see :mod:`pyro_vaes.nn.likelihoods`.
+        likelihood: ``parameters -> distribution`` of x_t, see
+            :mod:`pyro_vaes.nn.likelihoods`.
         combiner: ``(z_{t-1}, h_t) -> distribution`` of z_t.
-        context: ``(x, seen) -> h`` with shape ``(B, T, width)``, such as :class:`Backward`; ``seen`` has shape
-            ``(B, T)`` and is boolean.
+        context: ``(x, seen) -> h`` with shape ``(B, T, width)``, such as
+            :class:`Backward`; ``seen`` has shape ``(B, T)`` and is boolean.
         latent_dim: Dimension of every z_t.
 
     Example:
@@ -77,9 +79,12 @@ class DeepMarkovVAE(ProgramModule):
         """The generative program.
 
         Arguments:
-            x: Sequences with shape ``(B, T, ...)``, padded behind their ends; None to draw ``size`` of ``steps``.
-            lengths: Their lengths, ``(B,)``, whole numbers; None where all have T steps.
-            seen: At which steps something was seen, ``(B, T)``, boolean; None for all up to the end.
+            x: Sequences with shape ``(B, T, ...)``, padded behind their ends; None to
+                draw ``size`` of ``steps``.
+            lengths: Their lengths, ``(B,)``, whole numbers; None where all have T
+                steps.
+            seen: At which steps something was seen, ``(B, T)``, boolean; None for all
+                up to the end.
             size, steps: Numbers of sequences and steps to draw.
         """
         num_steps = steps if x is None else x.shape[1]
@@ -129,7 +134,8 @@ class DeepMarkovVAE(ProgramModule):
 def _steps(
     num_steps: int, lengths: Tensor | None, seen: Tensor | None
 ) -> Iterator[tuple[int, Tensor | bool, Tensor | bool]]:
-    """Every step, whether sequences go on so far, and whether something was seen there."""
+    """Every step, whether sequences go on so far, and whether something was seen
+    there."""
     for t in pyro.markov(range(num_steps)):
         inside = True if lengths is None else t < lengths
         was_seen = True if seen is None else seen[:, t]
@@ -139,8 +145,8 @@ def _steps(
 class Backward(nn.Module):
     """A recurrent network from the end of a sequence to its start, over vectors.
 
-    Steps at which nothing was seen enter as zeros, with an indicator that says so; whatever stands there does not
-    matter.
+    Steps at which nothing was seen enter as zeros, with an indicator that says so;
+    whatever stands there does not matter.
 
     Arguments:
         in_features: Width of x_t.

@@ -3,7 +3,8 @@
     p(x, u, z) = prod_g p(u_g) prod_m p(z_gm) p(x_gm | u_g, z_gm)
     q(u, z | x) = prod_g q(u_g | x_g) prod_m q(z_gm | x_gm, u_g)
 
-A group may have any number of members: members that are missing are masked. Their latents follow the prior, and nothing
+A group may have any number of members: members that are missing are masked. Their
+    latents follow the prior, and nothing
 is counted for them.
 
 References:
@@ -27,15 +28,21 @@ from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 class GroupedVAE(ProgramModule):
     """A model/guide pair with a latent vector for each group and for each of its members.
 
-        Sites: ``"u"`` (latent) in the plate ``"groups"`` (dimension -2), and ``"z"`` (latent) and ``"x"`` (observation) in
-        the plate ``"members"`` (dimension -1) inside it. The unit of "per datum" is a group.
+        Sites: ``"u"`` (latent) in the plate ``"groups"`` (dimension -2), and ``"z"``
+            (latent) and ``"x"`` (observation) in
+        the plate ``"members"`` (dimension -1) inside it. The unit of "per datum" is a
+        group.
 
         Arguments:
-            group_encoder: ``(x, mask) -> distribution`` of u, batch shape ``(groups,)``, such as
-                :class:`MeanOfMembers`; the mask is None where no member is missing.
-            member_encoder: ``(x, u) -> distribution`` of z, where u has the shape ``(groups, 1, d)``.
-            decoder: ``(u, z) -> parameters`` of the likelihood, batch dimensions broadcast.
-            likelihood: ``parameters -> distribution`` of x, see :mod:`pyro_vaes.nn.likelihoods`.
+            group_encoder: ``(x, mask) -> distribution`` of u, batch shape
+                ``(groups,)``, such as :class:`MeanOfMembers`; the mask is None where no
+                member is missing.
+            member_encoder: ``(x, u) -> distribution`` of z, where u has the shape
+                ``(groups, 1, d)``.
+            decoder: ``(u, z) -> parameters`` of the likelihood, batch dimensions
+                broadcast.
+            likelihood: ``parameters -> distribution`` of x, see
+                :mod:`pyro_vaes.nn.likelihoods`.
             latent_dims: Dimensions of u and of z.
 
         Example:
@@ -79,7 +86,8 @@ class GroupedVAE(ProgramModule):
         """The generative program.
 
         Arguments:
-            x: Data with shape ``(groups, members, ...)``, padded where a group has fewer members; None to draw some.
+            x: Data with shape ``(groups, members, ...)``, padded where a group has
+                fewer members; None to draw some.
             mask: Which members are there, ``(groups, members)``, boolean; None for all.
             size: Numbers of groups and of members to draw.
         """
@@ -88,7 +96,10 @@ class GroupedVAE(ProgramModule):
 
         with pyro.plate("groups", num_groups, dim=-2):
             u = pyro.sample("u", self.group_prior())
-            with pyro.plate("members", num_members, dim=-1), poutine.mask(mask=_all(mask)):
+            with (
+                pyro.plate("members", num_members, dim=-1),
+                poutine.mask(mask=_all(mask)),
+            ):
                 z = pyro.sample("z", self.member_prior())
                 return observe("x", self.likelihood(self.decoder(u, z)), x)
 
@@ -100,7 +111,10 @@ class GroupedVAE(ProgramModule):
 
         with pyro.plate("groups", num_groups, dim=-2):
             u = pyro.sample("u", self.group_posterior(x, mask))
-            with pyro.plate("members", num_members, dim=-1), poutine.mask(mask=_all(mask)):
+            with (
+                pyro.plate("members", num_members, dim=-1),
+                poutine.mask(mask=_all(mask)),
+            ):
                 q = self.member_posterior(x, u)
                 if mask is not None:
                     q = MaskedMixture(mask, self.member_prior(), q)
@@ -112,13 +126,15 @@ class GroupedVAE(ProgramModule):
         q = of_length(encoder(x, mask), self.latent_dims[0], encoder, source="the group encoder")
         if q.batch_shape != x.shape[:1]:
             raise ValueError(
-                f"The group encoder returns the batch shape {tuple(q.batch_shape)}, but one posterior for each of the "
-                f"{len(x)} groups is wanted: pool over members, as MeanOfMembers(features, head) does?"
+                f"The group encoder returns the batch shape {tuple(q.batch_shape)}, "
+                f"but one posterior for each of the {len(x)} groups is wanted: pool "
+                "over members, as MeanOfMembers(features, head) does?"
             )
         return map_parameters(q, _for_all_members)
 
     def member_posterior(self, x: Tensor, u: Tensor) -> TorchDistribution:
-        """q(z | x, u) with batch shape ``(groups, members)``, given u with shape ``(groups, 1, d)``."""
+        """q(z | x, u) with batch shape ``(groups, members)``, given u with shape
+        ``(groups, 1, d)``."""
         encoder = self.member_encoder
         return of_length(encoder(x, u), self.latent_dims[1], encoder, source="the member encoder")
 
@@ -127,7 +143,8 @@ class MeanOfMembers(nn.Module):
     """An encoder of groups: the mean of its members' features, and a head.
 
         Arguments:
-            features: ``x -> features`` of every member, ``(groups, members, ...)`` to ``(groups, members, width)``.
+            features: ``x -> features`` of every member, ``(groups, members, ...)`` to
+                ``(groups, members, width)``.
             head: ``mean of the features -> distribution``.
 
         Example:
@@ -155,7 +172,8 @@ class MeanOfMembers(nn.Module):
 
 
 def _for_all_members(parameter: Tensor, event_dim: int) -> Tensor:
-    """A parameter of groups, ``(groups, ...)``, with a dimension for members: ``(groups, 1, ...)``."""
+    """A parameter of groups, ``(groups, ...)``, with a dimension for members:
+    ``(groups, 1, ...)``."""
     return parameter.unsqueeze(parameter.dim() - event_dim)
 
 
@@ -166,6 +184,6 @@ def _all(mask: Tensor | None) -> Tensor | bool:
 def _refuse_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
     if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
         raise ValueError(
-            f"mask says which members are there: boolean, shape {tuple(shape)}, but got {mask.dtype} with shape "
-            f"{tuple(mask.shape)}."
+            f"mask says which members are there: boolean, shape {tuple(shape)}, but "
+            f"got {mask.dtype} with shape {tuple(mask.shape)}."
         )

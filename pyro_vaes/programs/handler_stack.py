@@ -1,6 +1,7 @@
 """What handlers around a guide do to sites that they cannot see, and runs inside plates.
 
-The only place that touches Pyro's private stacks: of handlers, and of plates' dimensions.
+The only place that touches Pyro's private stacks: of handlers, and of plates'
+dimensions.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ def ambient_scale(site: Message, *, observed: bool) -> float | Tensor:
     """The scale of a site, with that of the handlers around the guide.
 
     A KL weight may be a handler around the whole step, while the guide runs the model
-    inside a block. A probe is sent through the handlers up to the next block; it is marked
-    as done, so that handlers which draw or replay leave it alone, and is never recorded.
+    inside a block. A probe is sent through the handlers up to the next block; it is
+    marked as done, so that handlers which draw or replay leave it alone, and is never
+    recorded.
 
     Arguments:
         site: The site as the hidden run has it.
@@ -54,16 +56,21 @@ def below(kind: type[Messenger]) -> Iterator[None]:
     dimensions of these plates are free. Without a handler of the kind nothing changes.
     """
     handlers = list(_PYRO_STACK)
-    found = [i for i, handler in enumerate(handlers) if isinstance(handler, kind)]
-    if not found:
+    positions = [i for i, h in enumerate(handlers) if isinstance(h, kind)]
+    if not positions:
         yield
         return
 
-    taken = _DIM_ALLOCATOR._stack
-    entered = [handler for handler in handlers[found[-1] :] if isinstance(handler, IndepMessenger)]
-    names = {plate.name for plate in entered}
-    _DIM_ALLOCATOR._stack = [None if name in names else name for name in taken]
-    _PYRO_STACK[:] = handlers[: found[-1]]
+    innermost = positions[-1]
+    entered = {h.name for h in handlers[innermost:] if isinstance(h, IndepMessenger)}
+    taken = list(_DIM_ALLOCATOR._stack)
+    free = [*taken]
+    for dim, name in enumerate(taken):
+        if name in entered:
+            free[dim] = None
+
+    _PYRO_STACK[:] = handlers[:innermost]
+    _DIM_ALLOCATOR._stack = free
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
 """Running a model as a guide: its observations hidden, its priors swapped for posteriors.
 
-The model's own code makes the plates, masks, scales and names of the guide's sites, so they
-fit whatever the program is. The run ends behind the last latent site: what the program
-computes from its latents (a decoder) is not run twice in a step.
+The model's own code makes the plates, masks, scales and names of the guide's sites, so
+they fit whatever the program is. The run ends behind the last latent site: what the
+program computes from its latents (a decoder) is not run twice in a step.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -28,17 +28,17 @@ class SwapPriors(Messenger):
     """Inside, a model's latent sites are drawn from posteriors, and nothing is observed.
 
     Arguments:
-        answer: Called with the message of each latent site. It returns the distribution to
-            draw from; or the value itself, and then the site is no part of the guide. It
-            may draw sites of the guide with ``pyro.sample`` on the way; these lie in the
-            plates, masks and scales around the site.
+        answer: Called with the message of each latent site. It returns the distribution
+            to draw from; or the value itself, and then the site is no part of the
+            guide. It may draw sites of the guide with ``pyro.sample`` on the way; these
+            lie in the plates, masks and scales around the site.
         latents: Names of the latent sites, behind the last of which the run ends.
-        rows: Rows that plates must hold, by name; others draw theirs. It may be filled until
-            the run.
+        rows: Rows that plates must hold, by name; others draw theirs. It may be filled
+            until the run.
 
     Attributes:
-        values: Values so far, of latent and deterministic sites and what was drawn on the
-            way, by name.
+        values: Values so far, of latent and deterministic sites and what was drawn on
+            the way, by name.
         rows: The rows that the plates so far hold, by name.
     """
 
@@ -95,7 +95,8 @@ class SwapPriors(Messenger):
             self.values[name] = value
         self._left.discard(name)
 
-        # a continuation (enumeration in sequence) is still to come: end at the next site
+        # a continuation (enumeration in sequence) is still to come: end at the next
+        # site
         ends = not self._left and not self._is_answering
         if ends and msg["continuation"] is None:
             raise _Ended(self)
@@ -129,7 +130,8 @@ def run_swapped(
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
 ) -> dict[str, Tensor]:
-    """Run a model inside a :class:`SwapPriors`; the values of its latent sites by name."""
+    """Run a model inside a :class:`SwapPriors`; the values of its latent sites by
+    name."""
     try:
         with swap:
             model(*args, **kwargs)

@@ -1,4 +1,5 @@
-"""Guides that compose by site: exact on linear-Gaussian programs of every shape, refusals that teach."""
+"""Guides that compose by site: exact on linear-Gaussian programs of every shape,
+refusals that teach."""
 
 import math
 
@@ -66,18 +67,26 @@ def masked_pairs(x, how):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]).mask(mask))
             pyro.sample("x", dist.Normal(z, 1.0).mask(mask), obs=x)
         else:
-            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1).mask(mask))
+            z = pyro.sample(
+                "z", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1).mask(mask)
+            )
             pyro.sample("x", dist.Normal(z.squeeze(-1), 1.0).mask(mask), obs=x)
 
 
 RULES = {
     "amortized": lambda: Amortized(lambda x: (x / 2, constant(0.5**0.5))),
-    "normal": lambda: AmortizedNormal.rule(lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5)))),
+    "normal": lambda: AmortizedNormal.rule(
+        lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5)))
+    ),
     "full": lambda: AmortizedMultivariateNormal.rule(
-        lambda_module(lambda x: dist.MultivariateNormal(x.unsqueeze(-1) / 2, 0.5 * torch.eye(1)))
+        lambda_module(
+            lambda x: dist.MultivariateNormal(x.unsqueeze(-1) / 2, 0.5 * torch.eye(1))
+        )
     ),
     "laplace": lambda: AmortizedLaplace.rule(Column(), steps=12, schedule=geometric),
-    "semi": lambda: SemiAmortized.rule(lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5))), steps=0),
+    "semi": lambda: SemiAmortized.rule(
+        lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5))), steps=0
+    ),
     "function": lambda: lambda site: dist.Normal(site.args[0] / 2, 0.5**0.5),
 }
 
@@ -102,7 +111,11 @@ def test_p1_masked_rows_have_log_weight_zero_and_the_others_the_evidence(rule, h
     replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x)
     for t in (trace, replayed):
         t.compute_log_prob()
-    log_q = sum(s["log_prob"] for s in trace.nodes.values() if s["type"] == "sample" and s["name"] != "data")
+    log_q = sum(
+        s["log_prob"]
+        for s in trace.nodes.values()
+        if s["type"] == "sample" and s["name"] != "data"
+    )
     log_p = replayed.nodes["z"]["log_prob"] + replayed.nodes["x"]["log_prob"]
     evidence = dist.Normal(0.0, 2.0**0.5).log_prob(x)
     evidence[1::2] = 0.0
@@ -139,7 +152,8 @@ A, Q, R = 0.8, 0.6, 0.5  # z_t = A z_{t-1} + Q noise, x_t = z_t + R noise
 
 
 def state_space(x, lengths, gaps=None):
-    """Sequences of several lengths: steps behind the end are masked; gaps leave observations out."""
+    """Sequences of several lengths: steps behind the end are masked; gaps leave
+    observations out."""
     with pyro.plate("sequences", len(x)):
         z = torch.zeros(len(x))
         for t in range(x.shape[1]):
@@ -151,7 +165,8 @@ def state_space(x, lengths, gaps=None):
 
 
 def smoother(x, lengths, gaps=None):
-    """q(z_t | z_{t-1}, x_t..x_T) of every step as (gain, offset, scale), and the log evidence."""
+    """q(z_t | z_{t-1}, x_t..x_T) of every step as (gain, offset, scale), and the log
+    evidence."""
     evidence, tables = [], []
     for i, length in enumerate(lengths.tolist()):
         # the joint normal of all steps
@@ -160,7 +175,9 @@ def smoother(x, lengths, gaps=None):
         lags = (steps[:, None] - steps[None, :]).abs()
         variance = Q**2 * (1 - A ** (2 * (ends + 1))) / (1 - A**2)
         cov = A**lags * variance
-        seen = torch.ones(length, dtype=torch.bool) if gaps is None else ~gaps[i, :length]
+        seen = (
+            torch.ones(length, dtype=torch.bool) if gaps is None else ~gaps[i, :length]
+        )
         noisy = cov[seen][:, seen] + R**2 * torch.eye(int(seen.sum()))
         observed = x[i, :length][seen]
         zero = torch.zeros(len(observed))
@@ -191,18 +208,23 @@ def test_p2_the_exact_smoother_gives_the_kalman_evidence(has_gaps):
 
     def step(x, lengths, gaps=None, site=None, previous=None):
         t = int(site.name[2:])
-        gain, offset, scale = (torch.as_tensor([row[t][k] for row in tables]) for k in range(3))
+        gain, offset, scale = (
+            torch.as_tensor([row[t][k] for row in tables]) for k in range(3)
+        )
         z = 0.0 if previous is None else previous
         return gain * z + offset, scale
 
     rule = Amortized(step, given=lambda name: {f"z_{int(name[2:]) - 1}": "previous"})
     guide = ComposedGuide(state_space, {"z_*": rule})
     for _ in range(3):
-        assert elbo(state_space, guide, x, lengths, gaps) == pytest.approx(evidence.sum().item(), **TIGHT)
+        assert elbo(state_space, guide, x, lengths, gaps) == pytest.approx(
+            evidence.sum().item(), **TIGHT
+        )
 
 
 def test_a_gap_inside_a_sequence_is_drawn_from_its_prior():
-    """A masked step with observed descendants: exact with the exact posteriors of the others."""
+    """A masked step with observed descendants: exact with the exact posteriors of the
+    others."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -216,7 +238,10 @@ def test_a_gap_inside_a_sequence_is_drawn_from_its_prior():
         return variance * A * x / (Q**2 + R**2), constant(variance**0.5)
 
     x = torch.randn(4)
-    guide = ComposedGuide(model, {"z_0": Amortized(first), "z_1": Amortized(lambda x: (x + 40, constant(9)))})
+    guide = ComposedGuide(
+        model,
+        {"z_0": Amortized(first), "z_1": Amortized(lambda x: (x + 40, constant(9)))},
+    )
     evidence = dist.Normal(0.0, (A**2 + Q**2 + R**2) ** 0.5).log_prob(x).sum()
     terms = torch.tensor([elbo(model, guide, x) for _ in range(4000)])
     # log of the mean weight of all data together
@@ -266,12 +291,17 @@ def test_p3_the_exact_posterior_of_patients_and_visits(inner):
     x = torch.randn(P, V)
     guide = ComposedGuide(visits, {"u": Amortized(of_patient), "z": INNER[inner]()})
     assert elbo(visits, guide, x) == pytest.approx(visits_evidence(x), **TIGHT)
-    particles = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=2)
-    assert elbo(visits, guide, x, loss=particles) == pytest.approx(visits_evidence(x), **TIGHT)
+    particles = Trace_ELBO(
+        num_particles=3, vectorize_particles=True, max_plate_nesting=2
+    )
+    assert elbo(visits, guide, x, loss=particles) == pytest.approx(
+        visits_evidence(x), **TIGHT
+    )
 
 
 def test_p3_one_batch_dimension_per_plate_is_placed_by_nesting():
-    """Pyro gives the outer plate the right-most dimension: a network's (P, V) is placed as (V, P)."""
+    """Pyro gives the outer plate the right-most dimension: a network's (P, V) is placed
+    as (V, P)."""
 
     def transposed(x):
         visits(x.T, dims=(-1, -2))
@@ -286,7 +316,8 @@ def test_p3_one_batch_dimension_per_plate_is_placed_by_nesting():
 
 
 def test_p3_a_shape_along_the_wrong_plate_is_refused():
-    """(P,) at a site of patients and visits with P = V would go along visits without a word."""
+    """(P,) at a site of patients and visits with P = V would go along visits without a
+    word."""
 
     def square(x):
         with pyro.plate("patients", 4, dim=-2), pyro.plate("visits", 4, dim=-1):
@@ -294,7 +325,10 @@ def test_p3_a_shape_along_the_wrong_plate_is_refused():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     guide = ComposedGuide(square, {"z": Amortized(lambda x: (x.mean(-1), constant(1)))})
-    with pytest.raises(ValueError, match=r"'z' has the batch shape \(4,\).*\{'patients': 4, 'visits': 4\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"'z' has the batch shape \(4,\).*\{'patients': 4, 'visits': 4\}",
+    ):
         guide(torch.randn(4, 4))
 
 
@@ -320,10 +354,22 @@ def test_p3_three_levels():
     rules = {"c": Amortized(of_clinic), "u": Amortized(of_patient, given=["c"])}
     patient = torch.ones(4, 4) + T**2 * torch.eye(4)
     cov = torch.ones(12, 12) + torch.block_diag(*[patient] * 3)
-    evidence = dist.MultivariateNormal(torch.zeros(12), cov).log_prob(x.reshape(2, 12)).sum().item()
-    assert elbo(model, ComposedGuide(model, rules), x) == pytest.approx(evidence, **TIGHT)
-    laplace = {"c": Amortized(of_clinic), "u": AmortizedLaplace.rule(Means(), steps=12, schedule=geometric)}
-    assert elbo(model, ComposedGuide(model, laplace), x) == pytest.approx(evidence, **TIGHT)
+    evidence = (
+        dist.MultivariateNormal(torch.zeros(12), cov)
+        .log_prob(x.reshape(2, 12))
+        .sum()
+        .item()
+    )
+    assert elbo(model, ComposedGuide(model, rules), x) == pytest.approx(
+        evidence, **TIGHT
+    )
+    laplace = {
+        "c": Amortized(of_clinic),
+        "u": AmortizedLaplace.rule(Means(), steps=12, schedule=geometric),
+    }
+    assert elbo(model, ComposedGuide(model, laplace), x) == pytest.approx(
+        evidence, **TIGHT
+    )
 
 
 class Means(nn.Module):
@@ -333,7 +379,9 @@ class Means(nn.Module):
 
 def test_a_new_visit_of_a_known_patient():
     x = torch.randn(P, V)
-    guide = ComposedGuide(visits, {"u": Amortized(of_patient), "z": Amortized(of_visit, given=["u"])})
+    guide = ComposedGuide(
+        visits, {"u": Amortized(of_patient), "z": Amortized(of_visit, given=["u"])}
+    )
     u = torch.randn(P, 1)
     q = guide.posterior("z", x, given={"u": u})
     torch.testing.assert_close(q.mean, of_visit(x, u)[0])
@@ -361,7 +409,10 @@ def test_p4_a_global_beside_locals_is_exact_with_exact_rules():
         loc = site.args[0].sum() / (S**2 + T**2) / precision
         return dist.Normal(loc, precision**-0.5)
 
-    guide = ComposedGuide(global_mean, {"w": of_all, "z": Amortized(lambda x, w: of_visit(x, w), given=["w"])})
+    guide = ComposedGuide(
+        global_mean,
+        {"w": of_all, "z": Amortized(lambda x, w: of_visit(x, w), given=["w"])},
+    )
     cov = torch.ones(N, N) + (S**2 + T**2) * torch.eye(N)
     evidence = dist.MultivariateNormal(torch.zeros(N), cov).log_prob(x).item()
     assert elbo(global_mean, guide, x) == pytest.approx(evidence, **TIGHT)
@@ -370,13 +421,23 @@ def test_p4_a_global_beside_locals_is_exact_with_exact_rules():
 @pytest.mark.parametrize("size", [None, 5])
 def test_p4_free_parameters_learn_the_posterior_of_a_global(size):
     x = 1 + torch.randn(N)
-    guide = ComposedGuide(global_mean, {"w": Free(), "z": Amortized(lambda x, w: of_visit(x, w), given=["w"])})
-    svi = SVI(global_mean, guide, pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.998}), Trace_ELBO(num_particles=8))
+    guide = ComposedGuide(
+        global_mean,
+        {"w": Free(), "z": Amortized(lambda x, w: of_visit(x, w), given=["w"])},
+    )
+    svi = SVI(
+        global_mean,
+        guide,
+        pyro.optim.ClippedAdam({"lr": 0.03, "lrd": 0.998}),
+        Trace_ELBO(num_particles=8),
+    )
     for _ in range(1200):
         svi.step(x, size=size)
     precision = 1 + N / (S**2 + T**2)
     q = guide.posterior("w", x, size=size)
-    assert q.mean.item() == pytest.approx(x.sum().item() / (S**2 + T**2) / precision, abs=0.05)
+    assert q.mean.item() == pytest.approx(
+        x.sum().item() / (S**2 + T**2) / precision, abs=0.05
+    )
     assert q.stddev.item() == pytest.approx(precision**-0.5, rel=0.15)
 
 
@@ -402,12 +463,17 @@ def test_free_fits_any_support(prior, kind):
 
     guide = ComposedGuide(model, {"[vw]": Free(kind)})
     values = guide()
-    assert values["w"].shape == prior.event_shape and values["v"].shape == (3, *prior.event_shape)
+    assert values["w"].shape == prior.event_shape and values["v"].shape == (
+        3,
+        *prior.event_shape,
+    )
     assert prior.support.check(values["v"]).all()
     saved = guide.state_dict()
     again = ComposedGuide(model, {"[vw]": Free(kind)})  # which has seen no batch
     again.load_state_dict(saved)
-    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in guide.named_parameters()}
+    assert {n: p.shape for n, p in again.named_parameters()} == {
+        n: p.shape for n, p in guide.named_parameters()
+    }
     pyro.set_rng_seed(1)
     one = guide()
     pyro.set_rng_seed(1)
@@ -440,7 +506,10 @@ def mixture(x):
 
 
 def cluster_logits(x):
-    return dist.Normal(MEANS, (S**2 + T**2) ** 0.5).log_prob(x.unsqueeze(-1)) + WEIGHTS.log()
+    return (
+        dist.Normal(MEANS, (S**2 + T**2) ** 0.5).log_prob(x.unsqueeze(-1))
+        + WEIGHTS.log()
+    )
 
 
 def broadcasting(x, c):
@@ -457,8 +526,12 @@ def concatenating(x, c):
 @pytest.mark.parametrize("is_enumerated", [True, False])
 def test_p5_discrete_and_continuous_together_are_exact(network, is_enumerated):
     x = torch.randn(7)
-    classify = AmortizedCategorical(cluster_logits, enumerate=None if is_enumerated else False)
-    guide = ComposedGuide(mixture, {"c": classify, "z": Amortized(network, given=["c"])})
+    classify = AmortizedCategorical(
+        cluster_logits, enumerate=None if is_enumerated else False
+    )
+    guide = ComposedGuide(
+        mixture, {"c": classify, "z": Amortized(network, given=["c"])}
+    )
     evidence = cluster_logits(x).logsumexp(-1).sum().item()
     loss = TraceEnum_ELBO(max_plate_nesting=1) if is_enumerated else Trace_ELBO()
     assert elbo(mixture, guide, x, loss=loss) == pytest.approx(evidence, **TIGHT)
@@ -475,8 +548,14 @@ def test_p5_summed_out_in_the_model():
 
     def exact(z):
         """E log p(x, z) - log q(z) at these draws, with c summed out by hand."""
-        prior = (dist.Normal(MEANS, S).log_prob(z.unsqueeze(-1)) + WEIGHTS.log()).logsumexp(-1)
-        return (prior + dist.Normal(z, T).log_prob(x) - dist.Normal(x, 1.5).log_prob(z)).sum().item()
+        prior = (
+            dist.Normal(MEANS, S).log_prob(z.unsqueeze(-1)) + WEIGHTS.log()
+        ).logsumexp(-1)
+        return (
+            (prior + dist.Normal(z, T).log_prob(x) - dist.Normal(x, 1.5).log_prob(z))
+            .sum()
+            .item()
+        )
 
     pyro.set_rng_seed(3)
     found = elbo(mixture, guide, x, loss=TraceEnum_ELBO(max_plate_nesting=1))
@@ -486,7 +565,9 @@ def test_p5_summed_out_in_the_model():
 
 
 def test_one_that_is_left_out_cannot_be_given():
-    guide = ComposedGuide(mixture, {"c": Enumerated(), "z": Amortized(broadcasting, given=["c"])})
+    guide = ComposedGuide(
+        mixture, {"c": Enumerated(), "z": Amortized(broadcasting, given=["c"])}
+    )
     with pytest.raises(ValueError, match=r"'z' is given 'c', which Enumerated"):
         guide(torch.randn(3))
 
@@ -508,11 +589,15 @@ def test_the_family_of_a_discrete_prior(prior, logits):
         with pyro.plate("data", len(x)):
             pyro.sample("c", prior)
 
-    guide = ComposedGuide(model, {"c": AmortizedCategorical(lambda x: torch.zeros(logits))})
+    guide = ComposedGuide(
+        model, {"c": AmortizedCategorical(lambda x: torch.zeros(logits))}
+    )
     q = guide.posterior("c", torch.zeros(5))
     assert q.event_shape == prior.event_shape and q.batch_shape == (5,)
     assert guide(torch.zeros(5))["c"].shape == (5, *prior.event_shape)
-    wrong = ComposedGuide(model, {"c": AmortizedCategorical(lambda x: torch.zeros(*logits[:-1], 7))})
+    wrong = ComposedGuide(
+        model, {"c": AmortizedCategorical(lambda x: torch.zeros(*logits[:-1], 7))}
+    )
     with pytest.raises(ValueError, match=r"logits of the .*'c'"):
         wrong(torch.zeros(5))
 
@@ -536,9 +621,13 @@ def test_a_site_that_the_model_draws_later_is_drawn_first():
     }
     x = torch.randn(6)
     guide = ComposedGuide(two_levels, rules)
-    assert elbo(two_levels, guide, x) == pytest.approx(dist.Normal(0.0, 3**0.5).log_prob(x).sum().item(), **TIGHT)
+    assert elbo(two_levels, guide, x) == pytest.approx(
+        dist.Normal(0.0, 3**0.5).log_prob(x).sum().item(), **TIGHT
+    )
     given = torch.randn(6)
-    torch.testing.assert_close(guide.posterior("high", x, given={"low": given}).mean, given / 2)
+    torch.testing.assert_close(
+        guide.posterior("high", x, given={"low": given}).mean, given / 2
+    )
 
 
 def test_given_by_keyword_and_by_function():
@@ -553,26 +642,48 @@ def test_given_by_keyword_and_by_function():
     values = guide(torch.randn(4))
     assert seen.pop() is values["high"]
 
-    by_function = Amortized(network, given=lambda name: {"high": "above", "nowhere": "none"})
-    values = ComposedGuide(two_levels, {"high": FromPrior(), "low": by_function})(torch.randn(4))
+    by_function = Amortized(
+        network, given=lambda name: {"high": "above", "nowhere": "none"}
+    )
+    values = ComposedGuide(two_levels, {"high": FromPrior(), "low": by_function})(
+        torch.randn(4)
+    )
     assert seen.pop() is values["high"]
 
 
 REFUSED = {
     "ring": (
-        {"high": Amortized(lambda x, low: x, given=["low"]), "low": Amortized(lambda x, high: x, given=["high"])},
+        {
+            "high": Amortized(lambda x, low: x, given=["low"]),
+            "low": Amortized(lambda x, high: x, given=["high"]),
+        },
         r"each other's values in a ring: high -> low -> high",
     ),
-    "typing error": ({"*": Amortized(lambda x, hgih: x, given=["hgih"])}, r"'high' is given 'hgih'"),
+    "typing error": (
+        {"*": Amortized(lambda x, hgih: x, given=["hgih"])},
+        r"'high' is given 'hgih'",
+    ),
     "no rule": ({"high": Free()}, r"'low' has no rule; there are rules for \['high'\]"),
     "prior ahead": (
         {"high": Amortized(lambda x, low: x, given=["low"]), "low": FromPrior()},
         r"'low' follows its prior, so it cannot be drawn before",
     ),
-    "wrong event": ({"*": Amortized(lambda x: (torch.zeros(4, 1), constant(1)))}, r"batch shape \(4, 1\)"),
-    "no distribution": ({"*": lambda site: torch.zeros(4)}, r"returned Tensor.*dist\.Delta"),
-    "no context": ({"*": Amortized(lambda x, context: x)}, r"'high' asks for a context"),
-    "discrete": ({"*": AmortizedCategorical(lambda x: x)}, r"AmortizedCategorical is for .*'high' is a Normal"),
+    "wrong event": (
+        {"*": Amortized(lambda x: (torch.zeros(4, 1), constant(1)))},
+        r"batch shape \(4, 1\)",
+    ),
+    "no distribution": (
+        {"*": lambda site: torch.zeros(4)},
+        r"returned Tensor.*dist\.Delta",
+    ),
+    "no context": (
+        {"*": Amortized(lambda x, context: x)},
+        r"'high' asks for a context",
+    ),
+    "discrete": (
+        {"*": AmortizedCategorical(lambda x: x)},
+        r"AmortizedCategorical is for .*'high' is a Normal",
+    ),
 }
 
 
@@ -611,7 +722,9 @@ def test_a_joint_rule_over_a_tuple_is_the_exact_posterior():
 
     x = torch.randn(5)
     cov = torch.eye(2) - torch.ones(2, 2) / 3
-    exact = lambda_module(lambda x: dist.MultivariateNormal((x / 3).unsqueeze(-1).expand(-1, 2), cov))
+    exact = lambda_module(
+        lambda x: dist.MultivariateNormal((x / 3).unsqueeze(-1).expand(-1, 2), cov)
+    )
     evidence = dist.Normal(0.0, 3**0.5).log_prob(x).sum().item()
 
     class Zeros(nn.Module):
@@ -635,7 +748,10 @@ def test_a_joint_rule_over_sites_in_different_plates_is_refused():
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal, AutoDelta])
 def test_pyros_autoguides_are_rules(auto):
     x = torch.randn(N)
-    guide = ComposedGuide(global_mean, {"w": auto, "z": Amortized(lambda x, w: of_visit(x, w), given=["w"])})
+    guide = ComposedGuide(
+        global_mean,
+        {"w": auto, "z": Amortized(lambda x, w: of_visit(x, w), given=["w"])},
+    )
     svi = SVI(global_mean, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     before = guide(x, size=5)
     losses = [svi.step(x, size=5) for _ in range(3)]
@@ -651,7 +767,9 @@ class BayesianDecoder(PyroModule):
     def __init__(self):
         super().__init__()
         self.decoder = PyroModule[nn.Linear](2, 3)
-        self.decoder.weight = PyroSample(dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
+        self.decoder.weight = PyroSample(
+            dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2)
+        )
 
     def forward(self, x, size=None):
         weight = self.decoder.weight  # drawn outside the plate
@@ -662,7 +780,9 @@ class BayesianDecoder(PyroModule):
 
 def test_p7_weights_of_a_decoder_beside_locals():
     x, model = torch.randn(N, 3), BayesianDecoder()
-    guide = ComposedGuide(model, {"decoder.*": Free(), "z": Amortized(NormalHead(3, 2))})
+    guide = ComposedGuide(
+        model, {"decoder.*": Free(), "z": Amortized(NormalHead(3, 2))}
+    )
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
     losses = [svi.step(x, size=6) for _ in range(150)]
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
@@ -679,7 +799,10 @@ def test_p8_each_structure_is_a_program_of_its_own():
                 z = pyro.sample(f"z_{t}", dist.Normal(z + y, 1.0))
                 pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
 
-    guide = ComposedGuide(model, {"y": FromPrior(), "z_*": Amortized(lambda x, y=None: (x[:, 0], constant(1)))})
+    guide = ComposedGuide(
+        model,
+        {"y": FromPrior(), "z_*": Amortized(lambda x, y=None: (x[:, 0], constant(1)))},
+    )
     for steps in (4, 6, 4):
         assert len(guide(torch.randn(5, steps))) == steps + 1
         assert len(guide(torch.randn(5, steps), torch.zeros(5))) == steps
@@ -705,7 +828,9 @@ class Combine(nn.Module):
     def forward(self, x, lengths, site, context, previous=None):
         t = int(site.name[2:])
         before = torch.zeros(len(x)) if previous is None else previous
-        loc, log_scale = self.head(torch.cat([context[:, t], before.unsqueeze(-1)], -1)).unbind(-1)
+        loc, log_scale = self.head(
+            torch.cat([context[:, t], before.unsqueeze(-1)], -1)
+        ).unbind(-1)
         return loc, log_scale.exp()
 
 
@@ -714,7 +839,9 @@ def test_a_deep_markov_model_with_an_rnn_as_context():
     calls = []
     context = Backward()
     context.register_forward_hook(lambda *_: calls.append(1))
-    rule = Amortized(Combine(), given=lambda name: {f"z_{int(name[2:]) - 1}": "previous"})
+    rule = Amortized(
+        Combine(), given=lambda name: {f"z_{int(name[2:]) - 1}": "previous"}
+    )
     guide = ComposedGuide(state_space, {"z_*": rule}, context=context)
     svi = SVI(state_space, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     losses = [svi.step(x, lengths) for _ in range(200)]
@@ -724,7 +851,9 @@ def test_a_deep_markov_model_with_an_rnn_as_context():
     assert -evidence.sum() - 0.2 < final < sum(losses[:20]) / 20
     # a longer horizon than any in training
     assert guide(torch.randn(3, 8), torch.tensor([8, 8, 8]))["z_7"].shape == (3,)
-    draws = Predictive(state_space, guide=guide, num_samples=6, parallel=True)(x, lengths)
+    draws = Predictive(state_space, guide=guide, num_samples=6, parallel=True)(
+        x, lengths
+    )
     assert draws["z_4"].shape == (6, 3)
 
 
@@ -739,7 +868,9 @@ def test_scales_in_the_model_are_inherited():
     x = torch.randn(4)
     trace = poutine.trace(guide).get_trace(x)
     assert trace.nodes["z"]["scale"] == 0.25
-    kl = torch.distributions.kl_divergence(dist.Normal(x, 0.3), dist.Normal(0.0, 1.0)).sum()
+    kl = torch.distributions.kl_divergence(
+        dist.Normal(x, 0.3), dist.Normal(0.0, 1.0)
+    ).sum()
     z = trace.nodes["z"]["value"]
     with poutine.trace() as tr:
         poutine.replay(model, trace=trace)(x)

@@ -19,7 +19,8 @@ class Transition(nn.Module):
 
 
 class ExactContext(nn.Module):
-    """The factors of the exact posterior, from the joint normal of each sequence: (B, T, 3)."""
+    """The factors of the exact posterior, from the joint normal of each sequence: (B,
+    T, 3)."""
 
     def forward(self, x, seen):
         steps = torch.arange(x.shape[1])
@@ -36,7 +37,9 @@ class ExactContext(nn.Module):
             for t in range(1, len(values)):
                 slope = post[t, t - 1] / post[t - 1, t - 1]
                 scale = (post[t, t] - slope * post[t, t - 1]).sqrt()
-                factors.append(torch.stack([slope, mean[t] - slope * mean[t - 1], scale]))
+                factors.append(
+                    torch.stack([slope, mean[t] - slope * mean[t - 1], scale])
+                )
             rows.append(torch.stack(factors))
         return torch.stack(rows)
 
@@ -48,7 +51,9 @@ class ExactContext(nn.Module):
         cov = cov + NOISE**2 * torch.eye(x.shape[1])
         total = 0.0
         for values, there in zip(x.squeeze(-1), seen, strict=True):
-            part = dist.MultivariateNormal(torch.zeros(int(there.sum())), cov[there][:, there])
+            part = dist.MultivariateNormal(
+                torch.zeros(int(there.sum())), cov[there][:, there]
+            )
             total = total + part.log_prob(values[there])
         return float(total)
 
@@ -63,7 +68,9 @@ class Combine(nn.Module):
 def test_the_exact_smoother_gives_the_evidence_at_every_length(has_gaps):
     torch.set_default_dtype(torch.float64)
     likelihood = GaussianLikelihood(NOISE)
-    vae = DeepMarkovVAE(Transition(), nn.Identity(), likelihood, Combine(), ExactContext(), 1)
+    vae = DeepMarkovVAE(
+        Transition(), nn.Identity(), likelihood, Combine(), ExactContext(), 1
+    )
     x, lengths = torch.randn(5, STEPS, 1), torch.arange(1, 6)
     seen = None
     if has_gaps:
@@ -93,7 +100,11 @@ def test_it_learns_and_draws_beyond_the_training_length():
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     losses = [svi.step(x, lengths) for _ in range(150)]
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
-    assert Predictive(vae.model, num_samples=2)(size=5, steps=9)["x_9"].shape == (2, 5, 3)
+    assert Predictive(vae.model, num_samples=2)(size=5, steps=9)["x_9"].shape == (
+        2,
+        5,
+        3,
+    )
     assert vae.model(size=5, steps=9).shape == (5, 9, 3)
 
 

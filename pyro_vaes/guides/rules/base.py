@@ -11,8 +11,8 @@ from .site import KnownSite, Site
 class Rule(nn.Module):
     """A rule of a :class:`~pyro_vaes.guides.ComposedGuide`.
 
-    Called with a :class:`~pyro_vaes.guides.rules.Site`, it returns a distribution over the
-    site's values.
+    Called with a :class:`~pyro_vaes.guides.rules.Site`, it returns a distribution over
+    the site's values.
 
     Attributes:
         in_guide: Whether the guide draws the site.
@@ -39,8 +39,9 @@ class FromPrior(Rule):
     def forward(self, site: Site) -> object:
         if site.prior is None:
             raise ValueError(
-                f"The site {site.name!r} follows its prior, so it cannot be drawn before the model draws it, but "
-                "another rule is given its value. Leave it out of that rule's given, or give it a rule of its own?"
+                f"The site {site.name!r} follows its prior, so it cannot be drawn "
+                "before the model draws it, but another rule is given its value. "
+                "Leave it out of that rule's given, or give it a rule of its own?"
             )
         return site.prior
 
@@ -49,7 +50,8 @@ class Enumerated(Rule):
     """Leaves a discrete site out of the guide.
 
     :class:`~pyro.infer.TraceEnum_ELBO` then sums it out in the model, where the site is
-    marked with ``infer={"enumerate": "parallel"}``. No other rule may be given its value.
+    marked with ``infer={"enumerate": "parallel"}``. No other rule may be given its
+    value.
 
     Example:
         >>> Enumerated()

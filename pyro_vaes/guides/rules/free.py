@@ -21,18 +21,21 @@ NUM_DRAWS = 15  # of the prior, whose median the parameters start from
 class Free(Rule):
     r"""The posterior with parameters of its own, over any support.
 
-        q(w) = N(loc, diag scale²),    N(loc, L Lᵀ)    or a point,    pushed onto the support of w
+        q(w) = N(loc, diag scale²),    N(loc, L Lᵀ)    or a point,    pushed onto the
+        support of w
 
-    A site inside plates has parameters for each of their rows; a plate that draws some rows uses theirs. The
-    parameters start at a draw's median of the prior with scale 0.1, and are made when the guide first sees the
-    program, or when weights are loaded.
+    A site inside plates has parameters for each of their rows; a plate that draws some
+    rows uses theirs. The parameters start at a draw's median of the prior with scale
+    0.1, and are made when the guide first sees the program, or when weights are loaded.
 
     Arguments:
-        kind: ``"normal"``: every element by itself; ``"multivariate"``: a full covariance over the elements of a site;
-            ``"delta"``: a point, whose log-density counts as 0 (maximum a posteriori).
+        kind: ``"normal"``: every element by itself; ``"multivariate"``: a full
+            covariance over the elements of a site; ``"delta"``: a point, whose
+            log-density counts as 0 (maximum a posteriori).
 
     Raises:
-        ValueError: The kind is none of these; or, at the first call, the site is discrete.
+        ValueError: The kind is none of these; or, at the first call, the site is
+            discrete.
 
     Example:
         >>> import pyro, torch
@@ -57,8 +60,9 @@ class Free(Rule):
     def prepare(self, known: KnownSite) -> None:
         if known.reals is None:
             raise ValueError(
-                f"The latent site {known.name!r} is discrete ({type(known.fn).__name__}), but Free is for continuous "
-                "ones. Use AmortizedCategorical(network), FromPrior() or Enumerated()?"
+                f"The latent site {known.name!r} is discrete "
+                f"({type(known.fn).__name__}), but Free is for continuous ones. Use "
+                "AmortizedCategorical(network), FromPrior() or Enumerated()?"
             )
         key = _key(known.name)
         if key in self.sites:
@@ -97,7 +101,8 @@ class Free(Rule):
         return reals.push(MultivariateNormal(loc, scale_tril=scale_tril))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
-        """Make the parameters of sites that a saved state has and this rule has not seen."""
+        """Make the parameters of sites that a saved state has and this rule has not
+        seen."""
         start = f"{prefix}sites."
         found: dict[str, dict[str, Tensor]] = {}
         for name, value in state_dict.items():
@@ -112,7 +117,8 @@ class Free(Rule):
 
 
 class _Parameters(nn.Module):
-    """The parameters of one site: ``(*plates, numel)``, and ``(*plates, numel, numel)``."""
+    """The parameters of one site: ``(*plates, numel)``, and ``(*plates, numel,
+    numel)``."""
 
     loc: Tensor
     log_scale: Tensor
@@ -152,12 +158,15 @@ def _rows(parameter: Tensor, site: Site, event_dim: int) -> Tensor:
         dim = parameter.dim() - event_dim + plate.dim
         num_rows = parameter.shape[dim]
         rows = site.rows_of(plate.name)
+
         if plate.subsamples and rows is not None and num_rows == plate.num_data:
             parameter = parameter.index_select(dim, rows)
         elif num_rows != plate.size:
             raise ValueError(
-                f"The site {site.name!r} has free parameters for {num_rows} rows of the plate {plate.name!r}, which "
-                f"now holds {plate.size} of {plate.num_data}. Give the plate its full size, "
-                f"pyro.plate({plate.name!r}, N, subsample_size=...), or use Amortized(network)?"
+                f"The site {site.name!r} has free parameters for {num_rows} rows of "
+                f"the plate {plate.name!r}, which now holds {plate.size} of "
+                f"{plate.num_data}. Give the plate its full size, "
+                f"pyro.plate({plate.name!r}, N, subsample_size=...), or use "
+                "Amortized(network)?"
             )
     return parameter

@@ -20,6 +20,7 @@ from .base import Rule
 from .site import Site
 from .upstream import Upstream
 
+FunctionRule = Callable[[Site], TorchDistribution]
 ONE_HOT = (OneHotCategorical, OneHotCategoricalStraightThrough)
 
 
@@ -41,6 +42,7 @@ class NetworkRule(Rule):
             )
         if isinstance(given, str):
             raise ValueError(f"given is a list of names of sites, but got the text {given!r}. given=[{given!r}]?")
+
         if isinstance(network, nn.Module):
             self.network = network
         else:
@@ -54,17 +56,20 @@ class Amortized(NetworkRule):
         q(z | x, upstream) = N(loc, diag scale²), pushed onto the support of z
 
     Arguments:
-        network: Called with the model's arguments by position and the ``given`` values as keywords, and with
-            ``site=`` (:class:`~pyro_vaes.guides.rules.Site`) or ``context=`` if its forward names them. Returns a
-            pair ``(loc, scale)`` or a distribution in the unconstrained space of the site: on the right the site's
-            unconstrained event shape (none for a scalar), on the left batch dimensions that broadcast to the
-            site's plates, or one for each plate, outermost first.
-        given: Sites whose values the network gets: a list of names; a mapping from name to keyword; or a function of
-            the site's name that returns one of these, whose names need not exist. Deterministic sites may be named,
-            and latent sites that the model draws later, which are then drawn first.
+        network: Called with the model's arguments by position and the ``given`` values
+            as keywords, and with ``site=`` (:class:`~pyro_vaes.guides.rules.Site`) or
+            ``context=`` if its forward names them. Returns a pair ``(loc, scale)`` or a
+            distribution in the unconstrained space of the site: on the right the site's
+            unconstrained event shape (none for a scalar), on the left batch dimensions
+            that broadcast to the site's plates, or one for each plate, outermost first.
+        given: Sites whose values the network gets: a list of names; a mapping from name
+            to keyword; or a function of the site's name that returns one of these,
+            whose names need not exist. Deterministic sites may be named, and latent
+            sites that the model draws later, which are then drawn first.
 
     Raises:
-        ValueError: At the first call: the shapes do not fit the site, or a site in ``given`` does not exist.
+        ValueError: At the first call: the shapes do not fit the site, or a site in
+            ``given`` does not exist.
 
     Example:
         >>> import pyro, torch
@@ -91,11 +96,13 @@ class AmortizedCategorical(NetworkRule):
     """The posterior of a discrete site from a network's logits, in the family of its prior.
 
     Arguments:
-        network: Called as that of :class:`Amortized`; returns logits with shape ``(..., K)``: of the K categories; for
-            a Bernoulli site K is 1, or its number of elements.
+        network: Called as that of :class:`Amortized`; returns logits with shape ``(...,
+            K)``: of the K categories; for a Bernoulli site K is 1, or its number of
+            elements.
         given: Upstream sites, see :class:`Amortized`.
-        enumerate: ``"parallel"`` or ``"sequential"`` for :class:`~pyro.infer.TraceEnum_ELBO` to sum over the site in
-            the guide; False to draw it; None for what the model's site says.
+        enumerate: ``"parallel"`` or ``"sequential"`` for
+            :class:`~pyro.infer.TraceEnum_ELBO` to sum over the site in the guide; False
+            to draw it; None for what the model's site says.
 
     Example:
         >>> import pyro, torch
@@ -133,8 +140,9 @@ class AmortizedCategorical(NetworkRule):
         is_one_hot = isinstance(family, ONE_HOT)
         if not isinstance(family, (Bernoulli, Categorical, *ONE_HOT)):
             raise ValueError(
-                f"AmortizedCategorical is for Categorical, OneHotCategorical and Bernoulli sites, but {site.name!r} "
-                f"is a {type(family).__name__}. Use FromPrior(), Enumerated(), or a function of the site?"
+                "AmortizedCategorical is for Categorical, OneHotCategorical and "
+                f"Bernoulli sites, but {site.name!r} is a {type(family).__name__}. Use "
+                "FromPrior(), Enumerated(), or a function of the site?"
             )
 
         event_dim = max(len(event), 1) if is_bernoulli or is_one_hot else len(event) + 1
@@ -151,8 +159,10 @@ class AmortizedCategorical(NetworkRule):
         wanted = event if is_one_hot else Size([*event, num_categories])
         if logits.shape[logits.dim() - event_dim :] != wanted:
             raise ValueError(
-                f"The logits of the site {site.name!r} have the shape {tuple(logits.shape)}, but {tuple(wanted)} is "
-                f"wanted on the right, {num_categories} categories. Give the network's last layer that many outputs?"
+                f"The logits of the site {site.name!r} have the shape "
+                f"{tuple(logits.shape)}, but {tuple(wanted)} is wanted on the right, "
+                f"{num_categories} categories. Give the network's last layer that many "
+                "outputs?"
             )
 
         q = type(family)(logits=_placed(site, logits, event_dim))
@@ -163,14 +173,17 @@ class AmortizedCategorical(NetworkRule):
         if not event:
             if not logits.dim() or logits.shape[-1] != 1:
                 raise ValueError(
-                    f"The logits of the Bernoulli site {site.name!r} have the shape {tuple(logits.shape)}, but one "
-                    "logit for each row is wanted, (..., 1). Give the network's last layer one output?"
+                    f"The logits of the Bernoulli site {site.name!r} have the shape "
+                    f"{tuple(logits.shape)}, but one logit for each row is wanted, "
+                    "(..., 1). Give the network's last layer one output?"
                 )
             return Bernoulli(logits=_placed(site, logits, 1).squeeze(-1))
+
         if logits.shape[logits.dim() - len(event) :] != event:
             raise ValueError(
-                f"The logits of the site {site.name!r} have the shape {tuple(logits.shape)}, but {tuple(event)} is "
-                "wanted on the right. Give the network's last layer that many outputs?"
+                f"The logits of the site {site.name!r} have the shape "
+                f"{tuple(logits.shape)}, but {tuple(event)} is wanted on the right. "
+                "Give the network's last layer that many outputs?"
             )
         return Bernoulli(logits=_placed(site, logits, len(event))).to_event(len(event))
 

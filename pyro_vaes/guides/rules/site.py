@@ -76,7 +76,8 @@ class Call(Protocol):
         """Their number in the value of a site."""
 
     def in_plates(self, name: str, value: Tensor) -> Tensor:
-        """A value with the rows of its plates, of which an enumerated one has but one."""
+        """A value with the rows of its plates, of which an enumerated one has but
+        one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Site:
     Attributes:
         call: The call of the guide.
         known: What is known of the site.
-        prior: Its prior given what is upstream; None where it is drawn ahead of its turn.
+        prior: Its prior given what is upstream; None where it is drawn ahead of its
+            turn.
         plates: The plates around it, outermost first.
         mask: Its mask by handlers in the model.
     """
@@ -103,7 +105,8 @@ class Site:
 
     @property
     def args(self) -> tuple[object, ...]:
-        """The arguments of the model, of which a plate that draws its rows leaves these."""
+        """The arguments of the model, of which a plate that draws its rows leaves
+        these."""
         return tuple(self._drawn(value) for value in self.call.args)
 
     @property
@@ -130,8 +133,9 @@ class Site:
         known = self.known.reals
         if known is None:
             raise ValueError(
-                f"The latent site {self.name!r} is discrete ({type(self.known.fn).__name__}), but its rule is for "
-                "continuous ones. Use AmortizedCategorical(network), FromPrior() or Enumerated()?"
+                f"The latent site {self.name!r} is discrete "
+                f"({type(self.known.fn).__name__}), but its rule is for continuous "
+                "ones. Use AmortizedCategorical(network), FromPrior() or Enumerated()?"
             )
         if self.prior is None or known.is_real:
             return known
@@ -157,8 +161,8 @@ class Site:
         Arguments:
             network: Called with the model's arguments and the upstream values.
             given: The upstream sites.
-            event_dim: Number of dimensions on the right of its tensors that are no batch
-                dimensions.
+            event_dim: Number of dimensions on the right of its tensors that are no
+                batch dimensions.
         """
         values = self.given(given)
         keywords = self._keywords(network)
@@ -175,22 +179,26 @@ class Site:
         return self._one_by_one(network, keywords, values, event_dim)
 
     def given(self, given: Upstream) -> dict[str, tuple[str, Tensor]]:
-        """The keyword and value of each upstream site that a network is given, by site."""
+        """The keyword and value of each upstream site that a network gets, by site."""
         found = {}
         for name, keyword in names_given(given, self.name).items():
             value = self.call.value_of(name)
+
             if value is not None:
                 found[name] = keyword, value
             elif not callable(given):
                 raise ValueError(
-                    f"The rule of the site {self.name!r} is given {name!r}, but the model has no such latent or "
-                    f"deterministic site here; drawn so far are {sorted(self.upstream)}. Is it a typing error? A "
-                    "function given=lambda name: [...] may name sites that are not always there."
+                    f"The rule of the site {self.name!r} is given {name!r}, but the "
+                    "model has no such latent or deterministic site here; drawn so "
+                    f"far are {sorted(self.upstream)}. Is it a typing error? A "
+                    "function given=lambda name: [...] may name sites that are not "
+                    "always there."
                 )
         return found
 
     def _keywords(self, network: Program) -> dict[str, object]:
-        """The model's keywords that a network takes, and the site or context if it asks."""
+        """The model's keywords that a network takes, and the site or context if it
+        asks."""
         keywords = accepted_keywords(network, len(self.call.args), self.call.kwargs)
         drawn = {name: self._drawn(value) for name, value in keywords.items()}
 
@@ -244,12 +252,15 @@ class Site:
             return output.base_dist.loc, output.base_dist.scale
         if isinstance(output, Normal):
             return output.loc, output.scale
+
         parts = output if isinstance(output, tuple | list) else (output,)
         if all(isinstance(part, Tensor) for part in parts):
             return tuple(parts)
+
         raise ValueError(
-            f"The network of the site {self.name!r} does not broadcast over particles or enumerated values of the "
-            f"sites that it is given, and its {type(output).__name__} cannot be stacked. Return a pair (loc, scale), "
+            f"The network of the site {self.name!r} does not broadcast over particles "
+            "or enumerated values of the sites that it is given, and its "
+            f"{type(output).__name__} cannot be stacked. Return a pair (loc, scale), "
             "or let the network broadcast over dimensions on the left?"
         )
 
@@ -260,6 +271,7 @@ class Site:
         move = placement.move(batch)
         if move is not None:
             part = move(part, event_dim)
+
         event = part.shape[part.dim() - event_dim :]
         return part.expand(placement.shape + event)
 
@@ -276,7 +288,8 @@ class Site:
         return reals.normal(*torch.broadcast_tensors(*parts))
 
     def _flat(self, part: Tensor, event: torch.Size) -> Tensor:
-        """A tensor with batch dimensions in their place, and its event as one dimension."""
+        """A tensor with batch dimensions in their place, and its event as one
+        dimension."""
         num_batch = part.dim() - len(event)
         is_flat = len(event) != 1 and part.dim() and part.shape[-1] == event.numel()
         if num_batch < 0 or part.shape[num_batch:] != event:
@@ -292,9 +305,10 @@ class Site:
         """A distribution that a network returned, on the support of the site."""
         if not isinstance(q, TorchDistributionMixin):
             raise ValueError(
-                f"The network of the site {self.name!r} returned {type(q).__name__}, but a distribution of "
-                "pyro.distributions is wanted, or a pair (loc, scale) of tensors. Put a head behind the network, for "
-                "example NormalHead?"
+                f"The network of the site {self.name!r} returned {type(q).__name__}, "
+                "but a distribution of pyro.distributions is wanted, or a pair (loc, "
+                "scale) of tensors. Put a head behind the network, for example "
+                "NormalHead?"
             )
         reals, event = self.reals, q.event_shape
         on_reals = _is_real(q.support)
@@ -318,8 +332,9 @@ class Site:
         """
         if not isinstance(answer, TorchDistributionMixin):
             raise ValueError(
-                f"The rule of the site {self.name!r} returned {type(answer).__name__}, but a distribution of "
-                "pyro.distributions is wanted. For a value, return dist.Delta(value, event_dim=...)?"
+                f"The rule of the site {self.name!r} returned {type(answer).__name__}, "
+                "but a distribution of pyro.distributions is wanted. For a value, "
+                "return dist.Delta(value, event_dim=...)?"
             )
         q = place(answer, self.placement)
         if q.event_shape != self.event_shape:
@@ -338,9 +353,10 @@ class Site:
 
     def _refuse_event(self, got: Sequence[int], event: torch.Size) -> TorchDistribution:
         raise ValueError(
-            f"The posterior of the site {self.name!r} has the shape {tuple(got)}, but the site needs the event shape "
-            f"{tuple(event)} on the right ({event.numel()} numbers for each row). Give the network's last layer that "
-            "many outputs, or reshape what it returns?"
+            f"The posterior of the site {self.name!r} has the shape {tuple(got)}, but "
+            f"the site needs the event shape {tuple(event)} on the right "
+            f"({event.numel()} numbers for each row). Give the network's last layer "
+            "that many outputs, or reshape what it returns?"
         )
 
 
