@@ -227,7 +227,7 @@ class ComposedGuide(ProgramModule):
         known = {name: known_site(message) for name, message in messages.items()}
         indices: dict[str, int | None] = {}
         for name in known:
-            index = self._index_of(name, set(everything))
+            index = self._index_of(name, set(known))
             stem = name.removesuffix(UNOBSERVED)
             if index is None and not (stem != name and stem + OBSERVED in everything):
                 raise ValueError(

@@ -67,26 +67,18 @@ def masked_pairs(x, how):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]).mask(mask))
             pyro.sample("x", dist.Normal(z, 1.0).mask(mask), obs=x)
         else:
-            z = pyro.sample(
-                "z", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1).mask(mask)
-            )
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1).mask(mask))
             pyro.sample("x", dist.Normal(z.squeeze(-1), 1.0).mask(mask), obs=x)
 
 
 RULES = {
     "amortized": lambda: Amortized(lambda x: (x / 2, constant(0.5**0.5))),
-    "normal": lambda: AmortizedNormal.rule(
-        lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5)))
-    ),
+    "normal": lambda: AmortizedNormal.rule(lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5)))),
     "full": lambda: AmortizedMultivariateNormal.rule(
-        lambda_module(
-            lambda x: dist.MultivariateNormal(x.unsqueeze(-1) / 2, 0.5 * torch.eye(1))
-        )
+        lambda_module(lambda x: dist.MultivariateNormal(x.unsqueeze(-1) / 2, 0.5 * torch.eye(1)))
     ),
     "laplace": lambda: AmortizedLaplace.rule(Column(), steps=12, schedule=geometric),
-    "semi": lambda: SemiAmortized.rule(
-        lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5))), steps=0
-    ),
+    "semi": lambda: SemiAmortized.rule(lambda_module(lambda x: (x.unsqueeze(-1) / 2, constant(0.5**0.5))), steps=0),
     "function": lambda: lambda site: dist.Normal(site.args[0] / 2, 0.5**0.5),
 }
 
@@ -111,11 +103,7 @@ def test_p1_masked_rows_have_log_weight_zero_and_the_others_the_evidence(rule, h
     replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x)
     for t in (trace, replayed):
         t.compute_log_prob()
-    log_q = sum(
-        s["log_prob"]
-        for s in trace.nodes.values()
-        if s["type"] == "sample" and s["name"] != "data"
-    )
+    log_q = sum(s["log_prob"] for s in trace.nodes.values() if s["type"] == "sample" and s["name"] != "data")
     log_p = replayed.nodes["z"]["log_prob"] + replayed.nodes["x"]["log_prob"]
     evidence = dist.Normal(0.0, 2.0**0.5).log_prob(x)
     evidence[1::2] = 0.0
@@ -175,9 +163,7 @@ def smoother(x, lengths, gaps=None):
         lags = (steps[:, None] - steps[None, :]).abs()
         variance = Q**2 * (1 - A ** (2 * (ends + 1))) / (1 - A**2)
         cov = A**lags * variance
-        seen = (
-            torch.ones(length, dtype=torch.bool) if gaps is None else ~gaps[i, :length]
-        )
+        seen = torch.ones(length, dtype=torch.bool) if gaps is None else ~gaps[i, :length]
         noisy = cov[seen][:, seen] + R**2 * torch.eye(int(seen.sum()))
         observed = x[i, :length][seen]
         zero = torch.zeros(len(observed))
@@ -208,18 +194,14 @@ def test_p2_the_exact_smoother_gives_the_kalman_evidence(has_gaps):
 
     def step(x, lengths, gaps=None, site=None, previous=None):
         t = int(site.name[2:])
-        gain, offset, scale = (
-            torch.as_tensor([row[t][k] for row in tables]) for k in range(3)
-        )
+        gain, offset, scale = (torch.as_tensor([row[t][k] for row in tables]) for k in range(3))
         z = 0.0 if previous is None else previous
         return gain * z + offset, scale
 
     rule = Amortized(step, given=lambda name: {f"z_{int(name[2:]) - 1}": "previous"})
     guide = ComposedGuide(state_space, {"z_*": rule})
     for _ in range(3):
-        assert elbo(state_space, guide, x, lengths, gaps) == pytest.approx(
-            evidence.sum().item(), **TIGHT
-        )
+        assert elbo(state_space, guide, x, lengths, gaps) == pytest.approx(evidence.sum().item(), **TIGHT)
 
 
 def test_a_gap_inside_a_sequence_is_drawn_from_its_prior():
@@ -291,12 +273,8 @@ def test_p3_the_exact_posterior_of_patients_and_visits(inner):
     x = torch.randn(P, V)
     guide = ComposedGuide(visits, {"u": Amortized(of_patient), "z": INNER[inner]()})
     assert elbo(visits, guide, x) == pytest.approx(visits_evidence(x), **TIGHT)
-    particles = Trace_ELBO(
-        num_particles=3, vectorize_particles=True, max_plate_nesting=2
-    )
-    assert elbo(visits, guide, x, loss=particles) == pytest.approx(
-        visits_evidence(x), **TIGHT
-    )
+    particles = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=2)
+    assert elbo(visits, guide, x, loss=particles) == pytest.approx(visits_evidence(x), **TIGHT)
 
 
 def test_p3_one_batch_dimension_per_plate_is_placed_by_nesting():
@@ -354,22 +332,13 @@ def test_p3_three_levels():
     rules = {"c": Amortized(of_clinic), "u": Amortized(of_patient, given=["c"])}
     patient = torch.ones(4, 4) + T**2 * torch.eye(4)
     cov = torch.ones(12, 12) + torch.block_diag(*[patient] * 3)
-    evidence = (
-        dist.MultivariateNormal(torch.zeros(12), cov)
-        .log_prob(x.reshape(2, 12))
-        .sum()
-        .item()
-    )
-    assert elbo(model, ComposedGuide(model, rules), x) == pytest.approx(
-        evidence, **TIGHT
-    )
+    evidence = dist.MultivariateNormal(torch.zeros(12), cov).log_prob(x.reshape(2, 12)).sum().item()
+    assert elbo(model, ComposedGuide(model, rules), x) == pytest.approx(evidence, **TIGHT)
     laplace = {
         "c": Amortized(of_clinic),
         "u": AmortizedLaplace.rule(Means(), steps=12, schedule=geometric),
     }
-    assert elbo(model, ComposedGuide(model, laplace), x) == pytest.approx(
-        evidence, **TIGHT
-    )
+    assert elbo(model, ComposedGuide(model, laplace), x) == pytest.approx(evidence, **TIGHT)
 
 
 class Means(nn.Module):
@@ -379,9 +348,7 @@ class Means(nn.Module):
 
 def test_a_new_visit_of_a_known_patient():
     x = torch.randn(P, V)
-    guide = ComposedGuide(
-        visits, {"u": Amortized(of_patient), "z": Amortized(of_visit, given=["u"])}
-    )
+    guide = ComposedGuide(visits, {"u": Amortized(of_patient), "z": Amortized(of_visit, given=["u"])})
     u = torch.randn(P, 1)
     q = guide.posterior("z", x, given={"u": u})
     torch.testing.assert_close(q.mean, of_visit(x, u)[0])
@@ -435,9 +402,7 @@ def test_p4_free_parameters_learn_the_posterior_of_a_global(size):
         svi.step(x, size=size)
     precision = 1 + N / (S**2 + T**2)
     q = guide.posterior("w", x, size=size)
-    assert q.mean.item() == pytest.approx(
-        x.sum().item() / (S**2 + T**2) / precision, abs=0.05
-    )
+    assert q.mean.item() == pytest.approx(x.sum().item() / (S**2 + T**2) / precision, abs=0.05)
     assert q.stddev.item() == pytest.approx(precision**-0.5, rel=0.15)
 
 
@@ -471,9 +436,7 @@ def test_free_fits_any_support(prior, kind):
     saved = guide.state_dict()
     again = ComposedGuide(model, {"[vw]": Free(kind)})  # which has seen no batch
     again.load_state_dict(saved)
-    assert {n: p.shape for n, p in again.named_parameters()} == {
-        n: p.shape for n, p in guide.named_parameters()
-    }
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in guide.named_parameters()}
     pyro.set_rng_seed(1)
     one = guide()
     pyro.set_rng_seed(1)
@@ -506,10 +469,7 @@ def mixture(x):
 
 
 def cluster_logits(x):
-    return (
-        dist.Normal(MEANS, (S**2 + T**2) ** 0.5).log_prob(x.unsqueeze(-1))
-        + WEIGHTS.log()
-    )
+    return dist.Normal(MEANS, (S**2 + T**2) ** 0.5).log_prob(x.unsqueeze(-1)) + WEIGHTS.log()
 
 
 def broadcasting(x, c):
@@ -526,12 +486,8 @@ def concatenating(x, c):
 @pytest.mark.parametrize("is_enumerated", [True, False])
 def test_p5_discrete_and_continuous_together_are_exact(network, is_enumerated):
     x = torch.randn(7)
-    classify = AmortizedCategorical(
-        cluster_logits, enumerate=None if is_enumerated else False
-    )
-    guide = ComposedGuide(
-        mixture, {"c": classify, "z": Amortized(network, given=["c"])}
-    )
+    classify = AmortizedCategorical(cluster_logits, enumerate=None if is_enumerated else False)
+    guide = ComposedGuide(mixture, {"c": classify, "z": Amortized(network, given=["c"])})
     evidence = cluster_logits(x).logsumexp(-1).sum().item()
     loss = TraceEnum_ELBO(max_plate_nesting=1) if is_enumerated else Trace_ELBO()
     assert elbo(mixture, guide, x, loss=loss) == pytest.approx(evidence, **TIGHT)
@@ -548,14 +504,8 @@ def test_p5_summed_out_in_the_model():
 
     def exact(z):
         """E log p(x, z) - log q(z) at these draws, with c summed out by hand."""
-        prior = (
-            dist.Normal(MEANS, S).log_prob(z.unsqueeze(-1)) + WEIGHTS.log()
-        ).logsumexp(-1)
-        return (
-            (prior + dist.Normal(z, T).log_prob(x) - dist.Normal(x, 1.5).log_prob(z))
-            .sum()
-            .item()
-        )
+        prior = (dist.Normal(MEANS, S).log_prob(z.unsqueeze(-1)) + WEIGHTS.log()).logsumexp(-1)
+        return (prior + dist.Normal(z, T).log_prob(x) - dist.Normal(x, 1.5).log_prob(z)).sum().item()
 
     pyro.set_rng_seed(3)
     found = elbo(mixture, guide, x, loss=TraceEnum_ELBO(max_plate_nesting=1))
@@ -565,9 +515,7 @@ def test_p5_summed_out_in_the_model():
 
 
 def test_one_that_is_left_out_cannot_be_given():
-    guide = ComposedGuide(
-        mixture, {"c": Enumerated(), "z": Amortized(broadcasting, given=["c"])}
-    )
+    guide = ComposedGuide(mixture, {"c": Enumerated(), "z": Amortized(broadcasting, given=["c"])})
     with pytest.raises(ValueError, match=r"'z' is given 'c', which Enumerated"):
         guide(torch.randn(3))
 
@@ -589,15 +537,11 @@ def test_the_family_of_a_discrete_prior(prior, logits):
         with pyro.plate("data", len(x)):
             pyro.sample("c", prior)
 
-    guide = ComposedGuide(
-        model, {"c": AmortizedCategorical(lambda x: torch.zeros(logits))}
-    )
+    guide = ComposedGuide(model, {"c": AmortizedCategorical(lambda x: torch.zeros(logits))})
     q = guide.posterior("c", torch.zeros(5))
     assert q.event_shape == prior.event_shape and q.batch_shape == (5,)
     assert guide(torch.zeros(5))["c"].shape == (5, *prior.event_shape)
-    wrong = ComposedGuide(
-        model, {"c": AmortizedCategorical(lambda x: torch.zeros(*logits[:-1], 7))}
-    )
+    wrong = ComposedGuide(model, {"c": AmortizedCategorical(lambda x: torch.zeros(*logits[:-1], 7))})
     with pytest.raises(ValueError, match=r"logits of the .*'c'"):
         wrong(torch.zeros(5))
 
@@ -621,13 +565,9 @@ def test_a_site_that_the_model_draws_later_is_drawn_first():
     }
     x = torch.randn(6)
     guide = ComposedGuide(two_levels, rules)
-    assert elbo(two_levels, guide, x) == pytest.approx(
-        dist.Normal(0.0, 3**0.5).log_prob(x).sum().item(), **TIGHT
-    )
+    assert elbo(two_levels, guide, x) == pytest.approx(dist.Normal(0.0, 3**0.5).log_prob(x).sum().item(), **TIGHT)
     given = torch.randn(6)
-    torch.testing.assert_close(
-        guide.posterior("high", x, given={"low": given}).mean, given / 2
-    )
+    torch.testing.assert_close(guide.posterior("high", x, given={"low": given}).mean, given / 2)
 
 
 def test_given_by_keyword_and_by_function():
@@ -642,12 +582,8 @@ def test_given_by_keyword_and_by_function():
     values = guide(torch.randn(4))
     assert seen.pop() is values["high"]
 
-    by_function = Amortized(
-        network, given=lambda name: {"high": "above", "nowhere": "none"}
-    )
-    values = ComposedGuide(two_levels, {"high": FromPrior(), "low": by_function})(
-        torch.randn(4)
-    )
+    by_function = Amortized(network, given=lambda name: {"high": "above", "nowhere": "none"})
+    values = ComposedGuide(two_levels, {"high": FromPrior(), "low": by_function})(torch.randn(4))
     assert seen.pop() is values["high"]
 
 
@@ -722,9 +658,7 @@ def test_a_joint_rule_over_a_tuple_is_the_exact_posterior():
 
     x = torch.randn(5)
     cov = torch.eye(2) - torch.ones(2, 2) / 3
-    exact = lambda_module(
-        lambda x: dist.MultivariateNormal((x / 3).unsqueeze(-1).expand(-1, 2), cov)
-    )
+    exact = lambda_module(lambda x: dist.MultivariateNormal((x / 3).unsqueeze(-1).expand(-1, 2), cov))
     evidence = dist.Normal(0.0, 3**0.5).log_prob(x).sum().item()
 
     class Zeros(nn.Module):
@@ -767,9 +701,7 @@ class BayesianDecoder(PyroModule):
     def __init__(self):
         super().__init__()
         self.decoder = PyroModule[nn.Linear](2, 3)
-        self.decoder.weight = PyroSample(
-            dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2)
-        )
+        self.decoder.weight = PyroSample(dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
 
     def forward(self, x, size=None):
         weight = self.decoder.weight  # drawn outside the plate
@@ -780,9 +712,7 @@ class BayesianDecoder(PyroModule):
 
 def test_p7_weights_of_a_decoder_beside_locals():
     x, model = torch.randn(N, 3), BayesianDecoder()
-    guide = ComposedGuide(
-        model, {"decoder.*": Free(), "z": Amortized(NormalHead(3, 2))}
-    )
+    guide = ComposedGuide(model, {"decoder.*": Free(), "z": Amortized(NormalHead(3, 2))})
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
     losses = [svi.step(x, size=6) for _ in range(150)]
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
@@ -828,9 +758,7 @@ class Combine(nn.Module):
     def forward(self, x, lengths, site, context, previous=None):
         t = int(site.name[2:])
         before = torch.zeros(len(x)) if previous is None else previous
-        loc, log_scale = self.head(
-            torch.cat([context[:, t], before.unsqueeze(-1)], -1)
-        ).unbind(-1)
+        loc, log_scale = self.head(torch.cat([context[:, t], before.unsqueeze(-1)], -1)).unbind(-1)
         return loc, log_scale.exp()
 
 
@@ -839,9 +767,7 @@ def test_a_deep_markov_model_with_an_rnn_as_context():
     calls = []
     context = Backward()
     context.register_forward_hook(lambda *_: calls.append(1))
-    rule = Amortized(
-        Combine(), given=lambda name: {f"z_{int(name[2:]) - 1}": "previous"}
-    )
+    rule = Amortized(Combine(), given=lambda name: {f"z_{int(name[2:]) - 1}": "previous"})
     guide = ComposedGuide(state_space, {"z_*": rule}, context=context)
     svi = SVI(state_space, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     losses = [svi.step(x, lengths) for _ in range(200)]
@@ -851,9 +777,7 @@ def test_a_deep_markov_model_with_an_rnn_as_context():
     assert -evidence.sum() - 0.2 < final < sum(losses[:20]) / 20
     # a longer horizon than any in training
     assert guide(torch.randn(3, 8), torch.tensor([8, 8, 8]))["z_7"].shape == (3,)
-    draws = Predictive(state_space, guide=guide, num_samples=6, parallel=True)(
-        x, lengths
-    )
+    draws = Predictive(state_space, guide=guide, num_samples=6, parallel=True)(x, lengths)
     assert draws["z_4"].shape == (6, 3)
 
 
@@ -868,9 +792,7 @@ def test_scales_in_the_model_are_inherited():
     x = torch.randn(4)
     trace = poutine.trace(guide).get_trace(x)
     assert trace.nodes["z"]["scale"] == 0.25
-    kl = torch.distributions.kl_divergence(
-        dist.Normal(x, 0.3), dist.Normal(0.0, 1.0)
-    ).sum()
+    kl = torch.distributions.kl_divergence(dist.Normal(x, 0.3), dist.Normal(0.0, 1.0)).sum()
     z = trace.nodes["z"]["value"]
     with poutine.trace() as tr:
         poutine.replay(model, trace=trace)(x)
@@ -970,3 +892,97 @@ def test_a_norm_before_the_last_latent_sees_a_batch_once_per_step():
     for step in range(1, 4):
         Trace_ELBO().differentiable_loss(model, guide, x)
         assert norm.num_batches_tracked == step
+
+
+def test_labels_of_which_some_are_known_beside_a_library_size():
+    """As in scanvi: y partly observed, z given y, and a size of every cell; exact at every draw."""
+    known = torch.tensor([True, False, True, False, False])
+
+    def cells(x, total, y):
+        with pyro.plate("cells", len(x)):
+            size = pyro.sample("size", dist.LogNormal(0.0, 1.0))
+            label = pyro.sample("y", dist.Categorical(WEIGHTS), obs=y, obs_mask=known)
+            z = pyro.sample("z", dist.Normal(MEANS[label], S))
+            pyro.sample("x", dist.Normal(z, T), obs=x)
+            pyro.sample("total", dist.Normal(size.log(), 1.0), obs=total)
+
+    guide = ComposedGuide(
+        cells,
+        {
+            "size": Amortized(lambda x, total, y: (total / 2, constant(0.5**0.5))),
+            "y": AmortizedCategorical(lambda x, total, y: cluster_logits(x)),
+            "z": Amortized(lambda x, total, y, label: of_visit(x, MEANS[label]), given={"y": "label"}),
+        },
+    )
+    x, total, y = torch.randn(5), torch.randn(5), torch.tensor([0, 0, 2, 0, 0])
+    logits = cluster_logits(x)
+    labelled = logits[range(5), y]
+    evidence = torch.where(known, labelled, logits.logsumexp(-1))
+    evidence = evidence + dist.Normal(0.0, 2.0**0.5).log_prob(total)
+    for _ in range(3):
+        assert elbo(cells, guide, x, total, y) == pytest.approx(evidence.sum().item(), **TIGHT)
+
+
+def test_a_product_of_experts_with_a_missing_modality():
+    there = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    noise = torch.tensor([0.5, 0.8], dtype=torch.float64)
+
+    def modalities(x, there):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for i, name in enumerate(("image", "sound")):
+                with poutine.mask(mask=there[:, i]):
+                    pyro.sample(name, dist.Normal(z, noise[i]), obs=x[:, i])
+
+    def experts(x, there):
+        precision = there / noise**2
+        total = 1 + precision.sum(-1)
+        return (precision * x).sum(-1) / total, total**-0.5
+
+    x = torch.randn(4, 2)
+    guide = ComposedGuide(modalities, {"z": Amortized(experts)})
+    evidence = 0.0
+    for row, seen in zip(x, there, strict=True):
+        if seen.any():
+            cov = torch.ones(2, 2) + torch.diag(noise**2)
+            part = dist.MultivariateNormal(torch.zeros(int(seen.sum())), cov[seen][:, seen])
+            evidence = evidence + part.log_prob(row[seen]).item()
+    for _ in range(3):
+        assert elbo(modalities, guide, x, there) == pytest.approx(evidence, **TIGHT)
+
+
+def test_crossed_plates():
+    """P6: R = u + v + noise, with the exact factors of the joint normal as rules."""
+    users, items = 3, 4
+
+    def ratings(r):
+        with pyro.plate("users", users, dim=-1):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        with pyro.plate("items", items, dim=-2):
+            v = pyro.sample("v", dist.Normal(0.0, 1.0))
+        with pyro.plate("users_", users, dim=-1), pyro.plate("items_", items, dim=-2):
+            pyro.sample("r", dist.Normal(u + v, T), obs=r)
+
+    r = torch.randn(items, users)
+    design = torch.cat([torch.eye(users).repeat(items, 1), torch.eye(items).repeat_interleave(users, 0)], 1)
+    precision = torch.eye(users + items) + design.T @ design / T**2
+    cov = torch.linalg.inv(precision)
+    mean = cov @ design.T @ r.flatten() / T**2
+    prior = design @ design.T + T**2 * torch.eye(users * items)
+    evidence = dist.MultivariateNormal(torch.zeros(users * items), prior).log_prob(r.flatten()).item()
+
+    # q(v | u): v_i are independent given u; q(u) is a full normal, here as one auxiliary site
+    def of_users(site):
+        return dist.Normal(mean[:users], cov[:users, :users].diagonal().sqrt())
+
+    def of_items(r, u):
+        total = 1 + users / T**2
+        return (r - u).sum(-1) / T**2 / total, constant(total**-0.5)
+
+    guide = ComposedGuide(ratings, {"u": of_users, "v": Amortized(of_items, given=["u"])})
+    terms = torch.tensor([elbo(ratings, guide, r) for _ in range(3000)])
+    log_mean = terms.logsumexp(0) - math.log(len(terms))
+    weights = (terms - terms.max()).exp()
+    error = weights.std() / weights.mean() / len(terms) ** 0.5
+    assert (log_mean - evidence).abs() < 4 * error
+    assert guide(r)["v"].shape == (items, 1)
