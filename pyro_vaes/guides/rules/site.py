@@ -168,6 +168,7 @@ class Site:
         keywords = self._keywords(network)
 
         named = dict(values.values())
+        self._refuse_keywords(network, named)
         try:
             return network(*self.args, **keywords, **named)
         except RuntimeError:
@@ -177,6 +178,17 @@ class Site:
         # particles, or values that are enumerated, on the left of what the network was
         # written for: one call for each of them
         return self._one_by_one(network, keywords, values, event_dim)
+
+    def _refuse_keywords(self, network: Program, named: Mapping[str, Tensor]) -> None:
+        """Refuse values that the network has no parameter for."""
+        taken = _parameters(network)
+        missing = [name for name in named if name not in taken]
+        if missing and taken and not _takes_any_keyword(network):
+            raise ValueError(
+                f"The network of the site {self.name!r} is given {missing[0]!r}, but its "
+                f"forward takes {sorted(taken)}. Add a parameter of that name, or name "
+                f"another with given={{{missing[0]!r}: 'keyword'}}?"
+            )
 
     def given(self, given: Upstream) -> dict[str, tuple[str, Tensor]]:
         """The keyword and value of each upstream site that a network gets, by site."""
@@ -366,10 +378,15 @@ def _is_real(support: constraints.Constraint | None) -> bool:
     return isinstance(support, type(constraints.real))
 
 
-def _parameters(network: Program) -> set[str]:
-    """Names of the parameters of a network's forward."""
+def _parameters(network: Program) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a network's forward, as far as its signature says."""
     function = network.forward if isinstance(network, nn.Module) else network
     try:
-        return set(inspect.signature(function).parameters)
+        return inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return set()
+        return {}
+
+
+def _takes_any_keyword(network: Program) -> bool:
+    found = _parameters(network).values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in found)
