@@ -106,7 +106,7 @@ def test_the_wheel_is_the_package_alone() -> None:
 
 
 def test_the_source_distribution_has_papers_tests_notebooks_and_tools() -> None:
-    folders = {"pyro_vaes", "papers", "tests", "benchmarks", "notebooks", "tools"}
+    folders = {"pyro_vaes", "papers", "tests", "benchmarks", "notebooks", "docs", "tools"}
     assert shipped_folders("sdist") == folders
 
 
