@@ -22,13 +22,16 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_vaes.guides import (
+    Amortized,
     AmortizedHouseholder,
     AmortizedIAF,
     AmortizedLaplace,
     AmortizedMixture,
     AmortizedMultivariateNormal,
     AmortizedNormal,
+    ComposedGuide,
     SemiAmortized,
+    Site,
 )
 from pyro_vaes.infer import (
     MMD_ELBO,
@@ -402,9 +405,28 @@ def laplace(b: Built, **options: float) -> AmortizedLaplace:
     return AmortizedLaplace(b.model, start=headed(b, nn.Linear), **options)
 
 
+class PerSite(nn.Module):
+    """A normal for any site, from as many columns of one head as it needs."""
+
+    def __init__(self, trunk: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, NormalHead(8, width)
+
+    def forward(self, *args: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        normal = self.head(self.trunk(*args)).base_dist
+        shape = (*normal.loc.shape[:-1], *site.reals.unconstrained_shape)
+        parts = [part[..., : site.reals.numel].reshape(shape) for part in (normal.loc, normal.scale)]
+        return parts[0], parts[1]
+
+
+def composed(b: Built) -> ComposedGuide:
+    return ComposedGuide(b.model, {"*": Amortized(PerSite(b.trunk(), b.latent_numel))})
+
+
 GUIDES: dict[str, Guide] = {
     "own": Guide(lambda b: b.guide, draws=None),
     "normal": Guide(lambda b: AmortizedNormal(b.model, headed(b, NormalHead))),
+    "composed": Guide(composed),
     "multivariate_normal": Guide(
         lambda b: AmortizedMultivariateNormal(b.model, headed(b, MultivariateNormalHead)),
         Draws(joint=True),
