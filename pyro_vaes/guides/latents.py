@@ -231,10 +231,15 @@ def read_site(name: str, event_shape: torch.Size, support: constraints.Constrain
         inner = inner.base_constraint
 
     transform = biject_to(support)
+    # bounds that differ from row to row broadcast on the left of the event
+    changed = transform.domain.event_dim - transform.codomain.event_dim
+    shape = transform.inverse_shape(event_shape)
+    unconstrained = shape[len(shape) - len(event_shape) - changed :]
+
     return LatentSite(
         name=name,
         event_shape=event_shape,
-        unconstrained_shape=torch.Size(transform.inverse_shape(event_shape)),
+        unconstrained_shape=torch.Size(unconstrained),
         transform=transform,
         is_real=isinstance(inner, type(constraints.real)),
     )
