@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .names import suggest
+from pyro_vaes.errors import suggest
+
 from .run_directory import Run
 
 MOST_IN_TITLE = 12

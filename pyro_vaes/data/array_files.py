@@ -1,33 +1,19 @@
 """Arrays in `.npz`, `.npy` and `.mat` files of a user's."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import scipy.io
-from scipy.io.matlab import MatReadError
 
 from pyro_vaes.errors import Cure, UsageError
 
+from .convert import as_part
 from .files import sha256
-from .provenance import Provenance
-from .raw import PART_NAMES, Part, RawImages
+from .image_data import Provenance
+from .raw import PART_NAMES, RawImages
 from .types import ImageShape, ValueRange
 
 SUFFIXES = (".npz", ".npy", ".mat")
-
-# what NumPy and SciPy raise for truncated and foreign files
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OSError,
-    MatReadError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 _IMAGE_KEYS = ("x", "images", "image", "data", "imgs")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target")
@@ -46,7 +32,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path} is a MATLAB file of version 7.3, which SciPy does not read: save it with '-v7', or "
             "convert it to .npz (h5py reads it)."
         ) from None
-    except _UNREADABLE as error:
+    except Exception as error:  # all kinds, for truncated and foreign files
         raise ValueError(
             f"{path} could not be read as {path.suffix} ({error}): it is truncated, of another format, or "
             "holds pickled objects, which are never loaded. Save plain numeric arrays, or copy the file "
@@ -102,7 +88,7 @@ def read_array_file(
             found = label_key if part == "train" else None
         images = _existing(arrays, image_key, path)
         labels = None if found is None else _existing(arrays, found, path)
-        parts[part] = Part.checked(images, labels, image_key or path.name, image_shape)
+        parts[part] = as_part(images, labels, image_key or path.name, image_shape)
 
     provenance = Provenance(f"the file {path}", "the user's", sha256={path.name: sha256(path)})
     return RawImages(path.stem, parts, provenance, value_range)

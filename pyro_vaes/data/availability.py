@@ -2,16 +2,14 @@
 
 import inspect
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from .files import Library
 from .load import Reader, readers
 
 
-@dataclass(frozen=True)
-class DataSetState:
+class DataSetState(NamedTuple):
     """A data set by name, where its files are, and what it is.
 
     Attributes:
@@ -29,7 +27,6 @@ class _FilesWanted(Exception):
     """A reader has asked for its files, which are in the state that the message says."""
 
 
-@dataclass(frozen=True)
 class _Catalogue(Library):
     """A library that answers where files are instead of handing them out."""
 

@@ -1,12 +1,11 @@
 """`load_data`: a data set by its name, or from files of a user's."""
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pyro_vaes.errors import Cure, UsageError, leave_out
+from pyro_vaes.errors import Cure, UsageError, leave_out, suggest
 
 from . import published
 from . import torchvision_sets as public
@@ -167,9 +166,8 @@ def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
             f"give the name of a data set, one of {', '.join(NAMES)}."
         )
 
-    near = difflib.get_close_matches(_as_known(name), NAMES, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    near = suggest(name, NAMES, n=3, cutoff=0.6)
     return ValueError(
-        f"there is no data set {name!r}: {hint}The names are {', '.join(NAMES)}; a path to a .npz, .npy or "
+        f"there is no data set {name!r}: {near}The names are {', '.join(NAMES)}; a path to a .npz, .npy or "
         ".mat file or to a folder of images works as well."
     )

@@ -8,11 +8,12 @@ import torchvision.datasets
 
 from pyro_vaes.errors import Cure, UsageError
 
+from .convert import as_part
 from .files import SHA256, Library
 from .folder import read_pictures
-from .provenance import Provenance
+from .image_data import Provenance
 from .published import OMNIGLOT_BITS, read_omniglot_bits
-from .raw import Part, RawImages
+from .raw import RawImages
 from .types import Size
 
 _DIGITS = tuple("0123456789")
@@ -26,7 +27,7 @@ def read_digits(library: Library) -> RawImages:
         | https://doi.org/10.24432/C50P49
     """
     digits = sklearn.datasets.load_digits()
-    whole = Part.checked(digits.images.astype(np.uint8), digits.target, "digits")
+    whole = as_part(digits.images.astype(np.uint8), digits.target, "digits")
     provenance = Provenance("the UCI digits test set bundled with scikit-learn", "CC BY 4.0 (UCI)")
     return RawImages("digits", {"train": whole}, provenance, (0, 16), _DIGITS)
 
@@ -61,7 +62,7 @@ def _train_and_test(
     parts = {}
     for part in ("train", "test"):
         data = dataset(root, train=part == "train", download=download)
-        parts[part] = Part.checked(data.data, data.targets, name)
+        parts[part] = as_part(data.data, data.targets, name)
     return RawImages(name, parts, provenance, (0, 255), tuple(data.classes))
 
 
@@ -107,7 +108,7 @@ def read_omniglot(library: Library) -> RawImages:
 
             # torchvision's pictures have dark ink, and number the characters within each part
             ink = (255 - read_pictures(paths, grey=True)) // 255
-            parts[part] = Part.checked(ink, np.add(labels, offset), "omniglot")
+            parts[part] = as_part(ink, np.add(labels, offset), "omniglot")
             offset += max(labels) + 1
         provenance = Provenance("Omniglot, through torchvision, ink = 1", "MIT")
         return RawImages("omniglot", parts, provenance, (0, 1))
@@ -127,7 +128,7 @@ def read_svhn(library: Library) -> RawImages:
         parts = {}
         for part in ("train", "test"):
             data = torchvision.datasets.SVHN(root, part, download=download)
-            parts[part] = Part.checked(data.data, data.labels, "svhn")
+            parts[part] = as_part(data.data, data.labels, "svhn")
         provenance = Provenance("SVHN cropped digits, through torchvision", "non-commercial use (SVHN authors)")
         return RawImages("svhn", parts, provenance, (0, 255), _DIGITS)
 
@@ -170,7 +171,7 @@ def read_celeba(library: Library, resize: Size | None = None, grey: bool = False
             folder = Path(root, data.base_folder, "img_align_celeba")
             paths = [folder / file for file in data.filename]
             images = read_pictures(paths, resize, grey)
-            parts[part] = Part.checked(images, data.attr, f"celeba ({part})")
+            parts[part] = as_part(images, data.attr, f"celeba ({part})")
         provenance = Provenance("CelebA, aligned, through torchvision", "non-commercial research (CelebA authors)")
         return RawImages("celeba", parts, provenance, (0, 255))
 
@@ -192,7 +193,7 @@ def read_lfw(library: Library, grey: bool = False) -> RawImages:
         people = sklearn.datasets.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
         # scikit-learn returns floats, 255ths in [0, 1]
         images = (people.images * 255).round().astype(np.uint8)
-        whole = Part.checked(images, people.target, "lfw")
+        whole = as_part(images, people.target, "lfw")
         provenance = Provenance("LFW, funneled, cropped to the face and halved, through scikit-learn")
         class_names = tuple(map(str, people.target_names))
         return RawImages("lfw", {"train": whole}, provenance, (0, 255), class_names)
