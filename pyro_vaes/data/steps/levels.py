@@ -71,9 +71,8 @@ class Threshold(_ToBits):
 
     def __post_init__(self) -> None:
         if not 0 <= self.at < 1:
-            raise ValueError(
-                f"at is {self.at:g}, but pixels in [0, 1] are cut at a threshold in [0, 1): divide by 255 first?"
-            )
+            wanted = "pixels in [0, 1] are cut at a threshold in [0, 1)"
+            raise ValueError(f"at is {self.at:g}, but {wanted}: divide by 255 first?")
 
     @property
     def space(self) -> str:

@@ -166,7 +166,8 @@ class Logit(Step):
         if not 0 < self.lam < 0.5:
             raise ValueError(
                 f"lam is {self.lam:g}, but it is a margin in (0, 0.5) that keeps the "
-                "logits of 0 and 1 finite: 0.05 is usual for colour images, 1e-6 for MNIST."
+                "logits of 0 and 1 finite: 0.05 is usual for colour images, 1e-6 for "
+                "MNIST."
             )
 
     @property
