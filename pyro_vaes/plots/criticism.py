@@ -118,7 +118,7 @@ def _densities(data: np.ndarray, replicates: np.ndarray, ax: Axes) -> None:
         ax.plot(middles, height, color=BLUE, alpha=0.25, linewidth=0.7)
     ax.plot([], [], color=BLUE, label="replicates")
     ax.plot(middles, heights[0], color=INK, linewidth=1.6, label="data", marker=marker, markersize=3)
-    legend(ax, loc="best")
+    legend(ax)
 
 
 def _edges(values: np.ndarray, kinds: np.ndarray, size: int) -> np.ndarray:
@@ -192,9 +192,21 @@ def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> A
     ax = chart_axes(ax, title, "datum", "Pareto k-hat")
     bad = ~(shapes < 0.7)  # nan included
     usable = (shapes > 0.5) & ~bad
-    _zone(ax, shapes, ~bad & ~usable, BLUE, "good, up to 0.5")
-    _zone(ax, shapes, usable, AMBER, "usable, up to 0.7")
-    _zone(ax, shapes, bad, RED, "not reliable")
+    for zone, colour, name in (
+        (~bad & ~usable, BLUE, "good, up to 0.5"),
+        (usable, AMBER, "usable, up to 0.7"),
+        (bad, RED, "not reliable"),
+    ):
+        if zone.any():
+            chosen = shapes[zone]
+            places = np.flatnonzero(zone)
+            infinite = (~np.isfinite(chosen)).sum()
+
+            count = f"{name}: {len(chosen)}"
+            if infinite:
+                count += f" ({infinite} not finite)"
+            ax.scatter(places, chosen, s=10, color=colour, linewidths=0, label=count)
+
     for threshold in (0.5, 0.7):
         ax.axhline(threshold, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
 
@@ -207,16 +219,6 @@ def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> A
         columnspacing=1.0,
     )
     return ax
-
-
-def _zone(ax: Axes, shapes: np.ndarray, chosen: np.ndarray, colour: str, name: str) -> None:
-    """The points of one zone, if any, and how many there are."""
-    if not chosen.any():
-        return
-    infinite = (~np.isfinite(shapes[chosen])).sum()
-    count = f"{chosen.sum()} ({infinite} not finite)" if infinite else f"{chosen.sum()}"
-    places = np.flatnonzero(chosen)
-    ax.scatter(places, shapes[chosen], s=10, color=colour, linewidths=0, label=f"{name}: {count}")
 
 
 def rank_hist(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .charts import central_edges, check_names
 from .images import ImageShape, ValueRange, as_images, draw_mosaic
-from .plane import Plane
 from .style import BLUE, INK, Array, Names, chart_axes, legend, to_numpy
 
 Decode = Callable[[Tensor], Array]
@@ -74,59 +73,6 @@ def traversals(
     drawn = draw_mosaic(images, steps, value_range, title, ax)
     drawn.name_rows([f"z[{unit}]" for unit in rows])
     drawn.name_columns([f"{value:+.2g}" for value in values.tolist()])
-    return drawn.ax
-
-
-@torch.no_grad()
-def manifold(
-    decode: Decode,
-    *,
-    steps: int = 15,
-    image_shape: ImageShape = None,
-    value_range: ValueRange = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    title: str | None = "The plane of two latents, in equal steps of prior probability",
-    ax: Axes | None = None,
-) -> Axes:
-    r"""Decode a grid over a two-dimensional latent space with a standard normal prior.
-
-    .. math:: z_{ij} = (\Phi^{-1}(u_i), \Phi^{-1}(u_j)), \quad u_i = (i + 1/2) / n, \quad i = 0, \dots, n - 1
-
-    Arguments:
-        decode: Latents with shape `(N, 2)` to N images.
-        steps: n, pictures per side.
-        image_shape: `(H, W)` or `(C, H, W)` of flat images.
-        value_range: Values shown as black and white; see `to_unit`.
-        dtype: Of the latents; None takes the default.
-        device: Of the latents; None takes the default.
-        title: Above the picture.
-        ax: Axes to draw into; None makes a figure.
-
-    Returns:
-        The axes, which hold one picture; the first latent grows to the right and the second upwards.
-
-    Raises:
-        ValueError: If `steps` is below 2 or `decode` returns another number of images.
-
-    References:
-        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), figure 4
-        | https://arxiv.org/abs/1312.6114
-
-    Example:
-        >>> ax = manifold(lambda z: torch.sigmoid(z @ torch.randn(2, 64)), steps=5)
-        >>> ax.images[0].get_array().shape
-        (40, 40)
-    """
-    if steps < 2:
-        raise ValueError(f"steps={steps}, but a plane needs at least 2 pictures per side.")
-    places = torch.arange(steps, dtype=dtype, device=device)
-    values = torch.special.ndtri((places + 0.5) / steps)
-    plane = Plane(values, values)
-
-    images = decoded(decode(plane.points()), steps**2, image_shape)
-    drawn = draw_mosaic(images, steps, value_range, title, ax, gap=0)
-    plane.name_axes(drawn, ".2f", "z[0]", "z[1]")
     return drawn.ax
 
 
