@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from .files import Library
-from .load import Reader, readers
+from .load import readers
 
 
 class DataSetState(NamedTuple):
@@ -53,13 +53,10 @@ def data_set_states(root: str | os.PathLike[str] | None = None) -> list[DataSetS
     found = []
     for name, reader in sorted(readers(resize=64).items()):
         about = inspect.getdoc(getattr(reader, "func", reader)) or ""
-        found.append(DataSetState(name, about.split("\n")[0], _state(reader, root)))
+        state = "here (bundled)"
+        try:
+            reader(_Catalogue(root))
+        except _FilesWanted as wanted:
+            state = str(wanted)
+        found.append(DataSetState(name, about.split("\n")[0], state))
     return found
-
-
-def _state(reader: Reader, root: str | os.PathLike[str] | None) -> str:
-    try:
-        reader(_Catalogue(root))
-    except _FilesWanted as state:
-        return str(state)
-    return "here (bundled)"

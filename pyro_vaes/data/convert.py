@@ -62,7 +62,23 @@ def as_images(array: Tensor | np.ndarray, name: str, image_shape: ImageShape | N
             f"{tuple(image_shape)} has {math.prod(image_shape)}.",
             Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" with the shape of one image"),
         )
-    return _checked_pixels(x, name)
+
+    # no NaN, no infinity; integers as uint8 where they fit, floats in the default dtype
+    if x.is_complex():
+        raise TypeError(f"{name} has dtype {x.dtype}, but images are arrays of integers, floats or bools.")
+
+    if x.is_floating_point():
+        finite = torch.isfinite(x).flatten(1).all(1)
+        if not finite.all():
+            raise ValueError(
+                f"{name} has pixels that are NaN or infinite in {int((~finite).sum())} of {len(x)} images, "
+                f"the first of which is image {int(finite.int().argmin())}: drop those images or fill the "
+                "pixels in."
+            )
+        x = x.to(torch.get_default_dtype())
+    elif x.dtype == torch.bool or (x.min() >= 0 and x.max() <= 255):
+        x = x.to(torch.uint8)
+    return x.contiguous()
 
 
 def _with_channels(x: Tensor, name: str) -> Tensor:
@@ -97,25 +113,6 @@ def _as_tensor(array: Tensor | np.ndarray | Sequence[int], name: str, wanted: st
         array = array.astype(np.int64)
     # torch wants the machine's byte order and memory that it may write to
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
-
-
-def _checked_pixels(x: Tensor, name: str) -> Tensor:
-    """No NaN, no infinity; integers as uint8 where they fit, floats in the default dtype."""
-    if x.is_complex():
-        raise TypeError(f"{name} has dtype {x.dtype}, but images are arrays of integers, floats or bools.")
-
-    if x.is_floating_point():
-        finite = torch.isfinite(x).flatten(1).all(1)
-        if not finite.all():
-            raise ValueError(
-                f"{name} has pixels that are NaN or infinite in {int((~finite).sum())} of {len(x)} images, "
-                f"the first of which is image {int(finite.int().argmin())}: drop those images or fill the "
-                "pixels in."
-            )
-        x = x.to(torch.get_default_dtype())
-    elif x.dtype == torch.bool or (x.min() >= 0 and x.max() <= 255):
-        x = x.to(torch.uint8)
-    return x.contiguous()
 
 
 def as_labels(array: Tensor | np.ndarray | Sequence[int], num_rows: int, name: str) -> Tensor:

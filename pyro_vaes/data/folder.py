@@ -89,7 +89,11 @@ def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> R
         FileNotFoundError: If there is no image.
         ValueError: If a file cannot be read, or if sizes differ and `resize` is None.
     """
-    files = sorted(file for file in path.rglob("*") if _is_picture(file, path))
+    files = []
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden:
+            files.append(file)
     if not files:
         raise FileNotFoundError(
             f"{path} has no images, neither in itself nor in its sub-folders: files ending in "
@@ -119,8 +123,3 @@ def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> R
 
     provenance = Provenance(f"{len(files):,} image files under {path}", "the user's")
     return RawImages(path.resolve().name, parts, provenance, (0, 255), class_names)
-
-
-def _is_picture(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden

@@ -110,7 +110,7 @@ def load_data(
     if preprocess is not None:
         preprocess = as_steps(preprocess)
     name = os.fspath(name_or_path)
-    known = _as_known(name)
+    known = name.lower().replace("-", "_")
     path = Path(name).expanduser()
     is_array_file = known not in NAMES and path.suffix.lower() in SUFFIXES
 
@@ -146,10 +146,6 @@ def load_data(
         resize=resize,
         grey=grey,
     )
-
-
-def _as_known(name: str) -> str:
-    return name.lower().replace("-", "_")
 
 
 def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:

@@ -39,14 +39,6 @@ class RawImages(NamedTuple):
     class_names: tuple[str, ...] | None = None
 
 
-def _changed(part: Split, steps: Sequence[Step], info: PixelInfo) -> Split:
-    """The images changed once for all, in their dtype."""
-    for step in steps:
-        step.fit([part.images[:1]], info)
-        part = replace(part, images=torch.cat([step(x) for x in part.images.split(CHUNK)]))
-    return part
-
-
 def _pixel_info(raw: RawImages) -> PixelInfo:
     """The range of the raw pixels, and how many levels there are if they are integers."""
     train = raw.parts["train"].images
@@ -137,16 +129,24 @@ def build(
     once: list[Step] = [Grey()] if grey else []
     if resize is not None:
         once.append(Resize(resize))
-    parts = {name: _changed(parts[name], once, info) for name in PARTS if name in parts}
+
+    for name, part in parts.items():
+        images = part.images
+        for step in once:
+            step.fit([images[:1]], info)
+            images = torch.cat([step(x) for x in images.split(CHUNK)])
+        parts[name] = replace(part, images=images)
 
     if preprocess is None:
         preprocess = () if info.levels is None else ToUnit()
     steps, after = fit_steps(as_steps(preprocess), parts["train"].images, info)
 
     first_row = 0
-    for name, part in parts.items():
-        parts[name] = replace(part, steps=steps, flatten=flatten, first_row=first_row)
-        first_row += len(part)
+    for name in PARTS:
+        if name in parts:
+            part = parts[name]
+            parts[name] = replace(part, steps=steps, flatten=flatten, first_row=first_row)
+            first_row += len(part)
 
     data = ImageData(
         raw.name,

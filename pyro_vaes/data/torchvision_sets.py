@@ -32,9 +32,16 @@ def read_digits(library: Library) -> RawImages:
     return RawImages("digits", {"train": whole}, provenance, (0, 16), _DIGITS)
 
 
-def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MNIST], licence: str) -> RawImages:
-    """A data set in MNIST's format; its files are compared with their known hashes before they are read."""
-    folder = dataset.__name__
+def _read_labelled(
+    library: Library,
+    name: str,
+    dataset: type[torchvision.datasets.MNIST] | type[torchvision.datasets.CIFAR10],
+    marker: str,
+    source: str,
+    licence: str = "not stated",
+) -> RawImages:
+    """Both parts of a labelled data set of torchvision's; files with known hashes are compared with them first."""
+    folder, _, _ = marker.partition("/")
     hashes = {file: known for file, known in SHA256.items() if file.startswith(f"{folder}/")}
     for file in hashes:
         path = library.find(file)
@@ -44,26 +51,16 @@ def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MN
         hashes = {}
 
     def read(root: str, download: bool) -> RawImages:
-        source = f"{folder}, through torchvision, read from {root}"
-        provenance = Provenance(source, licence, sha256=hashes)
-        return _train_and_test(name, dataset, root, download, provenance)
+        parts = {}
+        for part in ("train", "test"):
+            data = dataset(root, train=part == "train", download=download)
+            parts[part] = as_part(data.data, data.targets, name)
 
-    return library.obtain(name, f"{folder}/raw/train-images-idx3-ubyte", read)
+        origin = f"{source}, through torchvision, read from {root}"
+        provenance = Provenance(origin, licence, sha256=hashes)
+        return RawImages(name, parts, provenance, (0, 255), tuple(data.classes))
 
-
-def _train_and_test(
-    name: str,
-    dataset: type[torchvision.datasets.MNIST] | type[torchvision.datasets.CIFAR10],
-    root: str,
-    download: bool,
-    provenance: Provenance,
-) -> RawImages:
-    """Both parts of a labelled data set of torchvision's."""
-    parts = {}
-    for part in ("train", "test"):
-        data = dataset(root, train=part == "train", download=download)
-        parts[part] = as_part(data.data, data.targets, name)
-    return RawImages(name, parts, provenance, (0, 255), tuple(data.classes))
+    return library.obtain(name, marker, read)
 
 
 def read_mnist(library: Library) -> RawImages:
@@ -73,7 +70,9 @@ def read_mnist(library: Library) -> RawImages:
         | Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998)
         | https://doi.org/10.1109/5.726791
     """
-    return _read_idx(library, "mnist", torchvision.datasets.MNIST, "CC BY-SA 3.0")
+    marker = "MNIST/raw/train-images-idx3-ubyte"
+    dataset = torchvision.datasets.MNIST
+    return _read_labelled(library, "mnist", dataset, marker, "MNIST", "CC BY-SA 3.0")
 
 
 def read_fashion_mnist(library: Library) -> RawImages:
@@ -83,7 +82,9 @@ def read_fashion_mnist(library: Library) -> RawImages:
         | Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms (Xiao et al.,
         2017) | https://arxiv.org/abs/1708.07747
     """
-    return _read_idx(library, "fashion_mnist", torchvision.datasets.FashionMNIST, "MIT")
+    marker = "FashionMNIST/raw/train-images-idx3-ubyte"
+    dataset, name = torchvision.datasets.FashionMNIST, "fashion_mnist"
+    return _read_labelled(library, name, dataset, marker, "FashionMNIST", "MIT")
 
 
 def read_omniglot(library: Library) -> RawImages:
@@ -142,13 +143,8 @@ def read_cifar10(library: Library) -> RawImages:
         | Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009)
         | https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
     """
-
-    def read(root: str, download: bool) -> RawImages:
-        provenance = Provenance("CIFAR-10, through torchvision")
-        dataset = torchvision.datasets.CIFAR10
-        return _train_and_test("cifar10", dataset, root, download, provenance)
-
-    return library.obtain("cifar10", "cifar-10-batches-py", read)
+    dataset = torchvision.datasets.CIFAR10
+    return _read_labelled(library, "cifar10", dataset, "cifar-10-batches-py", "CIFAR-10")
 
 
 def read_celeba(library: Library, resize: Size | None = None, grey: bool = False) -> RawImages:

@@ -91,8 +91,26 @@ def ppc_panels(
     if len(panels) != number:
         raise ValueError(f"axes holds {len(panels)} axes; wanted {number}: the densities and {list(named)}.")
     _densities(data, replicates, panels[0])
-    for panel, (name, statistic) in zip(panels[1:], named.items(), strict=True):
-        _statistic(data, replicates, name, statistic, panel)
+    for ax, (name, statistic) in zip(panels[1:], named.items(), strict=True):
+        results = [statistic(torch.as_tensor(values)) for values in (data, *replicates)]
+        if results[0].numel() != 1:
+            raise ValueError(
+                f"The statistic {name!r} returned shape {tuple(results[0].shape)} for one data "
+                "set; wanted a single number. Average or sum at its end."
+            )
+        truth, *repeats = (float(result) for result in results)
+        p_value = np.mean(np.greater(repeats, truth)) + 0.5 * np.mean(np.equal(repeats, truth))
+
+        chart_axes(ax, None, name)
+        colour = INK if 0.01 < p_value < 0.99 else RED
+        ax.set_title(f"p = {p_value:.2f}", loc="left", fontsize=10, color=colour)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+
+        bins = min(30, max(8, len(repeats) // 8))
+        ax.hist(repeats, bins=bins, color=BLUE, alpha=0.75, label="replicates")
+        ax.axvline(truth, color=INK, linewidth=1.6, label="data")
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
     return panels
 
 
@@ -132,28 +150,6 @@ def _edges(values: np.ndarray, kinds: np.ndarray, size: int) -> np.ndarray:
     low, high = edges[0], edges[-1]
     step = int(max(1, np.ceil((high - low + 1) / bins)))
     return np.arange(np.floor(low), high + step + 1, step) - 0.5
-
-
-def _statistic(data: np.ndarray, replicates: np.ndarray, name: str, statistic: Statistic, ax: Axes) -> None:
-    """The histogram of one statistic over replicates, the data's as a line, the p-value in the title."""
-    results = [statistic(torch.as_tensor(values)) for values in (data, *replicates)]
-    if results[0].numel() != 1:
-        raise ValueError(
-            f"The statistic {name!r} returned shape {tuple(results[0].shape)} for one data "
-            "set; wanted a single number. Average or sum at its end."
-        )
-    truth, *repeats = (float(result) for result in results)
-    p_value = np.mean(np.greater(repeats, truth)) + 0.5 * np.mean(np.equal(repeats, truth))
-
-    chart_axes(ax, None, name)
-    colour = INK if 0.01 < p_value < 0.99 else RED
-    ax.set_title(f"p = {p_value:.2f}", loc="left", fontsize=10, color=colour)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    bins = min(30, max(8, len(repeats) // 8))
-    ax.hist(repeats, bins=bins, color=BLUE, alpha=0.75, label="replicates")
-    ax.axvline(truth, color=INK, linewidth=1.6, label="data")
-    ax.set_yticks([])
-    ax.spines["left"].set_visible(False)
 
 
 def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> Axes:

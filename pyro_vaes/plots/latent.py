@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -228,8 +227,17 @@ def posterior_against_prior(
     ax = chart_axes(ax, title, "value of the latent", height=height)
     ax.grid(False)
     floors = np.arange(len(rows))[::-1]
-    drawn = [_draw_unit(ax, posterior[:, row], prior[:, row], edges, floor) for row, floor in enumerate(floors)]
-    filled, line = drawn[0]
+    middles = (edges[1:] + edges[:-1]) / 2
+    for row, floor in enumerate(floors):
+        pair = posterior[:, row], prior[:, row]
+        heights, outline = (np.histogram(x, edges)[0] / len(x) for x in pair)
+        scale = 0.9 / max(heights.max(), outline.max(), 1e-12)  # one for both areas
+
+        top = floor + scale * heights
+        filled = ax.fill_between(middles, floor, top, step="mid", color=BLUE, alpha=0.75, linewidth=0)
+        rim = floor + scale * outline
+        (line,) = ax.step(middles, rim, where="mid", color=INK, linewidth=0.9)
+    # of all units one in the legend
     filled.set_label("posterior")
     line.set_label("prior")
 
@@ -239,17 +247,3 @@ def posterior_against_prior(
     ax.set_ylim(-0.1, len(rows) + 0.35)  # room for the legend
     legend(ax, loc="upper right", ncols=2)
     return ax
-
-
-def _draw_unit(
-    ax: Axes, posterior: np.ndarray, prior: np.ndarray, edges: np.ndarray, floor: int
-) -> tuple[Artist, Artist]:
-    """The histograms of one unit on a line of their own, on one scale: their areas stay comparable."""
-    middles = (edges[1:] + edges[:-1]) / 2
-    heights, outline = (np.histogram(x, edges)[0] / len(x) for x in (posterior, prior))
-    scale = 0.9 / max(heights.max(), outline.max(), 1e-12)
-
-    top = floor + scale * heights
-    filled = ax.fill_between(middles, floor, top, step="mid", color=BLUE, alpha=0.75, linewidth=0)
-    (line,) = ax.step(middles, floor + scale * outline, where="mid", color=INK, linewidth=0.9)
-    return filled, line

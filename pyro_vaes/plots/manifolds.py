@@ -181,6 +181,7 @@ def level_manifolds(
             "different ones that every level has, or draw a level of one unit with "
             "traversals."
         )
+
     if rest is not None:
         found, wanted = [tuple(z.shape) for z in rest], [(dim,) for dim in latent_dims]
         if found != wanted:
@@ -194,15 +195,13 @@ def level_manifolds(
     if len(panels) != num_levels:
         problem = f"axes holds {len(panels)} axes for {num_levels} levels"
         raise ValueError(f"{problem}; pass one for each.")
+
     titles = [f"z_{level}" for level in range(1, num_levels + 1)]
     if num_levels > 1:
         titles[0] += ", the bottom"
         titles[-1] += ", the top"
 
-    known = _distributions(priors, latent_dims)
-    places = []
-    for level, prior in enumerate(known, start=1):
-        places.append(_place(prior, level, generator))
+    known, places = _read_priors(priors, latent_dims, generator)
     if places:
         dtype, device = dtype or places[0].dtype, device or places[0].device
     values = torch.linspace(-span, span, steps, dtype=dtype, device=device)
@@ -238,18 +237,22 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f"steps={steps}, but a plane needs {wanted}.")
 
 
-def _distributions(
+def _read_priors(
     priors: Sequence[Distribution | nn.Module] | None,
     latent_dims: Sequence[int],
-) -> list[Distribution]:
-    """The priors, if any, as distributions over vectors of the levels' dimensions."""
+    generator: torch.Generator | None,
+) -> tuple[list[Distribution], list[Tensor]]:
+    """The priors, if any, as distributions over vectors of the levels' dimensions, and where their units lie.
+
+    That is the units' means and standard deviations, `(2, d)`; those of draws where a prior knows none.
+    """
     if priors is None:
-        return []
+        return [], []
     if len(priors) != len(latent_dims):
         there_are = f"There are {len(priors)} priors for {len(latent_dims)} levels"
         raise ValueError(f"{there_are}; pass one for each.")
 
-    found = []
+    found, places = [], []
     levels = zip(priors, latent_dims, strict=True)
     for level, (given, dim) in enumerate(levels, start=1):
         prior = given() if isinstance(given, nn.Module) else given
@@ -267,32 +270,26 @@ def _distributions(
                 "levels, level 1 nearest the data?"
             )
 
-        found.append(prior if prior.event_shape else Independent(prior, 1))
-    return found
+        if not prior.event_shape:
+            prior = Independent(prior, 1)
 
+        try:
+            loc, scale = prior.mean, prior.stddev
+        except NotImplementedError:
+            draws = _draw(prior, DRAWS, generator)
+            loc, scale = draws.mean(0), draws.std(0)
 
-def _place(
-    prior: Distribution,
-    level: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """The units' means and standard deviations under the prior, with shape `(2, d)`.
+        place = torch.stack((loc, scale))
+        if not place.isfinite().all():
+            raise ValueError(
+                f"The prior of z_{level} has no finite mean and variance by which to "
+                f"place the grid: its means are {loc.tolist()} and its standard "
+                f"deviations {scale.tolist()}."
+            )
 
-    Those of draws where the prior knows none.
-    """
-    try:
-        loc, scale = prior.mean, prior.stddev
-    except NotImplementedError:
-        draws = _draw(prior, DRAWS, generator)
-        loc, scale = draws.mean(0), draws.std(0)
-
-    if not (loc.isfinite().all() and scale.isfinite().all()):
-        raise ValueError(
-            f"The prior of z_{level} has no finite mean and variance by which to place "
-            f"the grid: its means are {loc.tolist()} and its standard deviations "
-            f"{scale.tolist()}."
-        )
-    return torch.stack((loc, scale))
+        found.append(prior)
+        places.append(place)
+    return found, places
 
 
 def _draw(prior: Distribution, count: int, generator: torch.Generator | None) -> Tensor:
