@@ -21,7 +21,7 @@ Reader = Callable[[Library], RawImages]
 
 
 def readers(resize: Size | None = None, grey: bool = False) -> dict[str, Reader]:
-    """What reads each named data set; two read picture by picture, in the size and colour wanted."""
+    """What reads each named data set, from a to z; two read picture by picture, in the size and colour wanted."""
     return {
         "att_faces": published.read_att_faces,
         "binarized_mnist": published.read_binarized_mnist,
@@ -42,7 +42,7 @@ def readers(resize: Size | None = None, grey: bool = False) -> dict[str, Reader]
     }
 
 
-NAMES = tuple(sorted(readers()))
+NAMES = tuple(readers())
 
 
 def load_data(
