@@ -4,6 +4,7 @@ Python users read the cure behind the message, in Python. Another front end, suc
 data for its own users.
 """
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ __all__ = [
     "UsageError",
     "leave_out",
     "message_and_cures",
+    "suggest",
     "use_bound",
     "with_cures",
 ]
@@ -123,3 +125,17 @@ def message_and_cures(error: BaseException) -> tuple[str, tuple[Cure, ...]]:
     if isinstance(error, CurableError):
         return error.message, error.cures
     return str(error), ()
+
+
+def suggest(name: str, known: Iterable[str], n: int = 2, cutoff: float = 0.5) -> str:
+    """The nearest known names as a question, empty if none is near; see `difflib.get_close_matches`.
+
+    Example:
+        >>> suggest("Mean-Feild", ["trace", "mean_field"])
+        "did you mean 'mean_field'? "
+    """
+    written = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(written, list(known), n, cutoff)
+    if not near:
+        return ""
+    return f"did you mean {' or '.join(map(repr, near))}? "

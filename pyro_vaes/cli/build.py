@@ -108,11 +108,7 @@ def build_pair(options: Options, data: ImageData) -> Built:
     with preserve_rng(options.seed):
         family = NETWORKS[options.network].build
         networks = family(data.image_shape, options.hidden, divisor)
-        vae: Model
-        if options.model == "hierarchical_vae":
-            vae = _hierarchical(options, networks, likelihood)
-        else:
-            vae = _one_level(options, networks, likelihood, classes)
+        vae = _vae(options, networks, likelihood, classes)
 
         guide = GUIDES[options.guide]
         if not isinstance(guide, GuideEntry):
@@ -126,7 +122,11 @@ def build_pair(options: Options, data: ImageData) -> Built:
         return Built(vae, vae.model, guide.build(vae.model, Chain(trunk, head)))
 
 
-def _one_level(options: Options, networks: Networks, likelihood: Likelihood, classes: int) -> VAE | ConditionalVAE:
+def _vae(options: Options, networks: Networks, likelihood: Likelihood, classes: int) -> Model:
+    """The model that the options name."""
+    if options.model == "hierarchical_vae":
+        return _hierarchical(options, networks, likelihood)
+
     (latent_dim,) = options.latent_dim
     encoder = networks.head(networks.trunk(classes), latent_dim)
     decoder = networks.decoder(latent_dim + classes, likelihood.num_params)

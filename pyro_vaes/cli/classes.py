@@ -1,19 +1,19 @@
 """Which classes a conditional model is asked for, and how their images are laid out."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .names import suggest
+from pyro_vaes.errors import suggest
+
 from .run_directory import Run
 
 MOST_IN_TITLE = 12
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The labels of images in whole rows, the number of columns, and a title."""
 
     labels: Tensor | None = None

@@ -15,16 +15,14 @@ def listing(root: str | None = None) -> str:
         >>> "hierarchical_vae" in listing()
         True
     """
-    sections = {
-        "data sets (or a path: .npz, .npy, .mat, a folder of images)": [
-            (found.name, f"{found.state:<34}{found.about}") for found in data_set_states(root)
-        ]
-    }
-    for kind, table in TABLES.items():
-        sections[f"--{kind}"] = [(name, entry.about) for name, entry in table.items()]
+    lines = ["data sets (or a path: .npz, .npy, .mat, a folder of images)"]
+    for found in data_set_states(root):
+        lines.append(f"  {found.name:<32}{found.state:<34}{found.about}")
 
-    lines = []
-    for title, rows in sections.items():
-        lines += [title, *(f"  {name:<32}{about}" for name, about in rows), ""]
-    lines.append("the papers' experiments: type python -m papers in a checkout of the sources")
-    return "\n".join(lines)
+    for kind, table in TABLES.items():
+        lines += ["", f"--{kind}"]
+        for name, entry in table.items():
+            lines.append(f"  {name:<32}{entry.about}")
+
+    at_last = "the papers' experiments: type python -m papers in a checkout of the sources"
+    return "\n".join([*lines, "", at_last])

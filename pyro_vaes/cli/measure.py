@@ -2,8 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,8 +16,7 @@ from .run_directory import Run, write_json
 EVALUATION = "evaluation.json"
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """Numbers on some rows of one part of the data, and the objects they came from."""
 
     part: Split

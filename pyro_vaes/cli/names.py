@@ -1,6 +1,5 @@
 """The table: names of models, networks, likelihoods, guides and bounds, and what each constructs."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,6 +8,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vaes.data import PixelInfo
+from pyro_vaes.errors import suggest
 from pyro_vaes.guides import (
     AmortizedGuide,
     AmortizedHouseholder,
@@ -236,12 +236,6 @@ def suitable_likelihood(info: PixelInfo, guide: str = "own") -> str:
     if guide == "amortized_laplace":
         return "continuous_bernoulli"
     return "discretized_logistic_mixture"
-
-
-def suggest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
-    """The nearest known names as a question, empty if none is near."""
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=2, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:

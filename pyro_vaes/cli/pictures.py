@@ -119,19 +119,26 @@ def latent_pictures(run: Run, tree: DataTree, collapse: CollapseReport, part: Sp
     sites = list(collapse.sites)
     several = len(sites) > 1
 
-    names, kls, shares = [], [], []
+    units_of_all, kls, shares = [], [], []
     for site, found in collapse.sites.items():
-        names += [f"{site}[{unit}]" for unit in range(len(found.kl))]
+        units_of_all += [f"{site}[{unit}]" for unit in range(len(found.kl))]
         kls.append(found.kl)
         epsilon, share = found.collapse_curve()
         shares.append(share)
 
-    yield "kl", plots.kl_bars(torch.cat(kls), names=names if several else None)
+    yield "kl", plots.kl_bars(torch.cat(kls), names=units_of_all if several else None)
 
     _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     labels = sites if several else None
     curves = torch.stack(shares)
     yield "collapse", plots.collapse_curve(epsilon, curves, labels=labels, ax=ax)
+
+    # by class where there are few
+    classes, names = part.labels, None
+    if classes is None or classes.dim() > 1 or int(classes.max()) >= MOST_CLASSES:
+        classes = None
+    elif run.data.class_names:
+        names = [run.data.class_names[k] for k in classes.unique().tolist()]
 
     for site, found in collapse.sites.items():
         suffix = f"_{site}" if several else ""
@@ -142,21 +149,13 @@ def latent_pictures(run: Run, tree: DataTree, collapse: CollapseReport, part: Sp
 
         means = posterior_means(run.model, run.guide, part, sites=[site], num_particles=20)
         if means.shape[1] > 1:
-            yield f"latents{suffix}", _scatter(run, part, site, means, strongest if len(strongest) > 1 else [0, 1])
+            units = (strongest[0], strongest[1]) if len(strongest) > 1 else (0, 1)
+            title = f"Posterior means of {site} in its two strongest units"
+            ax = plots.latent_scatter(means, classes, units=units, names=names, title=title)
+            yield f"latents{suffix}", ax
+
         if sites == ["z"] and len(strongest) == means.shape[1] > 1:
             yield from _walks(run, strongest)
-
-
-def _scatter(run: Run, part: Split, site: str, means: Tensor, strongest: list[int]) -> Axes:
-    """Posterior means in the plane of the two strongest units, coloured by class where there are few."""
-    labels, names = part.labels, None
-    if labels is None or labels.dim() > 1 or int(labels.max()) >= MOST_CLASSES:
-        labels = None
-    elif run.data.class_names:
-        names = [run.data.class_names[k] for k in labels.unique().tolist()]
-    first, second = strongest[:2]
-    title = f"Posterior means of {site} in its two strongest units"
-    return plots.latent_scatter(means, labels, units=(first, second), names=names, title=title)
 
 
 def _walks(run: Run, strongest: list[int]) -> Pictures:

@@ -41,7 +41,14 @@ def write_report(run: Run, measured: Measured) -> list[Path]:
     rows = run.data.parts[split].take(ROWS, seed=0)
     draws = min(200, max(50, VALUES // (len(rows) * math.prod(run.data.image_shape))))
     tree = to_datatree(run.model, run.guide, rows, draws, dims={"x": ["pixel"]})
-    posterior = _write_netcdf(run, tree, split)
+
+    posterior = run.directory / POSTERIOR
+    tree.attrs.update(data_set=run.data.name, split=split, command=str(run.facts["command"]))
+    encoding = {
+        f"/{group}": {str(v): {"zlib": True, "complevel": 4} for v in node.data_vars}
+        for group, node in tree.children.items()
+    }
+    tree.to_netcdf(posterior, engine="h5netcdf", encoding=encoding)
 
     drawn = itertools.chain(
         training_pictures(run),
@@ -51,7 +58,15 @@ def write_report(run: Run, measured: Measured) -> list[Path]:
     pictures = save(drawn, run.directory)
 
     path = run.directory / REPORT
-    page = _template().render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyro_vaes.cli", ""),
+        autoescape=True,  # of every value
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    page = environment.get_template("report.html.jinja").render(
         run=run,
         measured=measured,
         pictures=pictures,
@@ -64,31 +79,9 @@ def write_report(run: Run, measured: Measured) -> list[Path]:
     return [path, posterior, *pictures.values()]
 
 
-def _template() -> jinja2.Template:
-    """The page, in which every value is escaped."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("pyro_vaes.cli", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.jinja")
-
-
 def _data_uri(path: Path) -> str:
     """A picture as an address that holds the picture itself."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-def _write_netcdf(run: Run, tree: DataTree, split: str) -> Path:
-    path = run.directory / POSTERIOR
-    tree.attrs.update(data_set=run.data.name, split=split, command=str(run.facts["command"]))
-    encoding = {
-        f"/{group}": {str(v): {"zlib": True, "complevel": 4} for v in node.data_vars}
-        for group, node in tree.children.items()
-    }
-    tree.to_netcdf(path, engine="h5netcdf", encoding=encoding)
-    return path
 
 
 def _unit_table(tree: DataTree) -> DataFrame:

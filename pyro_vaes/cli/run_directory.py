@@ -138,7 +138,14 @@ def reopen(directory: Path, options: Options, facts: dict[str, Any]) -> Run:
             another pair.
     """
     data = load_run_data(options)
-    _check_rows(directory, facts, data)
+    recorded = facts.get("data", {}).get("rows_sha256", {})
+    changed = [name for name, digest in _fingerprints(data).items() if recorded.get(name) != digest]
+    if changed:
+        raise ValueError(
+            f"the {' and '.join(changed)} rows of {data.name} are not those of the run in {directory}: its data have "
+            f"changed, or {RUN} has. Put the same files under --root, or train again with --overwrite."
+        )
+
     run = Run(directory, options, facts, data, *build_pair(options, data))
     try:
         saved: dict[str, Any] = load_weights(directory / CHECKPOINT, run.model, run.guide)
@@ -163,21 +170,6 @@ def as_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name} cannot be used here ({error}): leave it out to use the CPU.") from error
     return device
-
-
-def _check_rows(directory: Path, facts: Mapping[str, Any], data: ImageData) -> None:
-    """Compare the rows of the data with those that a run was trained on.
-
-    Raises:
-        ValueError: If they have changed since.
-    """
-    recorded = facts.get("data", {}).get("rows_sha256", {})
-    changed = [name for name, digest in _fingerprints(data).items() if recorded.get(name) != digest]
-    if changed:
-        raise ValueError(
-            f"the {' and '.join(changed)} rows of {data.name} are not those of the run in {directory}: its data have "
-            f"changed, or {RUN} has. Put the same files under --root, or train again with --overwrite."
-        )
 
 
 def open_run(path: str | Path, *, root: str | None = None, device: str | None = None) -> Run:

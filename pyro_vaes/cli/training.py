@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from pyro_vaes.data import ImageData
 from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, KLWarmup, fit
 
 from .build import build_pair, data_path, load_run_data
@@ -91,22 +90,18 @@ def resume(directory: Path, given: dict[str, Any], *, progress: bool = True) -> 
     return _fit(run, resuming=True, progress=progress)
 
 
-def _callbacks(options: Options, data: ImageData) -> list[Callback]:
-    """The schedules and limits that the options ask for."""
+def _fit(run: Run, *, resuming: bool, progress: bool) -> Run:
+    """Train the pair of a run, and write its history and pictures."""
+    options = run.options
     callbacks: list[Callback] = []
     if options.kl_warmup:
-        steps_per_epoch = math.ceil(len(data.train) / options.batch_size)
+        steps_per_epoch = math.ceil(len(run.data.train) / options.batch_size)
         callbacks.append(KLWarmup(options.kl_warmup * steps_per_epoch))
     if options.clip:
         callbacks.append(ClipGradNorm(options.clip))
     if options.patience:
         callbacks.append(EarlyStopping(options.patience))
-    return callbacks
 
-
-def _fit(run: Run, *, resuming: bool, progress: bool) -> Run:
-    """Train the pair of a run, and write its history and pictures."""
-    options = run.options
     history = fit(
         run.model,
         run.guide,
@@ -115,7 +110,7 @@ def _fit(run: Run, *, resuming: bool, progress: bool) -> Run:
         optim=functools.partial(torch.optim.Adam, lr=options.lr),
         epochs=options.epochs,
         batch_size=options.batch_size,
-        callbacks=_callbacks(options, run.data),
+        callbacks=callbacks,
         seed=options.seed,
         device=options.device,
         checkpoint=run.directory / CHECKPOINT,

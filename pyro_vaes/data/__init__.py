@@ -4,10 +4,9 @@ from .arrays import from_tensors
 from .availability import DataSetState, data_set_states
 from .completion import assemble, complete
 from .files import Library
-from .image_data import ImageData
+from .image_data import ImageData, Provenance
 from .load import NAMES, load_data
 from .partition import Partition
-from .provenance import Provenance
 from .split import Split
 from .steps import (
     Binarize,

@@ -1,33 +1,19 @@
 """Arrays in `.npz`, `.npy` and `.mat` files of a user's."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import scipy.io
-from scipy.io.matlab import MatReadError
 
 from pyro_vaes.errors import Cure, UsageError
 
+from .convert import as_part
 from .files import sha256
-from .provenance import Provenance
-from .raw import PART_NAMES, Part, RawImages
+from .image_data import Provenance
+from .raw import PART_NAMES, RawImages
 from .types import ImageShape, ValueRange
 
 SUFFIXES = (".npz", ".npy", ".mat")
-
-# what NumPy and SciPy raise for truncated and foreign files
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OSError,
-    MatReadError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 _IMAGE_KEYS = ("x", "images", "image", "data", "imgs")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target")
@@ -40,31 +26,30 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: If the file is truncated, or not of its kind.
     """
     try:
-        return _arrays(path)
+        if path.suffix.lower() == ".mat":
+            found = scipy.io.loadmat(path)
+            arrays = {key: x for key, x in found.items() if not key.startswith("__")}
+        else:
+            with path.open("rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    loaded = {"": loaded}
+                arrays = dict(loaded)
+        if not arrays:
+            raise EOFError("no arrays in it")
+        return arrays
+
     except NotImplementedError:
         raise ValueError(
             f"{path} is a MATLAB file of version 7.3, which SciPy does not read: save it with '-v7', or "
             "convert it to .npz (h5py reads it)."
         ) from None
-    except _UNREADABLE as error:
+    except Exception as error:  # all kinds, for truncated and foreign files
         raise ValueError(
             f"{path} could not be read as {path.suffix} ({error}): it is truncated, of another format, or "
             "holds pickled objects, which are never loaded. Save plain numeric arrays, or copy the file "
             "again."
         ) from error
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix.lower() == ".mat":
-        found = scipy.io.loadmat(path)
-        arrays = {key: x for key, x in found.items() if not key.startswith("__")}
-    else:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    if not arrays:
-        raise EOFError("no arrays in it")
-    return arrays
 
 
 def read_array_file(
@@ -92,6 +77,10 @@ def read_array_file(
         ValueError: If the file cannot be read, or if it is ambiguous which array has the images.
     """
     arrays = read_arrays(path)
+    for given in (key, label_key):
+        if given is not None and given not in arrays:
+            problem = f"{path} has no array {given!r}: it has {_listing(arrays)}"
+            raise ValueError(f"{problem}. Give one of these names.")
     keys = _find_images(arrays, path) if key is None else {"train": key}
 
     parts = {}
@@ -100,9 +89,8 @@ def read_array_file(
             found = _find_labels(arrays, image_key)
         else:  # the rows of one part, that of training
             found = label_key if part == "train" else None
-        images = _existing(arrays, image_key, path)
-        labels = None if found is None else _existing(arrays, found, path)
-        parts[part] = Part.checked(images, labels, image_key or path.name, image_shape)
+        labels = None if found is None else arrays[found]
+        parts[part] = as_part(arrays[image_key], labels, image_key or path.name, image_shape)
 
     provenance = Provenance(f"the file {path}", "the user's", sha256={path.name: sha256(path)})
     return RawImages(path.stem, parts, provenance, value_range)
@@ -110,12 +98,6 @@ def read_array_file(
 
 def _listing(arrays: dict[str, np.ndarray]) -> str:
     return ", ".join(f"{key!r} {array.shape} {array.dtype}" for key, array in arrays.items())
-
-
-def _existing(arrays: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
-    if key not in arrays:
-        raise ValueError(f"{path} has no array {key!r}: it has {_listing(arrays)}. Give one of these names.")
-    return arrays[key]
 
 
 def _find_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, str]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from .image_data import ImageData
-from .provenance import Provenance
-from .raw import Part, RawImages, build
+from .convert import as_part
+from .image_data import ImageData, Provenance
+from .raw import RawImages, build
 from .steps.base import Step
 from .types import ImageShape, SplitSizes, ValueRange
 
@@ -71,7 +71,7 @@ def from_tensors(
         if arrays is not None:
             images, numbers = arrays if isinstance(arrays, tuple) else (arrays, None)
             called = "x" if part == "train" else part
-            parts[part] = Part.checked(images, numbers, called, image_shape)
+            parts[part] = as_part(images, numbers, called, image_shape)
 
     names = None if class_names is None else tuple(class_names)
     for found in parts.values():

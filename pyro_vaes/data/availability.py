@@ -2,16 +2,13 @@
 
 import inspect
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from .files import Library
-from .load import Reader, readers
+from .load import readers
 
 
-@dataclass(frozen=True)
-class DataSetState:
+class DataSetState(NamedTuple):
     """A data set by name, where its files are, and what it is.
 
     Attributes:
@@ -29,7 +26,6 @@ class _FilesWanted(Exception):
     """A reader has asked for its files, which are in the state that the message says."""
 
 
-@dataclass(frozen=True)
 class _Catalogue(Library):
     """A library that answers where files are instead of handing them out."""
 
@@ -38,9 +34,6 @@ class _Catalogue(Library):
 
     def obtain(self, name: str, marker: str, read: object) -> NoReturn:
         raise _FilesWanted("here" if self.find(marker) else "not here; downloads on first use")
-
-    def check(self, path: Path, relative: str) -> None:
-        pass
 
 
 def data_set_states(root: str | os.PathLike[str] | None = None) -> list[DataSetState]:
@@ -54,15 +47,12 @@ def data_set_states(root: str | os.PathLike[str] | None = None) -> list[DataSetS
         ['here (bundled)']
     """
     found = []
-    for name, reader in sorted(readers(resize=64).items()):
+    for name, reader in readers(resize=64).items():
         about = inspect.getdoc(getattr(reader, "func", reader)) or ""
-        found.append(DataSetState(name, about.split("\n")[0], _state(reader, root)))
+        state = "here (bundled)"
+        try:
+            reader(_Catalogue(root, verify=False))
+        except _FilesWanted as wanted:
+            state = str(wanted)
+        found.append(DataSetState(name, about.split("\n")[0], state))
     return found
-
-
-def _state(reader: Reader, root: str | os.PathLike[str] | None) -> str:
-    try:
-        reader(_Catalogue(root))
-    except _FilesWanted as state:
-        return str(state)
-    return "here (bundled)"

@@ -7,24 +7,6 @@ from torch import Tensor
 
 from .types import ImageShape
 
-_QUARTERS = ("top_left", "top_right", "bottom_right", "bottom_left")
-_HALVES = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
-
-
-def _region(pixels: Tensor, name: str) -> Tensor:
-    """A quarter or a half of an image, flattened; a middle row or column goes to the bottom or the right."""
-    height, width = pixels.shape[-2:]
-    if "top" in name:
-        pixels = pixels[:, : height // 2]
-    elif "bottom" in name:
-        pixels = pixels[:, height // 2 :]
-
-    if "left" in name:
-        pixels = pixels[..., : width // 2]
-    elif "right" in name:
-        pixels = pixels[..., width // 2 :]
-    return pixels.flatten()
-
 
 def _pixels(
     observed: str,
@@ -32,16 +14,6 @@ def _pixels(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Which pixels of a flattened image are target, clockwise from the top left, and which are observed."""
-    if observed in _QUARTERS:
-        others = [name for name in _QUARTERS if name != observed]
-    elif observed in _HALVES:
-        others = [_HALVES[observed]]
-    else:
-        raise ValueError(
-            f"observed is {observed!r}, but the observed part is a quarter ({', '.join(_QUARTERS)}) or a "
-            f"half ({', '.join(_HALVES)}) of the image."
-        )
-
     height, width = image_shape[1:]
     if height < 2 or width < 2:
         raise ValueError(
@@ -50,8 +22,33 @@ def _pixels(
         )
 
     numbers = torch.arange(math.prod(image_shape), device=device).reshape(image_shape)
-    target = torch.cat([_region(numbers, name) for name in others])
-    return target, _region(numbers, observed)
+
+    # a middle row goes to the bottom, a middle column to the right
+    top, bottom = numbers.tensor_split([height // 2], dim=1)
+    left, right = numbers.tensor_split([width // 2], dim=2)
+    top_left, top_right = top.tensor_split([width // 2], dim=2)
+    bottom_left, bottom_right = bottom.tensor_split([width // 2], dim=2)
+
+    quarters = {
+        "top_left": top_left,
+        "top_right": top_right,
+        "bottom_right": bottom_right,
+        "bottom_left": bottom_left,
+    }
+    for parts in (
+        {"top": top, "bottom": bottom},
+        {"left": left, "right": right},
+        quarters,
+    ):
+        if observed in parts:
+            given = parts.pop(observed)
+            target = [part.flatten() for part in parts.values()]
+            return torch.cat(target), given.flatten()
+
+    raise ValueError(
+        f"observed is {observed!r}, but the observed part is a quarter ({', '.join(quarters)}) or a "
+        "half (top, bottom, left, right) of the image."
+    )
 
 
 def complete(

@@ -9,7 +9,20 @@ from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
 
+from .split import Split
 from .types import ImageShape
+
+
+def as_part(
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int] | None,
+    name: str,
+    image_shape: ImageShape | None = None,
+) -> Split:
+    """Raw images and their labels from arrays of any layout, see `as_images` and `as_labels`."""
+    x = as_images(images, name, image_shape)
+    y = None if labels is None else as_labels(labels, len(x), f"the labels of {name}")
+    return Split(x, y)
 
 
 def as_images(array: Tensor | np.ndarray, name: str, image_shape: ImageShape | None = None) -> Tensor:
@@ -29,7 +42,13 @@ def as_images(array: Tensor | np.ndarray, name: str, image_shape: ImageShape | N
         ValueError: If the shape cannot be understood, if the array is empty, or if pixels are NaN or
             infinite.
     """
-    x = _as_tensor(array, name)
+    if not isinstance(array, Tensor) and np.asarray(array).dtype == object:
+        raise ValueError(
+            f"{name} is an array of objects, as NumPy makes of images of different sizes: bring the images "
+            "to one size first, or put them in a folder and give load_data(folder, resize=...)."
+        )
+
+    x = _as_tensor(array, name, "images are arrays of integers, floats or bools.")
     if x.dim() == 0 or x.numel() == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, which is empty: at least one image is needed.")
 
@@ -43,7 +62,23 @@ def as_images(array: Tensor | np.ndarray, name: str, image_shape: ImageShape | N
             f"{tuple(image_shape)} has {math.prod(image_shape)}.",
             Cure("image_shape", words="pass image_shape=(C, H, W)", detail=" with the shape of one image"),
         )
-    return _checked_pixels(x, name)
+
+    # no NaN, no infinity; integers as uint8 where they fit, floats in the default dtype
+    if x.is_complex():
+        raise TypeError(f"{name} has dtype {x.dtype}, but images are arrays of integers, floats or bools.")
+
+    if x.is_floating_point():
+        finite = torch.isfinite(x).flatten(1).all(1)
+        if not finite.all():
+            raise ValueError(
+                f"{name} has pixels that are NaN or infinite in {int((~finite).sum())} of {len(x)} images, "
+                f"the first of which is image {int(finite.int().argmin())}: drop those images or fill the "
+                "pixels in."
+            )
+        x = x.to(torch.get_default_dtype())
+    elif x.dtype == torch.bool or (x.min() >= 0 and x.max() <= 255):
+        x = x.to(torch.uint8)
+    return x.contiguous()
 
 
 def _with_channels(x: Tensor, name: str) -> Tensor:
@@ -67,41 +102,17 @@ def _with_channels(x: Tensor, name: str) -> Tensor:
     )
 
 
-def _as_tensor(array: Tensor | np.ndarray, name: str) -> Tensor:
+def _as_tensor(array: Tensor | np.ndarray | Sequence[int], name: str, wanted: str) -> Tensor:
+    """Numbers as a tensor of their dtype, or of one that torch has."""
     if isinstance(array, Tensor):
         return array.detach()
     array = np.asarray(array)
-    if array.dtype == object:
-        raise ValueError(
-            f"{name} is an array of objects, as NumPy makes of images of different sizes: bring the images "
-            "to one size first, or put them in a folder and give load_data(folder, resize=...)."
-        )
-
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} has dtype {array.dtype}, but images are arrays of integers, floats or bools.")
+        raise TypeError(f"{name} has dtype {array.dtype}, but {wanted}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     # torch wants the machine's byte order and memory that it may write to
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
-
-
-def _checked_pixels(x: Tensor, name: str) -> Tensor:
-    """No NaN, no infinity; integers as uint8 where they fit, floats in the default dtype."""
-    if x.is_complex():
-        raise TypeError(f"{name} has dtype {x.dtype}, but images are arrays of integers, floats or bools.")
-
-    if x.is_floating_point():
-        finite = torch.isfinite(x).flatten(1).all(1)
-        if not finite.all():
-            raise ValueError(
-                f"{name} has pixels that are NaN or infinite in {int((~finite).sum())} of {len(x)} images, "
-                f"the first of which is image {int(finite.int().argmin())}: drop those images or fill the "
-                "pixels in."
-            )
-        x = x.to(torch.get_default_dtype())
-    elif x.dtype == torch.bool or (x.min() >= 0 and x.max() <= 255):
-        x = x.to(torch.uint8)
-    return x.contiguous()
 
 
 def as_labels(array: Tensor | np.ndarray | Sequence[int], num_rows: int, name: str) -> Tensor:
@@ -116,18 +127,8 @@ def as_labels(array: Tensor | np.ndarray | Sequence[int], num_rows: int, name: s
         TypeError: If the labels are no numbers.
         ValueError: If there is not one label per image, or if a label is negative or no integer.
     """
-    if isinstance(array, Tensor):
-        labels = array.detach()
-    else:
-        found = np.asarray(array)
-        if found.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{name} has dtype {found.dtype}, but labels are integers from 0: "
-                f"np.unique(labels, return_inverse=True)[1] numbers names."
-            )
-        dtype = np.float64 if found.dtype.kind == "f" else np.int64
-        labels = torch.from_numpy(np.array(found, dtype))
-
+    numbered = "np.unique(labels, return_inverse=True)[1] numbers names."
+    labels = _as_tensor(array, name, f"labels are integers from 0: {numbered}")
     if labels.dim() == 2 and 1 in labels.shape:
         labels = labels.reshape(-1)
     if labels.dim() not in (1, 2) or len(labels) != num_rows:
@@ -141,4 +142,4 @@ def as_labels(array: Tensor | np.ndarray | Sequence[int], num_rows: int, name: s
             f"{name} has values in [{labels.min().item():g}, {labels.max().item():g}], but labels are "
             "integers from 0 to the number of classes minus 1: number the classes from 0."
         )
-    return labels.long()
+    return labels.to(torch.int64, copy=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
 
-from .provenance import Provenance
-from .raw import PART_NAMES, Part, RawImages
+from .image_data import Provenance
+from .raw import PART_NAMES, RawImages
+from .split import Split
 from .steps.geometry import Resize
 from .types import Size
 
@@ -88,7 +89,11 @@ def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> R
         FileNotFoundError: If there is no image.
         ValueError: If a file cannot be read, or if sizes differ and `resize` is None.
     """
-    files = sorted(file for file in path.rglob("*") if _is_picture(file, path))
+    files = []
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden:
+            files.append(file)
     if not files:
         raise FileNotFoundError(
             f"{path} has no images, neither in itself nor in its sub-folders: files ending in "
@@ -102,27 +107,19 @@ def read_folder(path: Path, resize: Size | None = None, grey: bool = False) -> R
         places = [(PART_NAMES[names[0]], names[1:]) for _, names in places]
 
     # a file's class is the first sub-folder it is in, if every file is in one
-    class_names = None
+    class_names = labels = None
     if all(len(names) > 1 for _, names in places):
         class_names = tuple(sorted({names[0] for _, names in places}))
+        labels = torch.tensor([class_names.index(names[0]) for _, names in places])
 
     # read in one go, so that one grey part does not get fewer channels than the others
-    images = read_pictures(files, resize, grey)
-    labels = None
-    if class_names is not None:
-        labels = torch.tensor([class_names.index(names[0]) for _, names in places])
+    whole = Split(read_pictures(files, resize, grey), labels)
 
     parts = {}
     start = 0
     for part, size in Counter(part for part, _ in places).items():  # the files of one part follow each other
-        rows = slice(start, start + size)
-        parts[part] = Part(images[rows], None if labels is None else labels[rows])
+        parts[part] = whole.select(slice(start, start + size))
         start += size
 
     provenance = Provenance(f"{len(files):,} image files under {path}", "the user's")
     return RawImages(path.resolve().name, parts, provenance, (0, 255), class_names)
-
-
-def _is_picture(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden

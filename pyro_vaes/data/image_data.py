@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,36 @@ from torch import Tensor
 from pyro_vaes.errors import Cure, UsageError
 
 from .partition import Partition
-from .provenance import Provenance
 from .split import Split
 from .steps.base import PixelInfo, Step, as_steps, fit_steps
 from .types import ImageShape, ValueRange
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a data set is from.
+
+    Arguments:
+        source: What it is and where it was read.
+        licence: What is known about its licence.
+        remark: What to know before reporting numbers: subset, re-encoded, transposed, inverted.
+        sha256: Hashes of the files read, by path.
+    """
+
+    source: str
+    licence: str = "not stated"
+    remark: str = ""
+    sha256: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        known = ""
+        for path, digest in self.sha256.items():
+            known = f"{path} has the SHA-256 {digest[:12]}..."
+        if len(self.sha256) > 1:
+            known = f"SHA-256 of {len(self.sha256)} files on record"
+
+        words = self.source, f"Licence: {self.licence}", self.remark, known
+        return ". ".join(filter(None, words))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

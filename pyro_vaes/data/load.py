@@ -1,12 +1,11 @@
 """`load_data`: a data set by its name, or from files of a user's."""
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pyro_vaes.errors import Cure, UsageError, leave_out
+from pyro_vaes.errors import Cure, UsageError, leave_out, suggest
 
 from . import published
 from . import torchvision_sets as public
@@ -22,7 +21,7 @@ Reader = Callable[[Library], RawImages]
 
 
 def readers(resize: Size | None = None, grey: bool = False) -> dict[str, Reader]:
-    """What reads each named data set; two read picture by picture, in the size and colour wanted."""
+    """What reads each named data set, from a to z; two read picture by picture, in the size and colour wanted."""
     return {
         "att_faces": published.read_att_faces,
         "binarized_mnist": published.read_binarized_mnist,
@@ -43,7 +42,7 @@ def readers(resize: Size | None = None, grey: bool = False) -> dict[str, Reader]
     }
 
 
-NAMES = tuple(sorted(readers()))
+NAMES = tuple(readers())
 
 
 def load_data(
@@ -111,7 +110,7 @@ def load_data(
     if preprocess is not None:
         preprocess = as_steps(preprocess)
     name = os.fspath(name_or_path)
-    known = _as_known(name)
+    known = name.lower().replace("-", "_")
     path = Path(name).expanduser()
     is_array_file = known not in NAMES and path.suffix.lower() in SUFFIXES
 
@@ -149,10 +148,6 @@ def load_data(
     )
 
 
-def _as_known(name: str) -> str:
-    return name.lower().replace("-", "_")
-
-
 def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
     """What is wrong with a name that is neither a data set nor a readable path."""
     if path.is_file():
@@ -167,9 +162,8 @@ def _unknown(name: str, path: Path) -> ValueError | FileNotFoundError:
             f"give the name of a data set, one of {', '.join(NAMES)}."
         )
 
-    near = difflib.get_close_matches(_as_known(name), NAMES, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    near = suggest(name, NAMES, n=3, cutoff=0.6)
     return ValueError(
-        f"there is no data set {name!r}: {hint}The names are {', '.join(NAMES)}; a path to a .npz, .npy or "
+        f"there is no data set {name!r}: {near}The names are {', '.join(NAMES)}; a path to a .npz, .npy or "
         ".mat file or to a folder of images works as well."
     )

@@ -1,79 +1,42 @@
 """From what a reader finds to an `ImageData`: parts, range of pixels, split, preprocessing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .convert import as_images, as_labels
-from .image_data import ImageData
+from .image_data import ImageData, Provenance
 from .partition import PARTS, Partition, partition
-from .provenance import Provenance
 from .split import Split
 from .steps.base import CHUNK, PixelInfo, Step, as_steps, fit_steps
 from .steps.geometry import Grey, Resize
-from .steps.scale import ToUnit
-from .types import ImageShape, Size, SplitSizes, ValueRange
+from .steps.pixelwise import ToUnit
+from .types import Size, SplitSizes, ValueRange
 
 PART_NAMES = {"train": "train", "val": "valid", "valid": "valid", "test": "test"}
 """What users call the parts; of two names for one part the last one counts."""
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Raw images, shape `(N, C, H, W)`, and their labels, shape `(N,)` or `(N, K)`, int64, or None."""
-
-    images: Tensor
-    labels: Tensor | None = None
-
-    @staticmethod
-    def checked(
-        images: Tensor | np.ndarray,
-        labels: Tensor | np.ndarray | Sequence[int] | None,
-        name: str,
-        image_shape: ImageShape | None = None,
-    ) -> "Part":
-        """Images and labels from arrays of any layout; `name` is for errors."""
-        x = as_images(images, name, image_shape)
-        if labels is None:
-            return Part(x)
-        return Part(x, as_labels(labels, len(x), f"the labels of {name}"))
-
-    def select(self, rows: Tensor) -> "Part":
-        """Some of the rows in their order, without a copy where they are all."""
-        if len(rows) == len(self.images):
-            return self
-        return Part(self.images[rows], None if self.labels is None else self.labels[rows])
-
-
-@dataclass(frozen=True, eq=False)
-class RawImages:
+class RawImages(NamedTuple):
     """What a reader returns: the parts that came with the data, and what is known about them.
 
     Arguments:
         name: The name of the data set.
-        parts: The official parts by name: `train`, which may hold all rows, and, if there are any, `valid` and `test`.
+        parts: The official parts by name: `train`, which may hold all rows, and, if there are any, `valid` and `test`;
+            their images are raw.
         provenance: Where they are from.
         value_range: The range that pixels can have; for None, 0 to 255 or what is found in the data.
         class_names: The names of the labels 0, 1, ..., if known.
     """
 
     name: str
-    parts: dict[str, Part]
+    parts: dict[str, Split]
     provenance: Provenance
     value_range: ValueRange | None = None
     class_names: tuple[str, ...] | None = None
-
-
-def _changed(part: Part, steps: Sequence[Step], info: PixelInfo) -> Part:
-    """The images changed once for all, in their dtype."""
-    for step in steps:
-        step.fit([part.images[:1]], info)
-        part = replace(part, images=torch.cat([step(x) for x in part.images.split(CHUNK)]))
-    return part
 
 
 def _pixel_info(raw: RawImages) -> PixelInfo:
@@ -96,7 +59,7 @@ def _pixel_info(raw: RawImages) -> PixelInfo:
     return PixelInfo(float(low), float(high), levels)
 
 
-def _with_one_dtype(parts: dict[str, Part], name: str) -> dict[str, Part]:
+def _with_one_dtype(parts: dict[str, Split], name: str) -> dict[str, Split]:
     """The parts with one dtype, after checking that they have one shape and one kind of pixels."""
     layout = _layout(parts["train"].images)
     for part_name, part in parts.items():
@@ -119,7 +82,11 @@ def _layout(x: Tensor) -> dict[str, object]:
     }
 
 
-def _split(parts: dict[str, Part], sizes: SplitSizes, seed: int) -> tuple[dict[str, Part], Partition]:
+def _split(
+    parts: dict[str, Split],
+    sizes: SplitSizes,
+    seed: int,
+) -> tuple[dict[str, Split], Partition]:
     """All parts; official ones as they came, the others drawn from the training rows."""
     try:
         valid, test = sizes
@@ -132,13 +99,13 @@ def _split(parts: dict[str, Part], sizes: SplitSizes, seed: int) -> tuple[dict[s
     whole = parts["train"]
     official = tuple(name for name in PARTS[1:] if name in parts)
     valid, test = 0 if "valid" in parts else valid, 0 if "test" in parts else test
-    rows = partition(len(whole.images), valid, test, seed)
-    rows |= {name: torch.arange(len(parts[name].images)) for name in official}
+    rows = partition(len(whole), valid, test, seed)
+    found = dict(parts)
+    if len(rows) > 1:  # otherwise all are for training, and need no copy
+        for name, index in rows.items():
+            found[name] = whole.select(index)
 
-    found = {}
-    for name in PARTS:
-        if name in rows:
-            found[name] = parts[name] if name in official else whole.select(rows[name])
+    rows |= {name: torch.arange(len(parts[name])) for name in official}
     return found, Partition(seed, official=official, **rows)
 
 
@@ -154,7 +121,7 @@ def build(
     grey: bool = False,
 ) -> ImageData:
     """Splits, checks and preprocesses what a reader found; the arguments are those of `load_data`."""
-    raw = replace(raw, parts=_with_one_dtype(raw.parts, raw.name))
+    raw = raw._replace(parts=_with_one_dtype(raw.parts, raw.name))
     info = _pixel_info(raw)
     parts, splits = _split(raw.parts, split, seed)
 
@@ -162,23 +129,30 @@ def build(
     once: list[Step] = [Grey()] if grey else []
     if resize is not None:
         once.append(Resize(resize))
-    parts = {name: _changed(part, once, info) for name, part in parts.items()}
+
+    for name, part in parts.items():
+        images = part.images
+        for step in once:
+            step.fit([images[:1]], info)
+            images = torch.cat([step(x) for x in images.split(CHUNK)])
+        parts[name] = replace(part, images=images)
 
     if preprocess is None:
         preprocess = () if info.levels is None else ToUnit()
     steps, after = fit_steps(as_steps(preprocess), parts["train"].images, info)
 
-    sources = {}
     first_row = 0
-    for name, part in parts.items():
-        sources[name] = Split(part.images, part.labels, steps, flatten, first_row=first_row)
-        first_row += len(part.images)
+    for name in PARTS:
+        if name in parts:
+            part = parts[name]
+            parts[name] = replace(part, steps=steps, flatten=flatten, first_row=first_row)
+            first_row += len(part)
 
     data = ImageData(
         raw.name,
-        sources["train"],
-        sources.get("valid"),
-        sources.get("test"),
+        parts["train"],
+        parts.get("valid"),
+        parts.get("test"),
         info,
         after,
         splits,

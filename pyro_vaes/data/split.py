@@ -1,6 +1,5 @@
 """One part of a data set: raw images in memory, preprocessed batch by batch."""
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,12 +109,12 @@ class Split:
         """
         if isinstance(index, slice):
             parts = self.batch(index)
-        elif isinstance(index, Sequence) or (isinstance(index, Tensor) and index.dim() > 0):
-            # indexing the row numbers checks them, and gives masks and negative numbers their meaning
-            parts = self.batch(torch.arange(len(self))[torch.as_tensor(index, device="cpu")])
         else:
-            row = range(len(self))[operator.index(index)]
-            parts = tuple(part[0] for part in self.batch(slice(row, row + 1)))
+            # indexing the row numbers checks them, and gives masks and negative numbers their meaning
+            rows = torch.arange(len(self))[torch.as_tensor(index, device="cpu")]
+            parts = self.batch(rows.reshape(-1))
+            if rows.dim() == 0:
+                parts = tuple(part[0] for part in parts)
         return parts if len(parts) > 1 else parts[0]
 
     @property
@@ -139,11 +138,15 @@ class Split:
             (tensor([0, 0, 1, 1]), 4)
         """
         if seed is None or count >= len(self):
-            return self._each(lambda x: x[:count])
+            return self.select(slice(count))
 
         generator = torch.Generator().manual_seed(seed)
         index = torch.randperm(len(self), generator=generator)[:count].to(self.device)
-        return replace(self, rows=self._numbers)._each(lambda x: _select(x, index))
+        return replace(self, rows=self._numbers).select(index)
+
+    def select(self, index: Tensor | slice) -> "Split":
+        """Some of the rows, by number or as a slice; with `rows` of None their noise follows from their new numbers."""
+        return self._each(lambda x: _select(x, index))
 
     def to(self, device: torch.device | str) -> "Split":
         """The same rows on another device, with the same fixed noise."""

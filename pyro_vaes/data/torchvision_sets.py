@@ -8,11 +8,12 @@ import torchvision.datasets
 
 from pyro_vaes.errors import Cure, UsageError
 
+from .convert import as_part
 from .files import SHA256, Library
 from .folder import read_pictures
-from .provenance import Provenance
+from .image_data import Provenance
 from .published import OMNIGLOT_BITS, read_omniglot_bits
-from .raw import Part, RawImages
+from .raw import RawImages
 from .types import Size
 
 _DIGITS = tuple("0123456789")
@@ -26,14 +27,21 @@ def read_digits(library: Library) -> RawImages:
         | https://doi.org/10.24432/C50P49
     """
     digits = sklearn.datasets.load_digits()
-    whole = Part.checked(digits.images.astype(np.uint8), digits.target, "digits")
+    whole = as_part(digits.images.astype(np.uint8), digits.target, "digits")
     provenance = Provenance("the UCI digits test set bundled with scikit-learn", "CC BY 4.0 (UCI)")
     return RawImages("digits", {"train": whole}, provenance, (0, 16), _DIGITS)
 
 
-def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MNIST], licence: str) -> RawImages:
-    """A data set in MNIST's format; its files are compared with their known hashes before they are read."""
-    folder = dataset.__name__
+def _read_labelled(
+    library: Library,
+    name: str,
+    dataset: type[torchvision.datasets.MNIST] | type[torchvision.datasets.CIFAR10],
+    marker: str,
+    source: str,
+    licence: str = "not stated",
+) -> RawImages:
+    """Both parts of a labelled data set of torchvision's; files with known hashes are compared with them first."""
+    folder, _, _ = marker.partition("/")
     hashes = {file: known for file, known in SHA256.items() if file.startswith(f"{folder}/")}
     for file in hashes:
         path = library.find(file)
@@ -43,26 +51,16 @@ def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MN
         hashes = {}
 
     def read(root: str, download: bool) -> RawImages:
-        source = f"{folder}, through torchvision, read from {root}"
-        provenance = Provenance(source, licence, sha256=hashes)
-        return _train_and_test(name, dataset, root, download, provenance)
+        parts = {}
+        for part in ("train", "test"):
+            data = dataset(root, train=part == "train", download=download)
+            parts[part] = as_part(data.data, data.targets, name)
 
-    return library.obtain(name, f"{folder}/raw/train-images-idx3-ubyte", read)
+        origin = f"{source}, through torchvision, read from {root}"
+        provenance = Provenance(origin, licence, sha256=hashes)
+        return RawImages(name, parts, provenance, (0, 255), tuple(data.classes))
 
-
-def _train_and_test(
-    name: str,
-    dataset: type[torchvision.datasets.MNIST] | type[torchvision.datasets.CIFAR10],
-    root: str,
-    download: bool,
-    provenance: Provenance,
-) -> RawImages:
-    """Both parts of a labelled data set of torchvision's."""
-    parts = {}
-    for part in ("train", "test"):
-        data = dataset(root, train=part == "train", download=download)
-        parts[part] = Part.checked(data.data, data.targets, name)
-    return RawImages(name, parts, provenance, (0, 255), tuple(data.classes))
+    return library.obtain(name, marker, read)
 
 
 def read_mnist(library: Library) -> RawImages:
@@ -72,7 +70,9 @@ def read_mnist(library: Library) -> RawImages:
         | Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998)
         | https://doi.org/10.1109/5.726791
     """
-    return _read_idx(library, "mnist", torchvision.datasets.MNIST, "CC BY-SA 3.0")
+    marker = "MNIST/raw/train-images-idx3-ubyte"
+    dataset = torchvision.datasets.MNIST
+    return _read_labelled(library, "mnist", dataset, marker, "MNIST", "CC BY-SA 3.0")
 
 
 def read_fashion_mnist(library: Library) -> RawImages:
@@ -82,7 +82,9 @@ def read_fashion_mnist(library: Library) -> RawImages:
         | Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms (Xiao et al.,
         2017) | https://arxiv.org/abs/1708.07747
     """
-    return _read_idx(library, "fashion_mnist", torchvision.datasets.FashionMNIST, "MIT")
+    marker = "FashionMNIST/raw/train-images-idx3-ubyte"
+    dataset, name = torchvision.datasets.FashionMNIST, "fashion_mnist"
+    return _read_labelled(library, name, dataset, marker, "FashionMNIST", "MIT")
 
 
 def read_omniglot(library: Library) -> RawImages:
@@ -107,7 +109,7 @@ def read_omniglot(library: Library) -> RawImages:
 
             # torchvision's pictures have dark ink, and number the characters within each part
             ink = (255 - read_pictures(paths, grey=True)) // 255
-            parts[part] = Part.checked(ink, np.add(labels, offset), "omniglot")
+            parts[part] = as_part(ink, np.add(labels, offset), "omniglot")
             offset += max(labels) + 1
         provenance = Provenance("Omniglot, through torchvision, ink = 1", "MIT")
         return RawImages("omniglot", parts, provenance, (0, 1))
@@ -127,7 +129,7 @@ def read_svhn(library: Library) -> RawImages:
         parts = {}
         for part in ("train", "test"):
             data = torchvision.datasets.SVHN(root, part, download=download)
-            parts[part] = Part.checked(data.data, data.labels, "svhn")
+            parts[part] = as_part(data.data, data.labels, "svhn")
         provenance = Provenance("SVHN cropped digits, through torchvision", "non-commercial use (SVHN authors)")
         return RawImages("svhn", parts, provenance, (0, 255), _DIGITS)
 
@@ -141,13 +143,8 @@ def read_cifar10(library: Library) -> RawImages:
         | Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009)
         | https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
     """
-
-    def read(root: str, download: bool) -> RawImages:
-        provenance = Provenance("CIFAR-10, through torchvision")
-        dataset = torchvision.datasets.CIFAR10
-        return _train_and_test("cifar10", dataset, root, download, provenance)
-
-    return library.obtain("cifar10", "cifar-10-batches-py", read)
+    dataset = torchvision.datasets.CIFAR10
+    return _read_labelled(library, "cifar10", dataset, "cifar-10-batches-py", "CIFAR-10")
 
 
 def read_celeba(library: Library, resize: Size | None = None, grey: bool = False) -> RawImages:
@@ -170,7 +167,7 @@ def read_celeba(library: Library, resize: Size | None = None, grey: bool = False
             folder = Path(root, data.base_folder, "img_align_celeba")
             paths = [folder / file for file in data.filename]
             images = read_pictures(paths, resize, grey)
-            parts[part] = Part.checked(images, data.attr, f"celeba ({part})")
+            parts[part] = as_part(images, data.attr, f"celeba ({part})")
         provenance = Provenance("CelebA, aligned, through torchvision", "non-commercial research (CelebA authors)")
         return RawImages("celeba", parts, provenance, (0, 255))
 
@@ -192,7 +189,7 @@ def read_lfw(library: Library, grey: bool = False) -> RawImages:
         people = sklearn.datasets.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
         # scikit-learn returns floats, 255ths in [0, 1]
         images = (people.images * 255).round().astype(np.uint8)
-        whole = Part.checked(images, people.target, "lfw")
+        whole = as_part(images, people.target, "lfw")
         provenance = Provenance("LFW, funneled, cropped to the face and halved, through scikit-learn")
         class_names = tuple(map(str, people.target_names))
         return RawImages("lfw", {"train": whole}, provenance, (0, 255), class_names)

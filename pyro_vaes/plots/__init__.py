@@ -4,15 +4,18 @@ Every function takes `ax` (or `axes`) to draw into a figure of yours and makes a
 it returns what it drew into, keeps no state and changes no global setting.
 """
 
-from .clusters import cluster_cards
-from .collapse import collapse_curve, kl_bars
 from .criticism import expected_coverage, khat, ppc_panels, rank_hist
-from .divergences import divergence_histogram
-from .forecast import kl_forecast, loss_with_thresholds, singular_values
-from .forecast_sweep import forecast_bars, forecast_scatter
-from .images import image_grid, reconstructions, samples
-from .ladder import level_manifolds
-from .latent import latent_scatter, manifold, posterior_against_prior, traversals
+from .divergences import collapse_curve, divergence_histogram, kl_bars
+from .forecast import (
+    forecast_bars,
+    forecast_scatter,
+    kl_forecast,
+    loss_with_thresholds,
+    singular_values,
+)
+from .images import cluster_cards, image_grid, reconstructions, samples
+from .latent import latent_scatter, posterior_against_prior, traversals
+from .manifolds import level_manifolds, manifold
 from .style import chart_axes, legend
 from .training import loss_curves
 from .variants import transitions, variants

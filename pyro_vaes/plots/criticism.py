@@ -91,8 +91,26 @@ def ppc_panels(
     if len(panels) != number:
         raise ValueError(f"axes holds {len(panels)} axes; wanted {number}: the densities and {list(named)}.")
     _densities(data, replicates, panels[0])
-    for panel, (name, statistic) in zip(panels[1:], named.items(), strict=True):
-        _statistic(data, replicates, name, statistic, panel)
+    for ax, (name, statistic) in zip(panels[1:], named.items(), strict=True):
+        results = [statistic(torch.as_tensor(values)) for values in (data, *replicates)]
+        if results[0].numel() != 1:
+            raise ValueError(
+                f"The statistic {name!r} returned shape {tuple(results[0].shape)} for one data "
+                "set; wanted a single number. Average or sum at its end."
+            )
+        truth, *repeats = (float(result) for result in results)
+        p_value = np.mean(np.greater(repeats, truth)) + 0.5 * np.mean(np.equal(repeats, truth))
+
+        chart_axes(ax, None, name)
+        colour = INK if 0.01 < p_value < 0.99 else RED
+        ax.set_title(f"p = {p_value:.2f}", loc="left", fontsize=10, color=colour)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+
+        bins = min(30, max(8, len(repeats) // 8))
+        ax.hist(repeats, bins=bins, color=BLUE, alpha=0.75, label="replicates")
+        ax.axvline(truth, color=INK, linewidth=1.6, label="data")
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
     return panels
 
 
@@ -118,7 +136,7 @@ def _densities(data: np.ndarray, replicates: np.ndarray, ax: Axes) -> None:
         ax.plot(middles, height, color=BLUE, alpha=0.25, linewidth=0.7)
     ax.plot([], [], color=BLUE, label="replicates")
     ax.plot(middles, heights[0], color=INK, linewidth=1.6, label="data", marker=marker, markersize=3)
-    legend(ax, loc="best")
+    legend(ax)
 
 
 def _edges(values: np.ndarray, kinds: np.ndarray, size: int) -> np.ndarray:
@@ -132,28 +150,6 @@ def _edges(values: np.ndarray, kinds: np.ndarray, size: int) -> np.ndarray:
     low, high = edges[0], edges[-1]
     step = int(max(1, np.ceil((high - low + 1) / bins)))
     return np.arange(np.floor(low), high + step + 1, step) - 0.5
-
-
-def _statistic(data: np.ndarray, replicates: np.ndarray, name: str, statistic: Statistic, ax: Axes) -> None:
-    """The histogram of one statistic over replicates, the data's as a line, the p-value in the title."""
-    results = [statistic(torch.as_tensor(values)) for values in (data, *replicates)]
-    if results[0].numel() != 1:
-        raise ValueError(
-            f"The statistic {name!r} returned shape {tuple(results[0].shape)} for one data "
-            "set; wanted a single number. Average or sum at its end."
-        )
-    truth, *repeats = (float(result) for result in results)
-    p_value = np.mean(np.greater(repeats, truth)) + 0.5 * np.mean(np.equal(repeats, truth))
-
-    chart_axes(ax, None, name)
-    colour = INK if 0.01 < p_value < 0.99 else RED
-    ax.set_title(f"p = {p_value:.2f}", loc="left", fontsize=10, color=colour)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    bins = min(30, max(8, len(repeats) // 8))
-    ax.hist(repeats, bins=bins, color=BLUE, alpha=0.75, label="replicates")
-    ax.axvline(truth, color=INK, linewidth=1.6, label="data")
-    ax.set_yticks([])
-    ax.spines["left"].set_visible(False)
 
 
 def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> Axes:
@@ -192,9 +188,21 @@ def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> A
     ax = chart_axes(ax, title, "datum", "Pareto k-hat")
     bad = ~(shapes < 0.7)  # nan included
     usable = (shapes > 0.5) & ~bad
-    _zone(ax, shapes, ~bad & ~usable, BLUE, "good, up to 0.5")
-    _zone(ax, shapes, usable, AMBER, "usable, up to 0.7")
-    _zone(ax, shapes, bad, RED, "not reliable")
+    for zone, colour, name in (
+        (~bad & ~usable, BLUE, "good, up to 0.5"),
+        (usable, AMBER, "usable, up to 0.7"),
+        (bad, RED, "not reliable"),
+    ):
+        if zone.any():
+            chosen = shapes[zone]
+            places = np.flatnonzero(zone)
+            infinite = (~np.isfinite(chosen)).sum()
+
+            count = f"{name}: {len(chosen)}"
+            if infinite:
+                count += f" ({infinite} not finite)"
+            ax.scatter(places, chosen, s=10, color=colour, linewidths=0, label=count)
+
     for threshold in (0.5, 0.7):
         ax.axhline(threshold, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
 
@@ -207,16 +215,6 @@ def khat(khats: Array, *, title: str | None = None, ax: Axes | None = None) -> A
         columnspacing=1.0,
     )
     return ax
-
-
-def _zone(ax: Axes, shapes: np.ndarray, chosen: np.ndarray, colour: str, name: str) -> None:
-    """The points of one zone, if any, and how many there are."""
-    if not chosen.any():
-        return
-    infinite = (~np.isfinite(shapes[chosen])).sum()
-    count = f"{chosen.sum()} ({infinite} not finite)" if infinite else f"{chosen.sum()}"
-    places = np.flatnonzero(chosen)
-    ax.scatter(places, shapes[chosen], s=10, color=colour, linewidths=0, label=f"{name}: {count}")
 
 
 def rank_hist(

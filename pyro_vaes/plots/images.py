@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -132,8 +132,7 @@ def in_rows(images: np.ndarray, columns: int) -> np.ndarray:
     return full.reshape(-1, columns, *images.shape[1:])
 
 
-@dataclass(frozen=True)
-class Mosaic:
+class Mosaic(NamedTuple):
     """Images in rows and columns, as one picture on some axes.
 
     Attributes:
@@ -272,12 +271,14 @@ def reconstructions(
             f"x holds {len(data)} images of {data.shape[1:]} (height, width, channels) but x_hat {len(model)}"
             f" of {model.shape[1:]}; wanted one reconstruction for each datum. Average any draws first."
         )
-    if value_range is None:  # 8-bit data may stand above reconstructions in [0, 1]
-        data, model = (to_unit(part) if part.dtype == np.uint8 else part for part in (data, model))
-    both = np.nan_to_num(to_unit(np.stack((data, model)), value_range), nan=1.0)
+    both = [data, model]
+    for index, part in enumerate(both):  # 8-bit data may stand above others in [0, 1]
+        if value_range is None and part.dtype == np.uint8:
+            both[index] = to_unit(part)
+    whole = np.nan_to_num(to_unit(np.stack(both), value_range), nan=1.0)
 
     columns = max(1, min(columns, len(data)))
-    pairs = np.stack([in_rows(part, columns) for part in both], axis=1)
+    pairs = np.stack([in_rows(part, columns) for part in whole], axis=1)
 
     tiles = pairs.reshape(-1, *data.shape[1:])
     drawn = draw_mosaic(tiles, columns, (0.0, 1.0), title, ax)
@@ -322,3 +323,66 @@ def samples(
         title=title,
         ax=ax,
     )
+
+
+def cluster_cards(
+    images: Array,
+    clusters: Array,
+    *,
+    columns: int = 10,
+    largest: int | None = None,
+    image_shape: ImageShape = None,
+    value_range: ValueRange = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One row of images for each cluster that holds any, the largest cluster on top.
+
+    What the pictures of a row share, and those of other rows lack, is the attribute by which they are clustered. The
+    same card shows generated images, with the component that each is generated from for its cluster.
+
+    Arguments:
+        images: N images in any layout of `image_grid`.
+        clusters: Their numbers 0, 1, .., `(N,)`.
+        columns: Pictures per row; the first members are shown.
+        largest: How many clusters to show at most; None for all.
+        image_shape: `(H, W)` or `(C, H, W)` of flat images.
+        value_range: Values shown as black and white; see `to_unit`.
+        title: Above the card.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes; the rows are labelled with the clusters' numbers and their shares of the images.
+
+    Raises:
+        ValueError: If there is no number for each image, or `columns` or `largest` is below 1.
+
+    Example:
+        >>> ax = cluster_cards(np.random.rand(30, 64), np.arange(30) % 3, columns=5)
+        >>> [t.get_text() for t in ax.get_yticklabels()]
+        ['0 (33%)', '1 (33%)', '2 (33%)']
+    """
+    tiles = as_images(images, image_shape)
+    numbers = to_numpy(clusters, "clusters")
+    if numbers.shape != (len(tiles),) or not np.issubdtype(numbers.dtype, np.integer):
+        found = f"clusters has {numbers.dtype} and shape {numbers.shape}"
+        problem = f"There are {len(tiles)} images, but {found}"
+        raise ValueError(f"{problem}; wanted a whole number for each.")
+    if columns < 1 or (largest is not None and largest < 1):
+        got = f"{columns} and {largest}"
+        raise ValueError(f"columns and largest are at least 1, but got {got}.")
+
+    counts = np.bincount(numbers)
+    order = np.argsort(-counts, kind="stable")[:largest]
+    order = order[counts[order] > 0]
+
+    white = tiles.max() if value_range is None else value_range[1]
+    cards = np.full((len(order), columns, *tiles.shape[1:]), white, tiles.dtype)
+    for card, cluster in zip(cards, order, strict=True):
+        members = tiles[numbers == cluster][:columns]
+        card[: len(members)] = members
+
+    images = cards.reshape(-1, *tiles.shape[1:])
+    drawn = draw_mosaic(images, columns, value_range, title, ax, gap=1)
+    drawn.name_rows([f"{k} ({counts[k] / len(tiles):.0%})" for k in order])
+    return drawn.ax

@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from .charts import central_edges, check_names
 from .images import ImageShape, ValueRange, as_images, draw_mosaic
-from .plane import Plane
 from .style import BLUE, INK, Array, Names, chart_axes, legend, to_numpy
 
 Decode = Callable[[Tensor], Array]
@@ -74,59 +72,6 @@ def traversals(
     drawn = draw_mosaic(images, steps, value_range, title, ax)
     drawn.name_rows([f"z[{unit}]" for unit in rows])
     drawn.name_columns([f"{value:+.2g}" for value in values.tolist()])
-    return drawn.ax
-
-
-@torch.no_grad()
-def manifold(
-    decode: Decode,
-    *,
-    steps: int = 15,
-    image_shape: ImageShape = None,
-    value_range: ValueRange = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    title: str | None = "The plane of two latents, in equal steps of prior probability",
-    ax: Axes | None = None,
-) -> Axes:
-    r"""Decode a grid over a two-dimensional latent space with a standard normal prior.
-
-    .. math:: z_{ij} = (\Phi^{-1}(u_i), \Phi^{-1}(u_j)), \quad u_i = (i + 1/2) / n, \quad i = 0, \dots, n - 1
-
-    Arguments:
-        decode: Latents with shape `(N, 2)` to N images.
-        steps: n, pictures per side.
-        image_shape: `(H, W)` or `(C, H, W)` of flat images.
-        value_range: Values shown as black and white; see `to_unit`.
-        dtype: Of the latents; None takes the default.
-        device: Of the latents; None takes the default.
-        title: Above the picture.
-        ax: Axes to draw into; None makes a figure.
-
-    Returns:
-        The axes, which hold one picture; the first latent grows to the right and the second upwards.
-
-    Raises:
-        ValueError: If `steps` is below 2 or `decode` returns another number of images.
-
-    References:
-        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), figure 4
-        | https://arxiv.org/abs/1312.6114
-
-    Example:
-        >>> ax = manifold(lambda z: torch.sigmoid(z @ torch.randn(2, 64)), steps=5)
-        >>> ax.images[0].get_array().shape
-        (40, 40)
-    """
-    if steps < 2:
-        raise ValueError(f"steps={steps}, but a plane needs at least 2 pictures per side.")
-    places = torch.arange(steps, dtype=dtype, device=device)
-    values = torch.special.ndtri((places + 0.5) / steps)
-    plane = Plane(values, values)
-
-    images = decoded(decode(plane.points()), steps**2, image_shape)
-    drawn = draw_mosaic(images, steps, value_range, title, ax, gap=0)
-    plane.name_axes(drawn, ".2f", "z[0]", "z[1]")
     return drawn.ax
 
 
@@ -282,8 +227,17 @@ def posterior_against_prior(
     ax = chart_axes(ax, title, "value of the latent", height=height)
     ax.grid(False)
     floors = np.arange(len(rows))[::-1]
-    drawn = [_draw_unit(ax, posterior[:, row], prior[:, row], edges, floor) for row, floor in enumerate(floors)]
-    filled, line = drawn[0]
+    middles = (edges[1:] + edges[:-1]) / 2
+    for row, floor in enumerate(floors):
+        pair = posterior[:, row], prior[:, row]
+        heights, outline = (np.histogram(x, edges)[0] / len(x) for x in pair)
+        scale = 0.9 / max(heights.max(), outline.max(), 1e-12)  # one for both areas
+
+        top = floor + scale * heights
+        filled = ax.fill_between(middles, floor, top, step="mid", color=BLUE, alpha=0.75, linewidth=0)
+        rim = floor + scale * outline
+        (line,) = ax.step(middles, rim, where="mid", color=INK, linewidth=0.9)
+    # of all units one in the legend
     filled.set_label("posterior")
     line.set_label("prior")
 
@@ -293,17 +247,3 @@ def posterior_against_prior(
     ax.set_ylim(-0.1, len(rows) + 0.35)  # room for the legend
     legend(ax, loc="upper right", ncols=2)
     return ax
-
-
-def _draw_unit(
-    ax: Axes, posterior: np.ndarray, prior: np.ndarray, edges: np.ndarray, floor: int
-) -> tuple[Artist, Artist]:
-    """The histograms of one unit on a line of their own, on one scale: their areas stay comparable."""
-    middles = (edges[1:] + edges[:-1]) / 2
-    heights, outline = (np.histogram(x, edges)[0] / len(x) for x in (posterior, prior))
-    scale = 0.9 / max(heights.max(), outline.max(), 1e-12)
-
-    top = floor + scale * heights
-    filled = ax.fill_between(middles, floor, top, step="mid", color=BLUE, alpha=0.75, linewidth=0)
-    (line,) = ax.step(middles, floor + scale * outline, where="mid", color=INK, linewidth=0.9)
-    return filled, line

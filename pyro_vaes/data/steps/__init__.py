@@ -1,11 +1,9 @@
 """Preprocessing: small callables from a batch of images to a batch of images, with their log-determinants."""
 
 from .base import PixelInfo, Step
-from .binarize import Binarize, Threshold
-from .dequantize import Dequantize
 from .geometry import Grey, HorizontalFlip, Resize
-from .logit import Logit
-from .scale import MeanCentre, ToSigned, ToUnit
+from .levels import Binarize, Dequantize, Threshold
+from .pixelwise import Logit, MeanCentre, ToSigned, ToUnit
 
 __all__ = [
     "Binarize",

@@ -26,7 +26,7 @@ class Step:
     r"""One preprocessing step: a callable :math:`y = f(x)` on batches of images.
 
     A step of your own is a frozen dataclass derived from this class with a `transform` (or a `__call__`, if it is
-    random), a `space`, and, where the map is a bijection, an `inverse` and a `log_abs_det_jacobian`.
+    random), a `space`, and, where the map is a bijection, an `inverse` and a `log_abs_det_jacobian`, or a `log_slope`.
 
     Example:
         >>> from pyro_vaes.data import Threshold
@@ -40,6 +40,11 @@ class Step:
     def space(self) -> str:
         """The result in words."""
         return repr(self)
+
+    @property
+    def log_slope(self) -> float | None:
+        """log |dy / dx| in nats, where it is the same at every pixel; None for all other steps."""
+        return None
 
     def transform(self, x: Tensor) -> Tensor:
         """The new images of a step that is not random.
@@ -95,6 +100,9 @@ class Step:
         Raises:
             ValueError: If the step is no bijection, so that densities cannot be carried over.
         """
+        if self.log_slope is not None:
+            total = self.log_slope * math.prod(y.shape[1:])
+            return y.new_full(y.shape[:1], total, dtype=floating(y.dtype))
         raise ValueError(
             f"{type(self).__name__} is no bijection, so nats cannot be carried over to the space before it: "
             f"report them in the space they are in ({self.space}), or leave the step out (size and colour "
@@ -194,11 +202,6 @@ def _preprocessed(steps: Sequence[Step], images: Tensor) -> Iterator[Tensor]:
     rows = torch.arange(len(images), device=images.device)
     for x, r in zip(images.split(CHUNK), rows.split(CHUNK), strict=True):
         yield apply_steps(steps, x, None, r)
-
-
-def constant(x: Tensor, per_pixel: float) -> Tensor:
-    """A log-determinant that is the same at every pixel, with shape `(B,)`."""
-    return x.new_full(x.shape[:1], per_pixel * math.prod(x.shape[1:]), dtype=floating(x.dtype))
 
 
 def floating(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..types import Size
-from .base import Fitted, PixelInfo, Step, constant, floating
+from .base import Fitted, PixelInfo, Step, floating
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,6 @@ class Resize(Step):
         return self, _averaged(next(iter(chunks)), info)
 
 
-@dataclass(frozen=True, eq=False)
 class Grey(Step):
     r"""Luminance of red, green and blue. Integer pixels stay integer, grey images stay as they are.
 
@@ -89,7 +88,6 @@ class Grey(Step):
         return self, _averaged(first, info)
 
 
-@dataclass(frozen=True, eq=False)
 class HorizontalFlip(Step):
     """Mirrors each training image left to right with probability 1/2, anew in each epoch; an augmentation.
 
@@ -102,15 +100,13 @@ class HorizontalFlip(Step):
     """
 
     space: ClassVar[str] = "mirrored at random in training"
+    log_slope: ClassVar[float] = 0.0
 
     def __call__(self, x: Tensor, generator: Generator | None = None, rows: Tensor | None = None) -> Tensor:
         if generator is None:
             return x
         mirrored = torch.rand(len(x), 1, 1, 1, device=x.device, generator=generator) < 0.5
         return torch.where(mirrored, x.flip(-1), x)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return constant(y, 0.0)
 
 
 def _keep_dtype(y: Tensor, x: Tensor) -> Tensor:
