@@ -21,6 +21,7 @@ from .densities import (
 )
 from .dependencies import dependencies, mean_field_violations
 from .evaluation_handlers import FixedRows, WithoutData
+from .global_draws import KeepGlobals
 from .handler_stack import ambient_scale
 from .keywords import bind_keywords, unbind_keywords
 from .marks import (
@@ -35,7 +36,7 @@ from .marks import (
     was_observed,
 )
 from .pair import Pair
-from .plates import Plate, find_plate, plates
+from .plates import Plate, enclosing_plates, find_plate, loop_row, plates
 from .reach import (
     Program,
     argument_names,
@@ -63,6 +64,7 @@ from .sites import (
     is_latent,
     log_density,
     log_density_sum,
+    mask_of,
     role,
     sites,
 )
@@ -75,6 +77,7 @@ from .units import (
     find_data_plate,
     num_rows,
 )
+from .which_unit import crossed_plates, find_unit, is_inside, shared_plates
 
 __all__ = [
     "DENSITIES",
@@ -84,6 +87,7 @@ __all__ = [
     "DataPlate",
     "Findings",
     "FixedRows",
+    "KeepGlobals",
     "Pair",
     "PairTraces",
     "Plate",
@@ -97,22 +101,28 @@ __all__ = [
     "ambient_scale",
     "argument_names",
     "bind_keywords",
+    "crossed_plates",
     "data_plate",
     "dependencies",
     "dry_run",
     "dry_run_pair",
+    "enclosing_plates",
     "evidence_for",
     "find_data_plate",
     "find_plate",
+    "find_unit",
     "has_analytic_kl",
     "is_auxiliary",
     "is_dry_run",
     "is_enumerated",
+    "is_inside",
     "is_latent",
     "local_parameters",
     "log_density",
     "log_density_sum",
+    "loop_row",
     "mark_statements",
+    "mask_of",
     "marks",
     "may_be_point",
     "mean_field_violations",
@@ -133,6 +143,7 @@ __all__ = [
     "run",
     "run_pair",
     "share_dry_runs",
+    "shared_plates",
     "sites",
     "unbind_keywords",
     "was_observed",
