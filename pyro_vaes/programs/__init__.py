@@ -22,6 +22,7 @@ from .densities import (
 )
 from .dependencies import dependencies, mean_field_violations
 from .evaluation_handlers import FixedRows, WithoutData
+from .global_draws import KeepGlobals
 from .handler_stack import ambient_scale
 from .keywords import bind_keywords, unbind_keywords
 from .marks import (
@@ -36,7 +37,7 @@ from .marks import (
     was_observed,
 )
 from .pair import Pair
-from .plates import Plate, find_plate, plates
+from .plates import Plate, enclosing_plates, find_plate, loop_row, plates
 from .reach import (
     Program,
     argument_names,
@@ -64,6 +65,7 @@ from .sites import (
     is_latent,
     log_density,
     log_density_sum,
+    mask_of,
     role,
     sites,
 )
@@ -77,6 +79,7 @@ from .units import (
     find_data_plate,
     num_rows,
 )
+from .which_unit import crossed_plates, find_unit, is_inside, shared_plates
 
 __all__ = [
     "DENSITIES",
@@ -88,6 +91,7 @@ __all__ = [
     "Findings",
     "FixedRows",
     "HiddenPlates",
+    "KeepGlobals",
     "Pair",
     "PairTraces",
     "Plate",
@@ -103,22 +107,28 @@ __all__ = [
     "argument_names",
     "bind_keywords",
     "copied_buffers",
+    "crossed_plates",
     "data_plate",
     "dependencies",
     "dry_run",
     "dry_run_pair",
+    "enclosing_plates",
     "evidence_for",
     "find_data_plate",
     "find_plate",
+    "find_unit",
     "has_analytic_kl",
     "is_auxiliary",
     "is_dry_run",
     "is_enumerated",
+    "is_inside",
     "is_latent",
     "local_parameters",
     "log_density",
     "log_density_sum",
+    "loop_row",
     "mark_statements",
+    "mask_of",
     "marks",
     "may_be_point",
     "mean_field_violations",
@@ -141,6 +151,7 @@ __all__ = [
     "run_pair",
     "run_swapped",
     "share_dry_runs",
+    "shared_plates",
     "sites",
     "unbind_keywords",
     "was_observed",

@@ -21,6 +21,7 @@ from .runs import run_pair
 
 Args = tuple[object, ...]
 NO_FORWARD = (nn.Module.forward, pyro.nn.PyroModule.forward)
+OF_MODULES = (nn.Module.__call__, pyro.nn.PyroModule.__call__)
 
 
 class Pair:
@@ -264,7 +265,9 @@ class Pair:
 def _refuse_no_program(label: str, program: object) -> None:
     if not callable(program):
         raise ValueError(f"The {label} must be a Pyro program, but got {type(program).__name__}.")
-    if isinstance(program, nn.Module) and type(program).forward in NO_FORWARD:
+    if not isinstance(program, nn.Module) or type(program).__call__ not in OF_MODULES:
+        return  # one that is called in its own way, as Pyro's GuideMessenger is
+    if type(program).forward in NO_FORWARD:
         raise ValueError(
             f"The {label} is a {type(program).__name__}, which has no forward: pass its "
             "method, as in fit(vae.model, vae.guide, data)."

@@ -13,6 +13,7 @@ subsampling      draws the rows of a plate
 import enum
 from collections.abc import Callable
 
+import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
@@ -108,6 +109,29 @@ def _is_factor(site: Message) -> bool:
     while isinstance(fn, ExpandedDistribution | MaskedDistribution):
         fn = fn.base_dist
     return isinstance(fn, Unit)
+
+
+def mask_of(site: Message) -> Tensor | None:
+    """Which elements of a site's batch shape count; None where all do.
+
+    It joins the mask of the handlers around the site (``poutine.mask``) with that of
+    its distribution (``dist.mask()``).
+    """
+    masks = [site["mask"]]
+    fn = site["fn"]
+    while isinstance(fn, ExpandedDistribution | MaskedDistribution):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+
+    found: Tensor | None = None
+    for mask in masks:
+        if mask is None or mask is True:
+            continue
+        mask = torch.as_tensor(mask).bool()
+        if found is not None:
+            mask = mask & found.to(mask.device)
+        found = mask
+    return found
 
 
 def log_density(site: Message, *, scaled: bool = True) -> Tensor:

@@ -171,11 +171,15 @@ def test_a_program_that_draws_its_own_rows():
     assert (units.size, units.num_data) == (5, 40)
 
 
-def test_observations_that_share_no_plate_count_by_rows():
+def test_observations_that_share_no_plate_are_one_unit(caplog):
+    """The program says nothing of rows, so its argument's length means nothing."""
+
     def model(x):
         pyro.sample("x", dist.Normal(torch.zeros(7), 1.0).to_event(1), obs=x)
 
-    assert UnitCounter(model).of((torch.zeros(7),)).num_data == 7
+    counter = UnitCounter(model)
+    assert [counter.of((torch.zeros(n, 7)[0],)).num_data for n in (1, 2)] == [1, 1]
+    assert caplog.text.count("the whole data count as one unit") == 1
 
 
 # structures

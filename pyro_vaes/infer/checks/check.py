@@ -1,7 +1,9 @@
 """A dry run of a model/guide pair on one batch: the trace table, and what is wrong, in words."""
 
+import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import pyro
 from pyro.infer import ELBO
@@ -28,14 +30,20 @@ from .bound_problems import (
 from .problems import (
     Problem,
     data_problems,
+    empty_problems,
     failure,
     plate_problems,
     scale_problems,
-    shape_problems,
     site_problems,
     support_problems,
 )
 from .program_record import ProgramRecord, record
+from .shape_problems import shape_problems
+from .silent_problems import (
+    global_problems,
+    mask_problems,
+    observing_problems,
+)
 from .tables import Args, trace_table
 
 
@@ -78,9 +86,14 @@ class CheckReport:
 def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = None) -> CheckReport:
     """Run a pair once on a batch, aside, and say what is wrong with it.
 
-    Looks at: the data (NaN, dtype, emptiness), errors of either program, sites that only one of them has, batch
-    dimensions that no plate declares, values outside a support, scales on one side only, the mean-field condition of
-    :class:`~pyro.infer.TraceMeanField_ELBO`, values that are not finite, and parameters that no gradient reaches.
+    Looks at: the data (NaN, dtype, emptiness), errors of either program, sites that only
+    one of them has, batch dimensions that no plate declares, values outside a support,
+    scales and masks on one side only, global latents beside a plate that stands for its
+    batch alone, observations of the guide, the mean-field condition of
+    :class:`~pyro.infer.TraceMeanField_ELBO`, values that are not finite, and parameters
+    that no gradient reaches. Data that the programs handle by themselves (NaN, bytes, grey
+    pixels under ``validate_args=False``) are no problem: the loss under Pyro's validation
+    decides.
 
     Arguments:
         model: The model.
@@ -113,38 +126,83 @@ def check(model: Program, guide: Program, batch: object, *, loss: ELBO | None = 
         return check_pair(pair, bound, args)
 
 
-def check_pair(pair: Pair, bound: ELBO, args: Args, *, trains: bool = True) -> CheckReport:
+def check_pair(
+    pair: Pair,
+    bound: ELBO,
+    args: Args,
+    *,
+    trains: bool = True,
+    is_all: bool = False,
+) -> CheckReport:
     """The same for a pair that is run aside already; its parameters are found on the way.
 
     Both programs are run once, and the loss is computed once, if the caller shares dry
-    runs.
+    runs. What Pyro's default validation lets pass is refused only where the result would
+    be wrong: the loss decides, and what is known of data and shapes explains.
 
     Arguments:
         pair: Model and guide.
         bound: The bound.
         args: The programs' arguments for one batch.
         trains: Whether the loss is to be differentiated.
+        is_all: Whether this batch holds all data.
     """
-    problems = list(data_problems(args))
-    if problems:
-        return CheckReport("", tuple(problems))
+    empty = tuple(empty_problems(args))
+    if empty:
+        return CheckReport("", empty)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pyro.validation_enabled(False):
-            try:
-                traces = dry_run_pair(pair.model, pair.guide, args)
-            except Exception as error:
-                return _report_failure(pair, args, error)
-            guide = record("guide", traces.guide)
-            model = record("model", traces.model)
-            problems = _problems(pair, bound, args, guide, model)
+        return _check(pair, bound, args, trains=trains, is_all=is_all)
 
-        if not any(p.fatal for p in problems):
-            problems += loss_problems(pair, bound, args, trains=trains)
+
+def _check(
+    pair: Pair,
+    bound: ELBO,
+    args: Args,
+    *,
+    trains: bool,
+    is_all: bool,
+) -> CheckReport:
+    suspects = list(data_problems(args))
+    with pyro.validation_enabled(False):
+        try:
+            traces = dry_run_pair(pair.model, pair.guide, args)
+        except Exception as error:
+            failed = _report_failure(pair, args, error)
+            of_loss = loss_problems(pair, bound, args, trains=trains)
+            return _decide(failed, suspects, of_loss)
+
+        guide = record("guide", traces.guide)
+        model = record("model", traces.model)
+        problems = _problems(pair, bound, args, guide, model)
+        if not is_all:
+            problems += global_problems(model)
+        suspects = suspects or list(support_problems(pair, model))
+
+    if not any(p.fatal for p in problems):
+        found = list(loss_problems(pair, bound, args, trains=trains))
+        if suspects and any(p.fatal for p in found):
+            found = suspects
+        problems += found
 
     problems.sort(key=lambda problem: not problem.fatal)
     return CheckReport(trace_table(guide, model), tuple(problems))
+
+
+def _decide(
+    failed: CheckReport,
+    suspects: list[Problem],
+    of_loss: Iterator[Problem],
+) -> CheckReport:
+    """The report on programs that fail by themselves.
+
+    A bound may run them in another way, as where it enumerates: then its loss counts.
+    """
+    found = tuple(of_loss)
+    if any(problem.fatal for problem in found):
+        found = tuple(suspects) or failed.problems
+    return replace(failed, problems=found)
 
 
 def _problems(pair: Pair, bound: ELBO, args: Args, guide: ProgramRecord, model: ProgramRecord) -> list[Problem]:
@@ -154,11 +212,13 @@ def _problems(pair: Pair, bound: ELBO, args: Args, guide: ProgramRecord, model: 
     if not facts.enumerates:
         problems += enumeration_problems(guide, model, bound)
 
-    problems += shape_problems(guide)
-    problems += shape_problems(model)
-    problems += support_problems(pair, model)
+    nesting = getattr(bound, "max_plate_nesting", math.inf)
+    problems += shape_problems(guide, nesting)
+    problems += shape_problems(model, nesting)
     problems += plate_problems(guide, model, args)
     problems += scale_problems(guide, model)
+    problems += mask_problems(guide, model)
+    problems += observing_problems(guide)
 
     if facts.analytic_kl and not any(p.fatal for p in problems):
         problems += mean_field_problems(pair, args)

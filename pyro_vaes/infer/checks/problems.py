@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.errors import Cure, UsageError
-from pyro_vaes.programs import Pair, is_auxiliary, is_enumerated, required_arguments
+from pyro_vaes.programs import (
+    Pair,
+    is_auxiliary,
+    is_enumerated,
+    required_arguments,
+)
 
 from .program_record import ProgramRecord
 from .tables import Args, explain
@@ -46,16 +51,23 @@ class Problem:
         return str(UsageError(self.message, *self.cures))
 
 
-def data_problems(args: Args) -> Iterator[Problem]:
-    """Data that are missing, not finite, or no floats."""
+def _named_tensors(args: Args) -> Iterator[tuple[int, str, Tensor]]:
     for position, value in enumerate(args):
-        name = "x" if position == 0 else f"argument {position + 1}"
-        if not isinstance(value, Tensor):
-            continue
+        if isinstance(value, Tensor):
+            yield position, "x" if position == 0 else f"argument {position + 1}", value
 
+
+def empty_problems(args: Args) -> Iterator[Problem]:
+    """Data that are missing."""
+    for _, name, value in _named_tensors(args):
         if value.dim() and len(value) == 0:
             yield Problem(f"The batch is empty: {name} has shape {tuple(value.shape)}. Is the split or filter right?")
-        elif value.is_floating_point() and not value.isfinite().all():
+
+
+def data_problems(args: Args) -> Iterator[Problem]:
+    """Data that are not finite, or no floats; a program may handle them itself."""
+    for position, name, value in _named_tensors(args):
+        if value.is_floating_point() and not value.isfinite().all():
             bad = (~value.isfinite()).sum().item()
             yield Problem(
                 f"{name} holds {bad} values that are NaN or infinite (of {value.numel()}). "
@@ -140,54 +152,13 @@ def site_problems(guide: ProgramRecord, model: ProgramRecord) -> Iterator[Proble
             )
         if name not in model.drawn:
             continue
+
         ours, theirs = (tuple(s["fn"].event_shape) for s in (site, model.drawn[name]))
         if ours != theirs:
             yield Problem(
                 f"At {name!r} the guide's events have shape {ours} but the model's have "
                 f"{theirs}. Is .to_event(1) missing on one side?"
             )
-
-
-def shape_problems(program: ProgramRecord) -> Iterator[Problem]:
-    """Values that do not fit their distribution, and dimensions that no plate declares."""
-    label = program.label
-    for name, site in program.sites.items():
-        around = {plate.dim: plate for plate in program.plates[name]}
-        if not around and label == "model" and site["is_observed"]:
-            yield Problem(
-                f"The observed site {name!r} lies in no plate, so its data do not count as "
-                "independent. Put it into `with pyro.plate('data', len(x)):`."
-            )
-
-        fn, shape = site["fn"], site["value"].shape
-        events_from = len(shape) - len(fn.event_shape)
-        try:
-            torch.broadcast_shapes(fn.event_shape, shape[events_from:])
-            batch_shape = torch.broadcast_shapes(fn.batch_shape, shape[:events_from])
-        except RuntimeError:
-            yield Problem(
-                f"At {name!r} the {label}'s distribution has shape {tuple(fn.batch_shape)} "
-                f"+ {tuple(fn.event_shape)} but the value has {tuple(shape)}. Does the "
-                "decoder's last layer, or the plate's size, follow the data?"
-            )
-            continue
-
-        for dim, size in enumerate(batch_shape, -len(batch_shape)):
-            plate = around.get(dim)
-            if plate is not None and size not in (1, plate.size):
-                yield Problem(
-                    f"At {name!r} the {label}'s batch dimension {dim} has size {size} but "
-                    f"the plate {plate.name!r} has {plate.size}. Does the plate's size "
-                    "follow len(x)?"
-                )
-            elif plate is None and size > 1:
-                yield Problem(
-                    f"At {name!r} the {label} has batch shape {tuple(batch_shape)}, whose "
-                    f"dimension {dim} of size {size} no plate declares. If it belongs to "
-                    f"one datum, call .to_event({len(batch_shape) - len(around)}) on the "
-                    "distribution; else open a plate for it."
-                )
-                break
 
 
 def support_problems(pair: Pair, model: ProgramRecord) -> Iterator[Problem]:

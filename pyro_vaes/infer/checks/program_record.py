@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 from pyro.poutine import Trace
 
-from pyro_vaes.programs import DRAWN, OBJECTIVE, Plate, Sites, plates, sites
+from pyro_vaes.programs import (
+    DRAWN,
+    OBJECTIVE,
+    Plate,
+    Sites,
+    enclosing_plates,
+    plates,
+    sites,
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,7 @@ class ProgramRecord:
         sites: Those that an objective is made of.
         drawn: Those that draw a value.
         plates: The vectorised plates around each site, outermost first.
+        enclosing: The same with the plates whose rows the program loops over.
     """
 
     label: str
@@ -24,12 +33,14 @@ class ProgramRecord:
     sites: Sites
     drawn: Sites
     plates: dict[str, tuple[Plate, ...]]
+    enclosing: dict[str, tuple[Plate, ...]]
 
 
 def record(label: str, trace: Trace) -> ProgramRecord:
     """The record of a program, from the trace of a dry run."""
-    all_sites, around = sites(trace), {}
+    all_sites, around, enclosing = sites(trace), {}, {}
     objective, drawn = sites(trace, OBJECTIVE), sites(trace, DRAWN)
     for name, site in all_sites.items():
         around[name] = plates(site)
-    return ProgramRecord(label, all_sites, objective, drawn, around)
+        enclosing[name] = enclosing_plates(site)
+    return ProgramRecord(label, all_sites, objective, drawn, around, enclosing)

@@ -5,7 +5,13 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vaes.programs import Pair, Program, UnitCounter, preserve_rng
+from pyro_vaes.programs import (
+    KeepGlobals,
+    Pair,
+    Program,
+    UnitCounter,
+    preserve_rng,
+)
 
 from ..batches.batches import Batches, as_batches, derived_seed
 from ..bounds.facts import facts_of
@@ -23,8 +29,13 @@ def evaluate(
     loss: ELBO | None = None,
     batch_size: int = 512,
     seed: int = 0,
+    unit: str | None = None,
 ) -> float:
     """The loss (negative bound) in nats per datum, with fixed noise; no parameter, buffer, mode or generator changes.
+
+    A datum is a unit: a row of the outermost plate that all observed sites share.
+    Latents outside that plate are global; they are drawn once for the pass over the data,
+    and their KL divergence counts once for all data that the plate stands for.
 
     Arguments:
         model: The model.
@@ -33,6 +44,8 @@ def evaluate(
         loss: The bound; ``Trace_ELBO()`` by default.
         batch_size: Rows per pass.
         seed: Seed of the sampling noise.
+        unit: Name of the plate whose rows are the data, where there are several;
+            without it two plates that cross (users × items) count as one unit.
 
     Raises:
         ValueError: Bad arguments, programs that fail on the data, or TraceMeanField_ELBO for a pair for which it is
@@ -57,7 +70,8 @@ def evaluate(
             with pair.evaluating():
                 problems = tuple(mean_field_problems(pair, first()))
             CheckReport("", problems).raise_if_fatal()
-        total, count = total_loss(pair, bound, batches, seed, place)
+        units = UnitCounter(model, guide, unit)
+        total, count = total_loss(pair, bound, batches, units, seed, place)
     except (RuntimeError, TypeError):
         with pair.in_evaluation_mode(), preserve_rng():
             check(model, guide, first(), loss=bound).raise_if_fatal()  # says it in words
@@ -69,20 +83,22 @@ def total_loss(
     pair: Pair,
     loss: ELBO,
     batches: Batches,
+    counter: UnitCounter,
     seed: int,
     place: torch.device,
     rank: int = 0,
 ) -> Tensor:
     """The loss summed over the data (this process's share of them), and their number."""
     sums = torch.zeros(2, dtype=torch.float64)
-    counter = UnitCounter(pair.model)
+    keep = KeepGlobals()
 
     with pair.evaluating(), without_host_sync():
         pyro.util.set_rng_seed(derived_seed(seed, rank))
         for batch in batches.epoch(seed, 0, place):
             args = pair.arguments(batch)
             units = counter.of(args)
-            value = torch.as_tensor(loss.loss(pair.model, pair.guide, *args))
+            with keep.of(units):
+                value = torch.as_tensor(loss.loss(pair.model, pair.guide, *args))
 
             # of all data that the loss stands for, these rows' share
             sums[0] += units.size / units.num_data * value.double().cpu()

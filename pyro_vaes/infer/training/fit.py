@@ -48,6 +48,7 @@ def fit(
     drop_last: bool | None = None,
     fabric: "Fabric | None" = None,
     progress: bool = True,
+    unit: str | None = None,
 ) -> History:
     """Train a model and its guide.
 
@@ -84,6 +85,9 @@ def fit(
             refuse because they normalise over the batch. Held-out data are never left out.
         fabric: A launched Lightning ``Fabric`` for several devices or machines (extra ``distributed``).
         progress: Whether to show a progress bar.
+        unit: Name of the plate whose rows are the data, where there are several; by
+            default the outermost one that all observed sites share. Without it two plates
+            that cross (users × items) count as one unit, which is logged.
 
     Returns:
         The history of losses in nats per datum, which plots itself.
@@ -115,7 +119,9 @@ def fit(
         on_nan=on_nan,
         drop_last=drop_last,
         fabric=fabric,
+        unit=unit,
     )
+
     prepared = prepare(plan, model, guide, data, valid)
 
     with preserve_rng(prepared.seed), warnings.catch_warnings():

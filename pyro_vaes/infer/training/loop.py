@@ -84,6 +84,7 @@ def _epoch(training: Training, bar: "tqdm[object]") -> None:
                 run.pair,
                 prepared.bound,
                 prepared.held_out,
+                training.units,
                 training.seed,
                 prepared.place,
                 prepared.plan.rank,

@@ -37,7 +37,7 @@ class _Deferred(NamedTuple):
     args: Args
     good: Tensor
     value: Tensor
-    size: int
+    size: float
 
 
 class Guard:
@@ -66,7 +66,7 @@ class Guard:
         dtype = torch.float64 if self.device.type == "cpu" else None
         self.total = torch.zeros((), dtype=dtype, device=self.device)
         self.norms = torch.zeros_like(self.total)
-        self.rows = self.steps = 0
+        self.rows, self.steps = 0.0, 0
         self.pending: list[_Deferred] = []
         if self.on_nan != "raise":
             self._take_snapshot()
@@ -85,7 +85,7 @@ class Guard:
             for callback in self.run.callbacks:
                 callback.kept(self.run)
 
-    def step(self, args: Args, value: Tensor, size: int) -> None:
+    def step(self, args: Args, value: Tensor, size: float) -> None:
         """Take the optimiser's step unless the loss or a gradient is not finite.
 
         Arguments:
@@ -113,14 +113,14 @@ class Guard:
     def finish_epoch(self) -> tuple[Tensor, float]:
         """The epoch's sum of losses and number of rows, ``(2,)``; its mean gradient norm."""
         self._read_flags()
-        sums = torch.tensor([self.total.item(), max(self.rows, 1)], dtype=torch.float64)
+        sums = torch.tensor([self.total.item(), self.rows or 1.0], dtype=torch.float64)
         return sums, self.norms.item() / max(self.steps, 1)
 
     def release(self) -> None:
         """Take the flag back from the optimiser."""
         release_found_inf(self.run.optimizer)
 
-    def _count(self, value: Tensor, norm: Tensor, rows: int) -> None:
+    def _count(self, value: Tensor, norm: Tensor, rows: float) -> None:
         self.total += rows * value
         self.norms += norm
         self.rows += rows

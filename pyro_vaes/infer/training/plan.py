@@ -41,6 +41,7 @@ class Plan:
     on_nan: OnNaN
     drop_last: bool | None
     fabric: "Fabric | None"
+    unit: str | None
 
     def __post_init__(self) -> None:
         if whole_number("epochs", self.epochs) < 0:

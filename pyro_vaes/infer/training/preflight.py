@@ -27,7 +27,7 @@ def preflight(prepared: Prepared, units: UnitCounter) -> None:
 
     args = _args_to_check(prepared, prepared.batches)
     with pair.aside(keep_params=True), share_dry_runs():
-        report = check_pair(pair, bound, args)
+        report = check_pair(pair, bound, args, is_all=len(prepared.batches) == 1)
         report.raise_if_fatal()
         units.of(args)  # reads it off the same run
     for problem in report.problems:

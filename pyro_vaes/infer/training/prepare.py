@@ -79,7 +79,7 @@ def start(prepared: Prepared) -> Training:
     """
     plan, pair = prepared.plan, prepared.pair
 
-    units = UnitCounter(pair.model)
+    units = UnitCounter(pair.model, pair.guide, plan.unit)
     preflight(prepared, units)
 
     run = Run(

@@ -51,13 +51,13 @@ class Step:
         self.run, self.loss = run, loss
         self.parameters = list(run.pair.parameters.values())
 
-        self._backward: Callable[[Args, int], Tensor] = self._one_by_one
+        self._backward: Callable[[Args, float], Tensor] = self._one_by_one
         if fabric is not None:
             self._backward = _on_all_processes(run, loss, fabric)
         elif not hasattr(loss, "differentiable_loss"):
             self._backward = self._loss_and_grads
 
-    def __call__(self, args: Args, num_data: int) -> Tensor:
+    def __call__(self, args: Args, num_data: float) -> Tensor:
         """The loss per datum, detached; gradients are in place afterwards.
 
         Arguments:
@@ -81,7 +81,7 @@ class Step:
         for callback in self.run.callbacks:
             callback.gradients(self.run, self.parameters)
 
-    def _one_by_one(self, args: Args, num_data: int) -> Tensor:
+    def _one_by_one(self, args: Args, num_data: float) -> Tensor:
         """The losses of the bound in turn; most bounds have one."""
         pair, optimizer = self.run.pair, self.run.optimizer
 
@@ -96,7 +96,7 @@ class Step:
 
         return _differentiate(last, num_data)
 
-    def _loss_and_grads(self, args: Args, num_data: int) -> Tensor:
+    def _loss_and_grads(self, args: Args, num_data: float) -> Tensor:
         """A step of a bound that computes its gradients itself."""
         with around_a_loss():
             total = self.loss.loss_and_grads(self.run.pair.model, self.run.pair.guide, *args)
@@ -109,7 +109,7 @@ class Step:
 
 def _differentiate(
     loss: Callable[[], Tensor],
-    num_data: int,
+    num_data: float,
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> Tensor:
     with around_a_loss():
@@ -118,11 +118,11 @@ def _differentiate(
     return value.detach()
 
 
-def _on_all_processes(run: Run, loss: ELBO, fabric: "Fabric") -> Callable[[Args, int], Tensor]:
+def _on_all_processes(run: Run, loss: ELBO, fabric: "Fabric") -> Callable[[Args, float], Tensor]:
     """A backward pass whose gradients and loss are shared between processes."""
     module, _ = fabric.setup(_LossModule(run.pair, loss, fabric), run.optimizer)
 
-    def backward(args: Args, num_data: int) -> Tensor:
+    def backward(args: Args, num_data: float) -> Tensor:
         value = _differentiate(lambda: module(*args), num_data, fabric.backward)
         # all must agree on whether the step is good, and on what the history says
         mean = fabric.all_reduce(value, reduce_op="mean")
