@@ -1,7 +1,8 @@
 """A model and its guide as one trainable thing: its modules, its parameters, its state."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -22,6 +23,14 @@ from .runs import run_pair
 Args = tuple[object, ...]
 NO_FORWARD = (nn.Module.forward, pyro.nn.PyroModule.forward)
 OF_MODULES = (nn.Module.__call__, pyro.nn.PyroModule.__call__)
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A module that makes parameters when it first sees a program, or a saved state."""
+
+    def prepare_state(self, state: Mapping[str, Tensor]) -> None:
+        """Make those of a saved state, whose names are the module's own."""
 
 
 class Pair:
@@ -232,12 +241,25 @@ class Pair:
         """A copy of :meth:`state`."""
         return {name: tensor.clone() for name, tensor in self.state().items()}
 
+    def _prepare(self, state: Mapping[str, Tensor]) -> None:
+        """Let modules make the parameters that they have not seen a batch for.
+
+        Such a module has a method ``prepare_state``, which takes its part of the state.
+        """
+        for label, module in self.modules.items():
+            for name, part in module.named_modules():
+                if isinstance(part, Prepares):
+                    start = f"{label}.{name}." if name else f"{label}."
+                    own = {n[len(start) :]: v for n, v in state.items() if n.startswith(start)}
+                    part.prepare_state(own)
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy tensors by name into the live parameters and buffers.
 
         Raises:
             ValueError: Names or shapes differ.
         """
+        self._prepare(state)
         live = self.state()
         missing = sorted(live.keys() - state.keys())
         surplus = sorted(state.keys() - live.keys())

@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
+from pyro_vaes import load_weights, save_weights
 from pyro_vaes.guides import (
     Amortized,
     AmortizedCategorical,
@@ -441,6 +442,28 @@ def test_free_fits_any_support(prior, kind):
     one = guide()
     pyro.set_rng_seed(1)
     assert torch.equal(again()["v"], one["v"])
+
+
+def test_weights_are_loaded_before_any_batch_is_seen(tmp_path):
+    def make():
+        rules = {"w": Free("multivariate"), "z": Amortized(NormalHead(1, 1))}
+        return ComposedGuide(model, rules)
+
+    def model(x):
+        w = pyro.sample("w", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w, 1.0).expand([1]).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x, guide, again = torch.randn(5, 1), make(), make()
+    guide(x)
+    save_weights(tmp_path / "saved", model, guide)
+    load_weights(tmp_path / "saved", model, again)
+    draws = []
+    for one in (guide, again):
+        pyro.set_rng_seed(0)
+        draws.append(one(x)["z"])
+    assert torch.equal(*draws)
 
 
 def test_free_rows_of_a_plate_that_subsamples():

@@ -100,19 +100,22 @@ class Free(Rule):
         scale_tril = raw.tril(-1) + torch.diag_embed(diagonal)
         return reals.push(MultivariateNormal(loc, scale_tril=scale_tril))
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
-        """Make the parameters of sites that a saved state has and this rule has not
-        seen."""
-        start = f"{prefix}sites."
+    def prepare_state(self, state: Mapping[str, Tensor]) -> None:
+        """Make the parameters of sites that a saved state has and this rule has not seen."""
         found: dict[str, dict[str, Tensor]] = {}
-        for name, value in state_dict.items():
-            if name.startswith(start):
-                key, _, parameter = name[len(start) :].rpartition(".")
-                found.setdefault(key, {})[parameter] = value
+        for name, value in state.items():
+            folder, _, rest = name.partition(".")
+            if folder == "sites":
+                key, _, parameter = rest.rpartition(".")
+                found.setdefault(key, {})[parameter] = torch.zeros_like(value)
 
         for key, parameters in found.items():
             if key not in self.sites:
-                self.sites[key] = _Parameters({n: torch.zeros_like(v) for n, v in parameters.items()})
+                self.sites[key] = _Parameters(parameters)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
+        own = {n[len(prefix) :]: v for n, v in state_dict.items() if n.startswith(prefix)}
+        self.prepare_state(own)
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
 
