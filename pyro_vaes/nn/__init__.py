@@ -1,6 +1,7 @@
 """Networks; a head's forward returns a distribution."""
 
 from .autoregressive import AutoregressiveNetwork
+from .autoregressive_likelihood import AutoregressiveLikelihood
 from .causal_conv import Reach, gated_block, plain_block, residual_block
 from .conv import ConvDecoder, ConvEncoder, ResidualBlock
 from .conv_ladder import large_ladder, medium_ladder, small_ladder
@@ -25,7 +26,6 @@ from .heads import (
 from .ladder import LadderNetworks, mlp_ladder
 from .layer_builder import LayerBuilder, ShapedSequential
 from .likelihoods import (
-    AutoregressiveLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,

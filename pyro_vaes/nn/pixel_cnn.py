@@ -33,6 +33,7 @@ from .causal_conv import (
 )
 from .mlp import Activation
 from .shapes import ImageShape, over_leading_dims
+from .sizes import check_sizes
 
 
 def pixel_cnn_layers(num_layers: int, kernel_size: int = 3) -> list[Reach]:
@@ -112,9 +113,9 @@ class PixelCNN(AutoregressiveNetwork):
     ) -> None:
         super().__init__()
         image_channels, height, width = image_shape
-        self._check_widths(image_channels=image_channels, height=height, width=width, channels=channels)
-        self._check_widths(num_params=num_params, context_size=context_size)
-        self._check_widths(least=0, context_channels=context_channels, num_pointwise=num_pointwise)
+        check_sizes(self, image_channels=image_channels, height=height, width=width, channels=channels)
+        check_sizes(self, num_params=num_params, context_size=context_size)
+        check_sizes(self, least=0, context_channels=context_channels, num_pointwise=num_pointwise)
         if channels < image_channels or context_size % 2 == 0 or not layers:
             raise ValueError(
                 f"A PixelCNN needs at least one layer, an odd context_size and at least as many hidden channels as "
