@@ -4,9 +4,8 @@ from .aggregate import AggregateGaussian, MixturePosterior, Moment
 from .autoregressive import Autoregressive
 from .autoregressive_flow import AutoregressiveFlow
 from .bernoulli import Bernoulli
-from .constraints import grid
 from .continuous_bernoulli import ContinuousBernoulli
-from .discretized_logistic import DiscretizedLogisticMixture
+from .discretized_logistic import DiscretizedLogisticMixture, grid
 from .householder_normal import HouseholderNormal
 from .integer_categorical import IntegerCategorical
 from .inverse_autoregressive import InverseAutoregressive

@@ -31,9 +31,7 @@ class FactoredNormal(VectorDistribution, abc.ABC):
     def _inverse_factor(self) -> Tensor:
         """C⁻¹, with shape ``(..., d, d)``."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_density(self, value: Tensor) -> Tensor:
         square = self._whiten(value).square().sum(-1)
         return self._half_log_det() - 0.5 * (self.event_shape[0] * math.log(2 * math.pi) + square)
 

@@ -23,7 +23,7 @@ from .heads import (
     WeightHead,
     bounded_scale,
 )
-from .ladder import LadderNetworks, mlp_ladder
+from .ladder_networks import Concatenate, GatedAdd, LadderNetworks, mlp_ladder
 from .layer_builder import LayerBuilder, ShapedSequential
 from .likelihoods import (
     BernoulliLikelihood,
@@ -37,15 +37,12 @@ from .likelihoods import (
     PoissonLikelihood,
 )
 from .made import MADE
-from .merge import Concatenate, GatedAdd
 from .mixture_prior import MixturePrior
 from .mlp import MLP, Chain, OneHot, concatenate
 from .module import ProgramModule, StandardNormal, as_posterior, observe, of_length
-from .patch_discriminator import PatchDiscriminator
 from .pixel_cnn import PixelCNN, pixel_cnn_layers, pixel_cnn_window
-from .residual_encoder import ResidualEncoder
-from .residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
-from .resnet_v2 import ResNetV2Decoder, ResNetV2Encoder
+from .residual_networks import ResidualEncoder, ResidualPixelCNN, bottleneck_block
+from .resnet_v2 import PatchDiscriminator, ResNetV2Decoder, ResNetV2Encoder
 from .shapes import ImageShape
 from .weight_norm import initialise_weight_norm, weight_norm
 

@@ -13,9 +13,8 @@ from functools import partial
 
 from torch import nn
 
-from .ladder import LadderNetworks, Merge
+from .ladder_networks import Concatenate, GatedAdd, LadderNetworks, Merge
 from .layer_builder import LayerBuilder
-from .merge import Concatenate, GatedAdd
 from .mlp import Activation
 from .shapes import ImageShape
 
