@@ -1,6 +1,7 @@
 """Autoregressive likelihoods: the decoder's output is the context of a network that reads x as well."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -107,11 +108,11 @@ class AutoregressiveLikelihood(nn.Module):
 Walk = Iterator[tuple[Tensor, TorchDistribution]]
 
 
+@dataclass
 class _Conditionals:
     """The two ways of evaluation that :class:`Autoregressive` knows."""
 
-    def __init__(self, owner: AutoregressiveLikelihood) -> None:
-        self.owner = owner
+    owner: AutoregressiveLikelihood
 
     def __call__(self, value: Tensor, context: Tensor) -> TorchDistribution:
         x = self.owner.read(value.to(context.dtype))

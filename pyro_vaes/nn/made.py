@@ -86,13 +86,13 @@ class MADE(AutoregressiveNetwork):
         for width in hidden:
             degrees.append(lowest + torch.arange(width) * (dim - lowest) // width)
 
-        layers: list[nn.Module] = []
+        self.layers = nn.Sequential()
         for below, above in pairwise(degrees):
-            layers += [MaskedLinear(above.unsqueeze(-1) >= below), activation()]
+            masked = MaskedLinear(above.unsqueeze(-1) >= below)
+            self.layers.extend([masked, activation()])
 
         outputs = torch.arange(1, dim + 1).repeat(num_params)  # laid out as (P, D)
-        layers.append(MaskedLinear(outputs.unsqueeze(-1) > degrees[-1]))
-        self.layers = nn.Sequential(*layers)
+        self.layers.append(MaskedLinear(outputs.unsqueeze(-1) > degrees[-1]))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.layers(x if context is None else concatenate([x, context]))

@@ -164,7 +164,7 @@ class ResidualPixelCNN(PixelCNN):
             self.blocks.append(skip)
             self._sequence.append(skip)
 
-        last = causal_conv(hidden, hidden, POINT, weight_norm=weight_norm)
+        last = causal_conv(hidden, hidden, POINT, weight_norm)
         self.output.insert(0, last)
         self.first_activation = activation()
 

@@ -27,7 +27,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -185,10 +185,9 @@ def linear_vae(
     if encoder_scale is None:
         units = _learnable(theta, noise, prior_scale, beta)
     else:
-        fixed = _fixed_scales(encoder_scale, d).to(theta.device)
-        units = _fixed(theta, fixed, noise, prior_scale, beta)
+        units = _fixed(theta, encoder_scale, noise, prior_scale, beta)
 
-    decoder, encoder, scale = units[:3]
+    decoder, encoder, scale, *_ = units.values()
     kl = 0.5 * ((encoder.square() + scale.square()) / prior_scale**2 - 1) - (scale / prior_scale).log()
     if encoder_scale is None:  # without rounding
         kl = torch.where(encoder > 0, kl, 0.0)
@@ -204,25 +203,19 @@ def linear_vae(
         kl=kl,
         distortion=distortion,
         loss=(distortion.sum() / noise**2 + 2 * beta * kl.sum()).item(),
-        **units._asdict(),
+        **units,
     )
 
 
-class _Units(NamedTuple):
-    """The optimum unit by unit: singular values of both matrices, scales of q, thresholds of collapse."""
-
-    decoder_singular_values: Tensor
-    encoder_singular_values: Tensor
-    encoder_scale: Tensor
-    critical_beta: Tensor
-    critical_noise: Tensor
+Units = dict[str, Tensor]
+"""The optimum unit by unit: singular values of both matrices, scales of q, thresholds of collapse."""
 
 
-def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> _Units:
+def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> Units:
     """Theorem 1a."""
     excess = (theta.square() - beta * noise**2).clamp(min=0).sqrt()  # the root of r
     active = excess > 0
-    return _Units(
+    return Units(
         decoder_singular_values=excess / prior_scale,
         encoder_singular_values=torch.where(active, prior_scale * excess / theta, 0.0),
         encoder_scale=torch.where(active, math.sqrt(beta) * prior_scale * noise / theta, prior_scale),
@@ -231,28 +224,35 @@ def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> 
     )
 
 
-def _fixed(theta: Tensor, scale: Tensor, noise: float, prior_scale: float, beta: float) -> _Units:
+def _fixed(
+    theta: Tensor,
+    encoder_scale: Number | Sequence[float],
+    noise: float,
+    prior_scale: float,
+    beta: float,
+) -> Units:
     """Theorem 1b."""
+    d = len(theta)
+    scales = torch.as_tensor(encoder_scale, dtype=theta.dtype, device=theta.device).detach()
+    proper = (scales > 0) & scales.isfinite()
+    if scales.dim() > 1 or scales.numel() not in (1, d) or not proper.all():
+        raise ValueError(
+            f"encoder_scale is a positive standard deviation, or {d} of them, one for each latent unit, but got "
+            f"{encoder_scale!r}; None if the encoder learns it."
+        )
+
+    scale = scales.expand(d).sort().values
     slope = math.sqrt(beta) * noise / prior_scale  # the threshold is slope s_i
     excess = (theta - slope * scale).clamp(min=0)  # m
     critical_noise = theta * prior_scale / (math.sqrt(beta) * scale)
-    return _Units(
+
+    return Units(
         decoder_singular_values=(slope * excess / scale).sqrt(),
         encoder_singular_values=(scale * excess / slope).sqrt(),
         encoder_scale=scale,
         critical_beta=beta * (critical_noise / noise).square(),
         critical_noise=critical_noise,
     )
-
-
-def _fixed_scales(encoder_scale: Number | Sequence[float], d: int) -> Tensor:
-    scales = torch.as_tensor(encoder_scale, dtype=torch.float64).detach()
-    if scales.dim() > 1 or scales.numel() not in (1, d) or not ((scales > 0) & scales.isfinite()).all():
-        raise ValueError(
-            f"encoder_scale is a positive standard deviation, or {d} of them, one for each latent unit, but got "
-            f"{encoder_scale!r}; None if the encoder learns it."
-        )
-    return scales.expand(d).sort().values
 
 
 def unit_table(columns: str, *values: Tensor) -> list[str]:
