@@ -5,8 +5,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent
+from torch.distributions.kl import register_kl
 
-from .vector_distribution import VectorDistribution
+from .vector_distribution import VectorDistribution, base_normal
 
 
 class FactoredNormal(VectorDistribution, abc.ABC):
@@ -52,3 +54,16 @@ class FactoredNormal(VectorDistribution, abc.ABC):
         inverse = self._inverse_factor()
         with torch.autocast(inverse.device.type, enabled=False):
             return inverse.mT @ inverse
+
+    def _kl(self, trace: Tensor, mahalanobis: Tensor, half_log_det: Tensor) -> Tensor:
+        """½ (tr Q P⁻¹ + ‖Δ‖²_Q - d) + ½ log |P| - ½ log |Q| from a normal with precision Q."""
+        quadratic = 0.5 * (trace + mahalanobis - self.event_shape[0])
+        return quadratic + self._half_log_det() - half_log_det
+
+
+@register_kl(FactoredNormal, Independent)
+def _kl_diagonal_normal(p: FactoredNormal, q: Independent) -> Tensor:
+    normal = base_normal(p, q)
+    trace = p.variance / normal.variance
+    mahalanobis = (p.mean - normal.loc).square() / normal.variance
+    return p._kl(trace.sum(-1), mahalanobis.sum(-1), -normal.scale.log().sum(-1))

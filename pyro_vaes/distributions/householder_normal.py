@@ -2,11 +2,9 @@ r"""The normal that Householder reflections turn: a full covariance from a diago
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, constraints
-from torch.distributions.kl import register_kl
+from torch.distributions import constraints
 
 from .factored_normal import FactoredNormal
-from .vector_distribution import base_normal
 
 
 class HouseholderNormal(FactoredNormal):
@@ -81,10 +79,3 @@ def _reflect(rows: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
         square = v.square().sum(-1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
         rows = rows - 2 * ((rows * v).sum(-1, keepdim=True) / square) * v
     return rows
-
-
-@register_kl(HouseholderNormal, Independent)
-def _kl_diagonal_normal(p: HouseholderNormal, q: Independent) -> Tensor:
-    """-H(p) - E_p[log q], where E_p[log q] falls short of log q(E[z]) by half the ratio of the variances."""
-    normal = base_normal(p, q)
-    return 0.5 * (p.variance / normal.variance).sum(-1) - q.log_prob(p.mean) - p.entropy()

@@ -6,11 +6,10 @@ import torch
 from pyro.distributions import MultivariateNormal
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from .factored_normal import FactoredNormal
-from .vector_distribution import base_normal
 
 
 class PrecisionNormal(FactoredNormal):
@@ -100,17 +99,12 @@ def _solve(rows: Tensor, factor: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, rows, upper=False, left=False)
 
 
-def _kl(p: PrecisionNormal, trace: Tensor, mahalanobis: Tensor, half_log_det: Tensor) -> Tensor:
-    """½ (tr Q P⁻¹ + ‖Δ‖²_Q - d) + ½ log |P| - ½ log |Q| for a normal with precision Q."""
-    return 0.5 * (trace + mahalanobis - p.event_shape[0]) + p._half_log_det() - half_log_det
-
-
 @register_kl(PrecisionNormal, PrecisionNormal)
 def _kl_precision(p: PrecisionNormal, q: PrecisionNormal) -> Tensor:
     with torch.autocast(p.loc.device.type, enabled=False):
         trace = (p._inverse_factor() @ q.chol_precision).square().sum((-2, -1))
     mahalanobis = q._by_factor(torch.matmul, p.loc - q.loc).square().sum(-1)
-    return _kl(p, trace, mahalanobis, q._half_log_det())
+    return p._kl(trace, mahalanobis, q._half_log_det())
 
 
 @register_kl(PrecisionNormal, torch.distributions.MultivariateNormal)
@@ -119,12 +113,4 @@ def _kl_multivariate_normal(p: PrecisionNormal, q: MultivariateNormal) -> Tensor
     both = torch.cat([p._inverse_factor().mT, (p.loc - q.loc).unsqueeze(-1)], -1)  # (..., d, d + 1)
     whitened = torch.linalg.solve_triangular(scale_tril, both, upper=False).square().sum(-2)
     half_log_det = -scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return _kl(p, whitened[..., :-1].sum(-1), whitened[..., -1], half_log_det)
-
-
-@register_kl(PrecisionNormal, Independent)
-def _kl_diagonal_normal(p: PrecisionNormal, q: Independent) -> Tensor:
-    normal = base_normal(p, q)
-    trace = p.variance / normal.variance
-    mahalanobis = (p.loc - normal.loc).square() / normal.variance
-    return _kl(p, trace.sum(-1), mahalanobis.sum(-1), -normal.scale.log().sum(-1))
+    return p._kl(whitened[..., :-1].sum(-1), whitened[..., -1], half_log_det)
