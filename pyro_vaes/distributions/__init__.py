@@ -6,12 +6,11 @@ from .autoregressive_flow import AutoregressiveFlow
 from .bernoulli import Bernoulli
 from .continuous_bernoulli import ContinuousBernoulli
 from .discretized_logistic import DiscretizedLogisticMixture, grid
-from .householder_normal import HouseholderNormal
+from .full_normals import HouseholderNormal, PrecisionNormal
 from .integer_categorical import IntegerCategorical
 from .inverse_autoregressive import InverseAutoregressive
 from .map_parameters import event_elements, has_transforms, map_parameters
 from .mixture import Mixture
-from .precision_normal import PrecisionNormal
 from .recursive_mixture import RecursiveMixture, log_weights
 
 __all__ = [
