@@ -1,6 +1,6 @@
 """Distributions whose elements are drawn one after the other, each given those before it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -10,7 +10,6 @@ from torch.distributions import constraints
 from .vector_distribution import TensorDistribution
 
 Conditionals = Callable[[Tensor, Tensor], TorchDistribution]
-Walk = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, TorchDistribution]]]
 
 
 class Autoregressive(TensorDistribution):
@@ -101,7 +100,7 @@ class Autoregressive(TensorDistribution):
         if not value.numel():
             return value
 
-        walk: Walk | None = getattr(self.conditionals, "walk", None)
+        walk = getattr(self.conditionals, "walk", None)
         if walk is not None:
             for view, fn in walk(value, context):
                 view.copy_(fn.sample())

@@ -62,10 +62,11 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     """
 
     def _log_normalizer(self, logits: Tensor) -> Tensor:
-        def exact(a: Tensor) -> Tensor:
-            return a + torch.log(-torch.expm1(-2 * a)) - torch.log(2 * a)
-
-        return logits / 2 + _derivative(logits / 2, 0, exact)
+        return logits / 2 + _derivative(
+            logits / 2,
+            order=0,
+            exact=lambda a: a + torch.log(-torch.expm1(-2 * a)) - torch.log(2 * a),
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -74,17 +75,19 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     @property
     def mean(self) -> Tensor:
-        def langevin(a: Tensor) -> Tensor:  # odd, as the series is
-            return self.logits.sign() * (1 / torch.tanh(a) - 1 / a)
-
-        return 0.5 + 0.5 * _derivative(self.logits / 2, 1, langevin)
+        return 0.5 + 0.5 * _derivative(
+            self.logits / 2,
+            order=1,  # the Langevin function, odd as the series is
+            exact=lambda a: self.logits.sign() * (1 / torch.tanh(a) - 1 / a),
+        )
 
     @property
     def variance(self) -> Tensor:
-        def exact(a: Tensor) -> Tensor:  # 1 / sinh^2 a in terms of exp(-2a), which cannot overflow
-            return a.pow(-2) - 4 * torch.exp(-2 * a) / torch.expm1(-2 * a).square()
-
-        return 0.25 * _derivative(self.logits / 2, 2, exact)
+        return 0.25 * _derivative(
+            self.logits / 2,
+            order=2,  # 1 / sinh^2 a in terms of exp(-2a), which cannot overflow
+            exact=lambda a: a.pow(-2) - 4 * torch.exp(-2 * a) / torch.expm1(-2 * a).square(),
+        )
 
     def entropy(self) -> Tensor:
         return self._log_normalizer(self.logits) - self.logits * self.mean

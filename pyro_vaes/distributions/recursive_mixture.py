@@ -151,10 +151,9 @@ class RecursiveMixture(TensorDistribution):
                 f"Stratified draws need reparameterised components, but {without} have no rsample.",
                 use_bound(detail=", whose score-function gradient needs none"),
             )
-        return torch.stack([c.rsample(torch.Size(sample_shape)) for c in self.components])
+        return torch.stack([c.rsample(sample_shape) for c in self.components])
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        sample_shape = torch.Size(sample_shape)
         with torch.no_grad():
             index = Categorical(logits=self.log_alpha, validate_args=False).sample(sample_shape)
             draws = torch.stack([c.sample(sample_shape) for c in self.components])  # (M + 1, *S, *B, *E)

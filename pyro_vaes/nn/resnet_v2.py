@@ -44,7 +44,7 @@ class FrozenBatchNorm(nn.BatchNorm2d):
     """Batch norm in inference mode for good: the statistics are never updated, scale and shift are trained."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def batch_norm(channels: int, *, live: bool) -> nn.BatchNorm2d:

@@ -35,7 +35,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -107,8 +106,8 @@ class LinearVAE(LinearOptimum):
     critical_beta: Tensor
     critical_noise: Tensor
 
-    _theta: ClassVar[str] = "theta"
-    _data: ClassVar[str] = "E|x|²"
+    _theta = "theta"
+    _data = "E|x|²"
 
     @property
     def latent_dim(self) -> int:
@@ -286,8 +285,8 @@ class LinearCVAE(LinearVAE):
     of W2 E^(1/2), the standard deviations of the posterior means.
     """
 
-    _theta: ClassVar[str] = "variance"
-    _data: ClassVar[str] = "tr E"
+    _theta = "variance"
+    _data = "tr E"
 
     def _variance(self) -> Tensor:
         return self.theta
