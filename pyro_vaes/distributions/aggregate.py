@@ -88,7 +88,7 @@ class AggregateGaussian(_Posteriors):
                 f"The variance of the means of {self.num_posteriors} posterior is 0, which makes no Gaussian: give at "
                 "least two, or moment='mixture'?"
             )
-        self.moment: Moment = moment
+        self.moment = moment
 
     @property
     def variance(self) -> Tensor:

@@ -13,6 +13,7 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Independent, constraints
 from torch.distributions.kl import register_kl
+from torch.linalg import solve_triangular
 
 from .vector_distribution import VectorDistribution, base_normal
 
@@ -224,7 +225,11 @@ class PrecisionNormal(FactoredNormal):
         )
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return self.loc + self._by_factor(_solve, self._noise(sample_shape))
+        return self.loc + self._by_factor(
+            # rows epsᵀ C⁻¹ = (C⁻ᵀ eps)ᵀ
+            lambda rows, c: solve_triangular(c, rows, upper=False, left=False),
+            self._noise(sample_shape),
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -245,7 +250,7 @@ class PrecisionNormal(FactoredNormal):
     def _inverse_factor(self) -> Tensor:
         factor = self.chol_precision
         eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+        return solve_triangular(factor, eye.expand_as(factor), upper=False)
 
     def _by_factor(
         self,
@@ -272,11 +277,6 @@ class PrecisionNormal(FactoredNormal):
             return function(rows, factor).movedim(-2, 0).reshape(shape)
 
 
-def _solve(rows: Tensor, factor: Tensor) -> Tensor:
-    """Rows epsᵀ C⁻¹ = (C⁻ᵀ eps)ᵀ."""
-    return torch.linalg.solve_triangular(factor, rows, upper=False, left=False)
-
-
 @register_kl(PrecisionNormal, PrecisionNormal)
 def _kl_precision(p: PrecisionNormal, q: PrecisionNormal) -> Tensor:
     with torch.autocast(p.loc.device.type, enabled=False):
@@ -290,7 +290,7 @@ def _kl_multivariate_normal(p: PrecisionNormal, q: MultivariateNormal) -> Tensor
     scale_tril = q.scale_tril
     # the columns of C⁻ᵀ and the difference of the means, (..., d, d + 1)
     both = torch.cat([p._inverse_factor().mT, (p.loc - q.loc).unsqueeze(-1)], -1)
-    whitened = torch.linalg.solve_triangular(scale_tril, both, upper=False)
+    whitened = solve_triangular(scale_tril, both, upper=False)
     whitened = whitened.square().sum(-2)
     half_log_det = -scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return p._kl(whitened[..., :-1].sum(-1), whitened[..., -1], half_log_det)
