@@ -88,8 +88,9 @@ def causal_conv(
     mask = torch.ones(len(out_groups), len(in_groups), reach.above + 1, reach.left + 1 + reach.right)
     mask[..., -1, reach.left + 1 :] = 0
 
-    below, above = in_groups, out_groups.unsqueeze(-1)
-    mask[..., -1, reach.left] = (below < above if strict else below <= above).to(mask.dtype)
+    above = out_groups.unsqueeze(-1)
+    seen = in_groups < above if strict else in_groups <= above
+    mask[..., -1, reach.left] = seen.to(mask.dtype)
     return MaskedConv2d(mask, weight_norm=weight_norm)
 
 

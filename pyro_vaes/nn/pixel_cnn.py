@@ -132,8 +132,7 @@ class PixelCNN(AutoregressiveNetwork):
         self.reaches = [first, *rest]
 
         pixel, hidden = torch.arange(image_channels), stacked_groups(channels, image_channels)
-        conv = partial(causal_conv, weight_norm=weight_norm)
-        self.first = conv(pixel, hidden, first, strict=True)
+        self.first = causal_conv(pixel, hidden, first, weight_norm, strict=True)
 
         kernel = (channels, context_channels, context_size, context_size)
         self.context = MaskedConv2d(torch.ones(kernel), weight_norm=weight_norm) if context_channels else None
@@ -150,7 +149,8 @@ class PixelCNN(AutoregressiveNetwork):
         self.blocks = nn.ModuleList(dict.fromkeys(self._sequence))
 
         outputs = pixel.repeat(num_params)  # laid out as (P, C)
-        self.output = nn.Sequential(activation(), conv(hidden, outputs, POINT))
+        last = causal_conv(hidden, outputs, POINT, weight_norm)
+        self.output = nn.Sequential(activation(), last)
 
     def receptive_field(self) -> set[tuple[int, int]]:
         """The other pixels that a pixel's parameters see, as offsets (row, column) from it."""

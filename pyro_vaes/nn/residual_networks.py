@@ -20,7 +20,6 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -93,10 +92,9 @@ def bottleneck_block(
 ) -> CausalBlock:
     """``act(h + conv1x1(act(conv(act(conv1x1(h))))))`` with half as many channels around the convolution."""
     half = groups[::2]
-    conv = partial(causal_conv, weight_norm=weight_norm)
-    before = nn.Sequential(conv(groups, half, POINT), activation())
-    after = nn.Sequential(activation(), conv(half, groups, POINT))
-    middle = conv(half, half, reach)
+    before = nn.Sequential(causal_conv(groups, half, POINT, weight_norm), activation())
+    after = nn.Sequential(activation(), causal_conv(half, groups, POINT, weight_norm))
+    middle = causal_conv(half, half, reach, weight_norm)
     return CausalBlock(before, middle, after, reach, activation=activation())
 
 
