@@ -168,15 +168,14 @@ class PixelCNN(AutoregressiveNetwork):
         h = over_leading_dims(lambda image: self.first(self.reaches[0].pad(image)), x, 3)
         if self.context is not None:  # they broadcast here: x is read once for all particles
             h = h + over_leading_dims(self._features, context, 3)
-
-        def after_first(h: Tensor) -> Tensor:
-            return self.output(self._through(h, self._sequence))
-
-        return over_leading_dims(after_first, h, 3)
+        return over_leading_dims(self._after_first, h, 3)
 
     def _features(self, context: Tensor) -> Tensor:
         assert self.context is not None
         return self.context(self.around(context))
+
+    def _after_first(self, h: Tensor) -> Tensor:
+        return self.output(self._through(h, self._sequence))
 
     def _through(self, h: Tensor, blocks: Sequence[Callable[..., Tensor]], *pixel: int) -> Tensor:
         """What the blocks make of the first layer's output: whole images, or one pixel at a row and a column."""
