@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import torch
 from pyro.distributions import MultivariateNormal
-from torch import Tensor
+from torch import Tensor, linalg
 from torch.distributions import Independent, constraints
 from torch.distributions.kl import register_kl
-from torch.linalg import solve_triangular
 
 from .vector_distribution import VectorDistribution, base_normal
 
@@ -227,7 +226,7 @@ class PrecisionNormal(FactoredNormal):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self.loc + self._by_factor(
             # rows epsᵀ C⁻¹ = (C⁻ᵀ eps)ᵀ
-            lambda rows, c: solve_triangular(c, rows, upper=False, left=False),
+            lambda rows, c: linalg.solve_triangular(c, rows, upper=False, left=False),
             self._noise(sample_shape),
         )
 
@@ -250,7 +249,7 @@ class PrecisionNormal(FactoredNormal):
     def _inverse_factor(self) -> Tensor:
         factor = self.chol_precision
         eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        return solve_triangular(factor, eye.expand_as(factor), upper=False)
+        return linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
 
     def _by_factor(
         self,
@@ -290,7 +289,7 @@ def _kl_multivariate_normal(p: PrecisionNormal, q: MultivariateNormal) -> Tensor
     scale_tril = q.scale_tril
     # the columns of C⁻ᵀ and the difference of the means, (..., d, d + 1)
     both = torch.cat([p._inverse_factor().mT, (p.loc - q.loc).unsqueeze(-1)], -1)
-    whitened = solve_triangular(scale_tril, both, upper=False)
+    whitened = linalg.solve_triangular(scale_tril, both, upper=False)
     whitened = whitened.square().sum(-2)
     half_log_det = -scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return p._kl(whitened[..., :-1].sum(-1), whitened[..., -1], half_log_det)
