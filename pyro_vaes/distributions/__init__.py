@@ -4,15 +4,13 @@ from .aggregate import AggregateGaussian, MixturePosterior, Moment
 from .autoregressive import Autoregressive
 from .autoregressive_flow import AutoregressiveFlow
 from .bernoulli import Bernoulli
-from .constraints import grid
 from .continuous_bernoulli import ContinuousBernoulli
-from .discretized_logistic import DiscretizedLogisticMixture
-from .householder_normal import HouseholderNormal
+from .discretized_logistic import DiscretizedLogisticMixture, grid
+from .full_normals import HouseholderNormal, PrecisionNormal
 from .integer_categorical import IntegerCategorical
 from .inverse_autoregressive import InverseAutoregressive
 from .map_parameters import event_elements, has_transforms, map_parameters
 from .mixture import Mixture
-from .precision_normal import PrecisionNormal
 from .recursive_mixture import RecursiveMixture, log_weights
 
 __all__ = [

@@ -49,10 +49,9 @@ class _Posteriors(VectorDistribution):
     def mean(self) -> Tensor:
         return self.loc.mean(-2)
 
-    def _moment(self, moment: Moment) -> Tensor:
-        """V, or V + mean_i sigma_i², ``(..., d)``."""
-        variance = self.loc.var(-2, correction=0)
-        return variance + self.scale.square().mean(-2) if moment == "mixture" else variance
+    @property
+    def variance(self) -> Tensor:
+        return self.loc.var(-2, correction=0) + self.scale.square().mean(-2)
 
 
 class AggregateGaussian(_Posteriors):
@@ -89,24 +88,25 @@ class AggregateGaussian(_Posteriors):
                 f"The variance of the means of {self.num_posteriors} posterior is 0, which makes no Gaussian: give at "
                 "least two, or moment='mixture'?"
             )
-        self.moment: Moment = moment
+        self.moment = moment
 
     @property
     def variance(self) -> Tensor:
-        return self._moment(self.moment)
+        if self.moment == "means":
+            return self.loc.var(-2, correction=0)
+        return super().variance
+
+    def _normal(self) -> TorchDistribution:
+        return Normal(self.mean, self.variance.sqrt(), validate_args=False).to_event(1)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return self.mean + self.variance.sqrt() * self._noise(sample_shape)
+        return self._normal().rsample(sample_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        variance = self.variance
-        terms = (value - self.mean).square() / variance + variance.log() + math.log(2 * math.pi)
-        return -0.5 * terms.sum(-1)
+    def _log_density(self, value: Tensor) -> Tensor:
+        return self._normal().log_prob(value)
 
     def entropy(self) -> Tensor:
-        return 0.5 * (1 + math.log(2 * math.pi) + self.variance.log()).sum(-1)
+        return self._normal().entropy()
 
     def kl_units(self, loc: Tensor | float = 0.0, scale: Tensor | float = 1.0) -> Tensor:
         """KL(N(m_k, V_k) || N(loc_k, scale_k²)) of each unit k, nats, with shape ``(..., d)``."""
@@ -131,10 +131,6 @@ class MixturePosterior(_Posteriors):
         (torch.Size([3, 1]), tensor([1.2500]))
     """
 
-    @property
-    def variance(self) -> Tensor:
-        return self._moment("mixture")
-
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
             wide = self.expand(torch.Size(sample_shape) + self.batch_shape)
@@ -145,14 +141,12 @@ class MixturePosterior(_Posteriors):
             scale = wide.scale.take_along_dim(index, -2).squeeze(-2)
             return loc + scale * torch.randn_like(loc)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        return self._component_log_prob(value).logsumexp(-1) - math.log(self.num_posteriors)
+    def _log_density(self, value: Tensor) -> Tensor:
+        log_q = self._parts().log_prob(value.unsqueeze(-2))  # (..., n)
+        return log_q.logsumexp(-1) - math.log(self.num_posteriors)
 
-    def _component_log_prob(self, value: Tensor) -> Tensor:
-        """log q_i(value) of each posterior, ``(..., n)``."""
-        return Normal(self.loc, self.scale, validate_args=False).log_prob(value.unsqueeze(-2)).sum(-1)
+    def _parts(self) -> TorchDistribution:
+        return Normal(self.loc, self.scale, validate_args=False).to_event(1)
 
     def kl_estimate(self, p: TorchDistribution, num_samples: int = 100) -> tuple[Tensor, Tensor]:
         """KL(q || p) for a mixture without batch shape, from draws of each posterior in turn, and its standard error.
@@ -187,7 +181,7 @@ class MixturePosterior(_Posteriors):
                 f"{tuple(self.batch_shape)} and num_samples={num_samples}."
             )
 
-        parts = Normal(self.loc, self.scale, validate_args=False).to_event(1)
+        parts = self._parts()
         rows = max(1, MAX_ELEMENTS // self.loc.numel())
         values = []
         for z in parts.sample(torch.Size([num_samples])):  # (n, d), one draw of each

@@ -1,19 +1,18 @@
 """Distributions whose elements are drawn one after the other, each given those before it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from .vector_distribution import expand_attributes
+from .vector_distribution import TensorDistribution
 
 Conditionals = Callable[[Tensor, Tensor], TorchDistribution]
-Walk = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, TorchDistribution]]]
 
 
-class Autoregressive(TorchDistribution):
+class Autoregressive(TensorDistribution):
     r"""A product of conditionals over the elements of a vector or an image, given a context.
 
     .. math:: p(x \mid h) = \prod_i p(x_i \mid x_{<i}, h)
@@ -85,15 +84,11 @@ class Autoregressive(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return self._support
 
-    expand = expand_attributes
-
     def given(self, value: Tensor) -> TorchDistribution:
         """The conditionals p(x_i | x_<i, h) at ``value``, as one factorised distribution over the event."""
         return self.conditionals(value, self.context)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_density(self, value: Tensor) -> Tensor:
         log_prob = self.given(value).log_prob(value)
         lead = value.shape[: value.dim() - len(self.event_shape)]
         return log_prob.expand(torch.broadcast_shapes(lead, self.batch_shape))  # conditionals may ignore the context
@@ -105,7 +100,7 @@ class Autoregressive(TorchDistribution):
         if not value.numel():
             return value
 
-        walk: Walk | None = getattr(self.conditionals, "walk", None)
+        walk = getattr(self.conditionals, "walk", None)
         if walk is not None:
             for view, fn in walk(value, context):
                 view.copy_(fn.sample())
@@ -117,11 +112,3 @@ class Autoregressive(TorchDistribution):
         for i in range(flat.shape[-1]):
             flat[..., i] = self.conditionals(value, context).sample().flatten(first)[..., i]
         return value
-
-    @property
-    def mean(self) -> Tensor:
-        raise NotImplementedError("An autoregressive distribution has no mean in closed form: average draws instead.")
-
-    @property
-    def variance(self) -> Tensor:
-        raise NotImplementedError("An autoregressive distribution has no variance in closed form: use draws instead.")

@@ -84,19 +84,9 @@ class AutoregressiveFlow(VectorDistribution):
             eps = value.flip(-1) if t else value
         return eps
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_density(self, value: Tensor) -> Tensor:
         eps, log_det = self.whiten(value)
         return Normal(self.loc, self.scale, validate_args=False).log_prob(eps).sum(-1) + log_det
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         return self.colour(self.loc + self.scale * self._noise(sample_shape))
-
-    @property
-    def mean(self) -> Tensor:
-        raise NotImplementedError("An autoregressive flow has no mean in closed form: average draws instead.")
-
-    @property
-    def variance(self) -> Tensor:
-        raise NotImplementedError("An autoregressive flow has no variance in closed form: use draws instead.")

@@ -1,6 +1,7 @@
 """The continuous Bernoulli in its natural parameter, stable for every logit."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from pyro import distributions as dist
@@ -18,12 +19,16 @@ def _split(a: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     return near, a.where(near, 0.0), a.abs().where(~near, 1.0)
 
 
-def _series(a: Tensor, order: int) -> Tensor:
-    """The derivative of that order (0, 1 or 2) of ``log(sinh a / a)`` near zero, by Horner's rule."""
-    total = torch.zeros_like(a)
+def _derivative(a: Tensor, order: int, exact: Callable[[Tensor], Tensor]) -> Tensor:
+    """The derivative of that order (0, 1 or 2) of ``log(sinh a / a)``.
+
+    Near zero it is a series, by Horner's rule; elsewhere ``exact`` computes it from ``|a|``.
+    """
+    near, small, large = _split(a, NEAR_ZERO)
+    series = torch.zeros_like(a)
     for n, coefficient in reversed(list(enumerate(SERIES, start=1))):
-        total = total * a.square() + coefficient * math.perm(2 * n, order)
-    return total * a ** (2 - order)
+        series = series * small.square() + coefficient * math.perm(2 * n, order)
+    return torch.where(near, series * small ** (2 - order), exact(large))
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
@@ -57,10 +62,11 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     """
 
     def _log_normalizer(self, logits: Tensor) -> Tensor:
-        near, small, a = _split(logits / 2, NEAR_ZERO)
-        # log(sinh a / a) = a + log(1 - exp(-2a)) - log(2a) for a > 0
-        exact = a + torch.log(-torch.expm1(-2 * a)) - torch.log(2 * a)
-        return logits / 2 + torch.where(near, _series(small, 0), exact)
+        return logits / 2 + _derivative(
+            logits / 2,
+            order=0,
+            exact=lambda a: a + torch.log(-torch.expm1(-2 * a)) - torch.log(2 * a),
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -69,16 +75,19 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     @property
     def mean(self) -> Tensor:
-        near, small, a = _split(self.logits / 2, NEAR_ZERO)
-        langevin = self.logits.sign() * (1 / torch.tanh(a) - 1 / a)  # odd, as the series is
-        return 0.5 + 0.5 * torch.where(near, _series(small, 1), langevin)
+        return 0.5 + 0.5 * _derivative(
+            self.logits / 2,
+            order=1,  # the Langevin function, odd as the series is
+            exact=lambda a: self.logits.sign() * (1 / torch.tanh(a) - 1 / a),
+        )
 
     @property
     def variance(self) -> Tensor:
-        near, small, a = _split(self.logits / 2, NEAR_ZERO)
-        # 1 / sinh^2 a in terms of exp(-2a), which cannot overflow
-        exact = a.pow(-2) - 4 * torch.exp(-2 * a) / torch.expm1(-2 * a).square()
-        return 0.25 * torch.where(near, _series(small, 2), exact)
+        return 0.25 * _derivative(
+            self.logits / 2,
+            order=2,  # 1 / sinh^2 a in terms of exp(-2a), which cannot overflow
+            exact=lambda a: a.pow(-2) - 4 * torch.exp(-2 * a) / torch.expm1(-2 * a).square(),
+        )
 
     def entropy(self) -> Tensor:
         return self._log_normalizer(self.logits) - self.logits * self.mean

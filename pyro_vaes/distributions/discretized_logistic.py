@@ -3,16 +3,45 @@
 from collections.abc import Callable
 
 import torch
-from pyro.distributions import Categorical, TorchDistribution
+from pyro.distributions import Categorical
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from .constraints import grid
-from .vector_distribution import expand_attributes
+from .vector_distribution import TensorDistribution
 
 
-class DiscretizedLogisticMixture(TorchDistribution):
+class grid(constraints.Constraint):  # lower case, as torch's own constraints are
+    """The values {0, 1/(L-1), 2/(L-1), ..., 1}: pixels with L levels, scaled to [0, 1].
+
+    Arguments:
+        num_levels: Number L of levels, at least 2.
+        tolerance: How far from a level a value may lie, in units of the step 1/(L-1); 0.01 passes what
+            float32 makes of ``uint8 / 255`` and refuses anything visibly off the grid.
+
+    Example:
+        >>> import torch
+        >>> grid(256).check(torch.tensor([0.0, 7 / 255, 0.5, 2.0]))
+        tensor([ True,  True, False, False])
+    """
+
+    is_discrete = True
+    event_dim = 0
+
+    def __init__(self, num_levels: int, tolerance: float = 0.01) -> None:
+        self.num_levels, self.tolerance = num_levels, tolerance
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        steps = value * (self.num_levels - 1)
+        on_grid = (steps - steps.round()).abs() <= self.tolerance
+        return on_grid & (value >= 0) & (value <= 1)
+
+    def __repr__(self) -> str:
+        return f"grid(num_levels={self.num_levels})"
+
+
+class DiscretizedLogisticMixture(TensorDistribution):
     r"""A mixture over pixel levels {0, 1/(L-1), ..., 1}; each component is a logistic density, binned.
 
     .. math::
@@ -76,15 +105,11 @@ class DiscretizedLogisticMixture(TorchDistribution):
         self.num_levels = num_levels
         super().__init__(self.logits.shape[:-1], validate_args=validate_args)
 
-    expand = expand_attributes
-
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
         return grid(self.num_levels)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_density(self, value: Tensor) -> Tensor:
         steps = self.num_levels - 1
         level = torch.round(value * steps).unsqueeze(-1)  # (..., 1) against the components' (..., K)
         upper = ((level + 0.5) / steps - self.loc) / self.scale

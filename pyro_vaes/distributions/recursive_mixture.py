@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_vaes.errors import UsageError, use_bound
 
-from .vector_distribution import expand_attributes
+from .vector_distribution import TensorDistribution
 
 
 def log_weights(eps_logits: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def log_weights(eps_logits: Tensor) -> Tensor:
     return torch.cat([first, logsigmoid(eps_logits)], -1) + torch.cat([kept, first], -1)
 
 
-class RecursiveMixture(TorchDistribution):
+class RecursiveMixture(TensorDistribution):
     r"""A mixture of M + 1 distributions of any kind, weighted by the recursion.
 
     .. math::
@@ -115,8 +115,6 @@ class RecursiveMixture(TorchDistribution):
     def support(self) -> constraints.Constraint | None:
         return self.components[0].support
 
-    expand = expand_attributes
-
     @property
     def log_alpha(self) -> Tensor:
         """The log weights log alpha_m with shape ``(*batch_shape, M + 1)``; their exponentials sum to one."""
@@ -126,9 +124,7 @@ class RecursiveMixture(TorchDistribution):
         """log q_m(value) for every component, with shape ``(..., M + 1)``."""
         return torch.stack([c.log_prob(value) for c in self.components], dim=-1)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_density(self, value: Tensor) -> Tensor:
         return torch.logsumexp(self.log_alpha + self.component_log_prob(value), dim=-1)
 
     def level(self, m: int) -> "RecursiveMixture":
@@ -155,10 +151,9 @@ class RecursiveMixture(TorchDistribution):
                 f"Stratified draws need reparameterised components, but {without} have no rsample.",
                 use_bound(detail=", whose score-function gradient needs none"),
             )
-        return torch.stack([c.rsample(torch.Size(sample_shape)) for c in self.components])
+        return torch.stack([c.rsample(sample_shape) for c in self.components])
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        sample_shape = torch.Size(sample_shape)
         with torch.no_grad():
             index = Categorical(logits=self.log_alpha, validate_args=False).sample(sample_shape)
             draws = torch.stack([c.sample(sample_shape) for c in self.components])  # (M + 1, *S, *B, *E)

@@ -1,40 +1,57 @@
 """What distributions over vectors, and others with tensors as parameters, share."""
 
-from typing import TypeVar
+import abc
+from typing import Self
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints
 
-D = TypeVar("D", bound=TorchDistribution)
 
+class TensorDistribution(TorchDistribution):
+    """A distribution whose tensors have all of its batch dimensions in front.
 
-def expand_attributes(self: D, batch_shape: torch.Size, _instance: D | None = None) -> D:
-    """The method ``expand`` of a distribution whose tensors have all of its batch dimensions in front.
-
-    Its attributes that are tensors or distributions, or tuples of these, are expanded; the others are shared.
+    A subclass defines :meth:`_log_density`, and the moments that it has in closed form.
     """
-    batch_shape = torch.Size(batch_shape)
 
-    def expanded(value: object) -> object:
-        if isinstance(value, Tensor):
-            return value.expand(batch_shape + value.shape[len(self.batch_shape) :])
-        if isinstance(value, Distribution):
-            return value.expand(batch_shape)
-        if isinstance(value, tuple):
-            return tuple(map(expanded, value))
-        return value
+    def expand(self, batch_shape: torch.Size, _instance: Self | None = None) -> Self:
+        """Expand the attributes that are tensors or distributions, or tuples of these; the others are shared."""
+        batch_shape = torch.Size(batch_shape)
 
-    new = self._get_checked_instance(type(self), _instance)
-    vars(new).update({name: expanded(value) for name, value in vars(self).items()})
+        def expanded(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.expand(batch_shape + value.shape[len(self.batch_shape) :])
+            if isinstance(value, Distribution):
+                return value.expand(batch_shape)
+            if isinstance(value, tuple):
+                return tuple(map(expanded, value))
+            return value
 
-    TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
-    new._validate_args = self._validate_args
-    return new
+        new = self._get_checked_instance(type(self), _instance)
+        vars(new).update({name: expanded(value) for name, value in vars(self).items()})
+
+        TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_density(value)
+
+    @abc.abstractmethod
+    def _log_density(self, value: Tensor) -> Tensor:
+        """log p(value), for a value that need not be looked at."""
+
+    def _no_moment(self) -> Tensor:
+        found = f"{type(self).__name__} has no mean and no variance in closed form"
+        raise NotImplementedError(f"{found}: average draws instead.")
+
+    mean = variance = property(_no_moment)
 
 
-class VectorDistribution(TorchDistribution):
+class VectorDistribution(TensorDistribution):
     """A distribution over vectors as long as the last dimension of each of its parameters.
 
     Arguments:
@@ -43,7 +60,6 @@ class VectorDistribution(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint]
     support = constraints.real_vector
-    expand = expand_attributes
     loc: Tensor
 
     def __init__(self, *, validate_args: bool | None = None, **parameters: Tensor) -> None:
@@ -58,7 +74,7 @@ class VectorDistribution(TorchDistribution):
 
     def _noise(self, sample_shape: torch.Size) -> Tensor:
         """Standard normal numbers for draws of this shape."""
-        shape = self._extended_shape(torch.Size(sample_shape))
+        shape = self._extended_shape(sample_shape)
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
 
     @classmethod
@@ -77,7 +93,6 @@ def base_normal(p: Distribution, q: Independent) -> Normal:
     """
     normal = q.base_dist
     if not isinstance(normal, Normal) or q.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError(
-            f"No closed-form KL divergence from {type(p).__name__} to {q} is known: estimate it from draws."
-        )
+        found = f"No closed-form KL divergence from {type(p).__name__} to {q} is known"
+        raise NotImplementedError(f"{found}: estimate it from draws.")
     return normal

@@ -80,11 +80,11 @@ class HierarchicalVAE(ProgramModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """The generative program; ``x`` with shape ``(B, ...)`` is observed, or ``size`` data are drawn."""
-        priors, levels = self.priors, len(self.latent_dims)
+        levels = len(self.latent_dims)
         with self.data_plate(x, size):
             z = [pyro.sample(f"z_{levels}", self.top_prior())]  # z[0] is the lowest level so far
             for level in range(levels - 1, 0, -1):
-                prior = self._latent(priors[level - 1], self._parents(z), level, f"the prior of z_{level}")
+                prior = self._latent(self.priors[level - 1], self._parents(z), level, f"the prior of z_{level}")
                 z.insert(0, pyro.sample(f"z_{level}", prior))
             return observe("x", self.likelihood(self.decoder(*self._parents(z))), x)
 
@@ -99,13 +99,10 @@ class HierarchicalVAE(ProgramModule):
     @pyro_method
     def guide(self, x: Tensor, **_: object) -> None:
         """The recognition program; same arguments as :meth:`model`."""
-        encoders, levels = self.encoders, len(self.latent_dims)
+        levels = range(1, len(self.latent_dims) + 1)
         z: list[Tensor] = []  # z[0] is the level drawn last
         with pyro.plate("data", len(x)):
-            for level in range(levels, 0, -1) if self.top_down else range(1, levels + 1):
-                if self.top_down:
-                    inputs = [x, *self._parents(z)]
-                else:
-                    inputs = [*z, x] if self.skip or not z else z[:1]
-                q = self._latent(encoders[level - 1], inputs, level, f"the encoder of z_{level}")
+            for level in reversed(levels) if self.top_down else levels:
+                inputs = [x, *self._parents(z)] if self.top_down else self._parents([*z, x])
+                q = self._latent(self.encoders[level - 1], inputs, level, f"the encoder of z_{level}")
                 z.insert(0, pyro.sample(f"z_{level}", q))

@@ -115,6 +115,7 @@ class LadderVAE(ProgramModule):
             )
         *merged, top = self.decoders
         t = top(z[-1])
-        for decoder, merge, z_l in zip(reversed(merged), reversed(list(self.merges)), reversed(z[:-1]), strict=True):
+        rungs = list(zip(merged, self.merges, z[:-1], strict=True))
+        for decoder, merge, z_l in reversed(rungs):
             t = decoder(merge(t, z_l))
         return t

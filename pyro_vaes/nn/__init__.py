@@ -1,6 +1,7 @@
 """Networks; a head's forward returns a distribution."""
 
 from .autoregressive import AutoregressiveNetwork
+from .autoregressive_likelihood import AutoregressiveLikelihood
 from .causal_conv import Reach, gated_block, plain_block, residual_block
 from .conv import ConvDecoder, ConvEncoder, ResidualBlock
 from .conv_ladder import large_ladder, medium_ladder, small_ladder
@@ -22,10 +23,9 @@ from .heads import (
     WeightHead,
     bounded_scale,
 )
-from .ladder import LadderNetworks, mlp_ladder
+from .ladder_networks import Concatenate, GatedAdd, LadderNetworks, mlp_ladder
 from .layer_builder import LayerBuilder, ShapedSequential
 from .likelihoods import (
-    AutoregressiveLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
@@ -37,15 +37,12 @@ from .likelihoods import (
     PoissonLikelihood,
 )
 from .made import MADE
-from .merge import Concatenate, GatedAdd
 from .mixture_prior import MixturePrior
 from .mlp import MLP, Chain, OneHot, concatenate
 from .module import ProgramModule, StandardNormal, as_posterior, observe, of_length
-from .patch_discriminator import PatchDiscriminator
 from .pixel_cnn import PixelCNN, pixel_cnn_layers, pixel_cnn_window
-from .residual_encoder import ResidualEncoder
-from .residual_pixel_cnn import ResidualPixelCNN, bottleneck_block
-from .resnet_v2 import ResNetV2Decoder, ResNetV2Encoder
+from .residual_networks import ResidualEncoder, ResidualPixelCNN, bottleneck_block
+from .resnet_v2 import PatchDiscriminator, ResNetV2Decoder, ResNetV2Encoder
 from .shapes import ImageShape
 from .weight_norm import initialise_weight_norm, weight_norm
 

@@ -40,10 +40,3 @@ class AutoregressiveNetwork(nn.Module, abc.ABC):
         Yields:
             The element's index in the event, and its parameters with shape ``(..., P)`` or ``(..., P, 1, 1)``.
         """
-
-    def _check_widths(self, *, least: int = 1, **sizes: int) -> None:
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < least:
-                raise ValueError(
-                    f"{type(self).__name__} needs whole numbers of at least {least} as sizes, but got {name}={size!r}."
-                )

@@ -75,7 +75,7 @@ class MaskedConv2d(nn.Module):
 
 
 def causal_conv(
-    in_groups: Tensor, out_groups: Tensor, reach: Reach, *, weight_norm: bool, strict: bool = False
+    in_groups: Tensor, out_groups: Tensor, reach: Reach, weight_norm: bool, *, strict: bool = False
 ) -> MaskedConv2d:
     """A convolution whose output at a pixel depends on the pixels before it, and on the lower groups of its own.
 
@@ -88,8 +88,9 @@ def causal_conv(
     mask = torch.ones(len(out_groups), len(in_groups), reach.above + 1, reach.left + 1 + reach.right)
     mask[..., -1, reach.left + 1 :] = 0
 
-    below, above = in_groups, out_groups.unsqueeze(-1)
-    mask[..., -1, reach.left] = (below < above if strict else below <= above).to(mask.dtype)
+    above = out_groups.unsqueeze(-1)
+    seen = in_groups < above if strict else in_groups <= above
+    mask[..., -1, reach.left] = seen.to(mask.dtype)
     return MaskedConv2d(mask, weight_norm=weight_norm)
 
 
@@ -163,14 +164,14 @@ Block = Callable[[Tensor, Reach, Activation, bool], CausalBlock]
 
 def plain_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:
     """``conv(act(h))``, as in the PixelRNN paper's stack of masked convolutions."""
-    conv = causal_conv(groups, groups, reach, weight_norm=weight_norm)
+    conv = causal_conv(groups, groups, reach, weight_norm)
     return CausalBlock(activation(), conv, nn.Identity(), reach, skip=False)
 
 
 def residual_block(groups: Tensor, reach: Reach, activation: Activation, weight_norm: bool) -> CausalBlock:
     """``h + conv1x1(act(conv(act(h))))``, with as many channels throughout."""
-    after = nn.Sequential(activation(), causal_conv(groups, groups, POINT, weight_norm=weight_norm))
-    conv = causal_conv(groups, groups, reach, weight_norm=weight_norm)
+    after = nn.Sequential(activation(), causal_conv(groups, groups, POINT, weight_norm))
+    conv = causal_conv(groups, groups, reach, weight_norm)
     return CausalBlock(activation(), conv, after, reach)
 
 
@@ -181,8 +182,8 @@ def gated_block(groups: Tensor, reach: Reach, activation: Activation, weight_nor
         | Conditional Image Generation with PixelCNN Decoders (van den Oord et al., 2016)
         | https://arxiv.org/abs/1606.05328
     """
-    after = nn.Sequential(_Gate(), causal_conv(groups, groups, POINT, weight_norm=weight_norm))
-    conv = causal_conv(groups, groups.repeat(2), reach, weight_norm=weight_norm)
+    after = nn.Sequential(_Gate(), causal_conv(groups, groups, POINT, weight_norm))
+    conv = causal_conv(groups, groups.repeat(2), reach, weight_norm)
     return CausalBlock(nn.Identity(), conv, after, reach)
 
 

@@ -89,13 +89,12 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
-        layers: list[nn.Module] = []
+        self.trunk = nn.Sequential()
         sizes, widths = _sizes(image_shape, len(channels)), [image_shape[0], *channels]
-        for size, i, o in zip(sizes, widths, widths[1:], strict=False):
-            layers += same_conv(i, o, size)
-            layers += [ResidualBlock(o, activation=activation) for _ in range(num_residual)]
-            layers.append(activation())
-        self.trunk = nn.Sequential(*layers)
+        for size, i, o in zip(sizes, widths, channels, strict=False):
+            self.trunk.extend(same_conv(i, o, size))
+            self.trunk.extend(ResidualBlock(o, activation=activation) for _ in range(num_residual))
+            self.trunk.append(activation())
         features = widths[-1] * math.prod(sizes[-1]) + extra_features
         self.output = nn.Sequential(nn.Linear(features, out_features), activation())
 
@@ -136,12 +135,12 @@ class ConvDecoder(nn.Module):
         sizes = _sizes(image_shape, len(channels))[::-1]
         self.start = (channels[0], *sizes[0])
         self.input = nn.Sequential(nn.Linear(in_features, math.prod(self.start)), activation())
-        layers: list[nn.Module] = []
-        widths = [*channels, image_shape[0]]
-        for size, i, o in zip(sizes[1:], widths, widths[1:], strict=False):
-            layers += [ResidualBlock(i, activation=activation) for _ in range(num_residual)]
-            layers += [*same_deconv(i, o, size), activation()]
-        self.trunk = nn.Sequential(*layers[:-1])
+        self.trunk = nn.Sequential()
+        outputs = [*channels[1:], image_shape[0]]
+        for size, i, o in zip(sizes[1:], channels, outputs, strict=True):
+            self.trunk.extend(ResidualBlock(i, activation=activation) for _ in range(num_residual))
+            self.trunk.extend([*same_deconv(i, o, size), activation()])
+        del self.trunk[-1]  # nothing bounds the image
 
     def forward(self, *inputs: Tensor) -> Tensor:
         maps = self.input(concatenate(inputs)).unflatten(-1, self.start)

@@ -8,14 +8,13 @@ References:
     | https://arxiv.org/abs/1702.08396
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from torch import nn
 
-from .ladder import LadderNetworks, Merge
-from .layer_builder import LayerBuilder
-from .merge import Concatenate, GatedAdd
+from .ladder_networks import Concatenate, GatedAdd, LadderNetworks, Merge
+from .layer_builder import LayerBuilder, ShapedSequential
 from .mlp import Activation
 from .shapes import ImageShape
 
@@ -59,33 +58,35 @@ def small_ladder(
     _check_lengths("small_ladder", latent_dims=(latent_dims, 3), channels=(channels, 2))
     new = partial(LayerBuilder, batch_norm=batch_norm)
     low, high = channels
+    bottom, middle, top = latent_dims
 
     def pixels() -> LayerBuilder:
         return new(image_shape).conv(low).conv(high)
 
-    def features(width_in: int) -> LayerBuilder:
-        return new((width_in,)).fc(width).fc(width)
+    def features() -> LayerBuilder:
+        return new((width,)).fc(width).fc(width)
 
-    def generate(width_in: int) -> LayerBuilder:
-        return new((width_in,)).fc(width, nn.ReLU).fc(width, nn.ReLU).linear(width)
+    def generate(*shape: int) -> ShapedSequential:
+        layers = new(shape).fc(width, nn.ReLU).fc(width, nn.ReLU)
+        return layers.linear(width).build()
 
     half = new(image_shape).conv(low).shape[1:]
 
     merges = [
-        merge(new((latent_dims[0],)).fc(width).build(), (width,)),
-        merge(new((latent_dims[1],)).fc(width, nn.ReLU).build(), (width,)),
+        merge(new((bottom,)).fc(width).build(), (width,)),
+        merge(new((middle,)).fc(width, nn.ReLU).build(), (width,)),
     ]
 
     start = new(merges[0].out_shape).feature_map(pixels().shape, nn.ReLU)
 
     return LadderNetworks(
-        encoders=[pixels().linear(width).build(), features(width).linear(width).build()],
-        rungs=[pixels().head(latent_dims[0]), *(features(width).head(d) for d in latent_dims[1:])],
+        encoders=[pixels().linear(width).build(), features().linear(width).build()],
+        rungs=[pixels().head(bottom), features().head(middle), features().head(top)],
         merges=merges,
         decoders=[
-            start.deconv(low, half).image(_output_shape(image_shape, out_channels)).add(output()).build(),
-            generate(merges[1].out_shape[0]).build(),
-            generate(latent_dims[2]).build(),
+            _image(start.deconv(low, half), image_shape, out_channels, output),
+            generate(*merges[1].out_shape),
+            generate(top),
         ],
     )
 
@@ -130,16 +131,16 @@ def medium_ladder(
     ]
 
     full, half, quarter = (m[1:] for m in maps[:3])
-    output_shape = _output_shape(image_shape, out_channels)
+    start = [new(m.out_shape) for m in merges]
 
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
         merges=merges,
         decoders=[
-            new(merges[0].out_shape).deconv(a, full).image(output_shape).add(output()).build(),
-            new(merges[1].out_shape).deconv(b, half).deconv(a, half).build(),
-            new(merges[2].out_shape).feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).build(),
+            _image(start[0].deconv(a, full), image_shape, out_channels, output),
+            start[1].deconv(b, half).deconv(a, half).build(),
+            start[2].feature_map(maps[3], nn.ReLU).deconv(c, quarter).deconv(b, quarter).build(),
             new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).fc(width, nn.ReLU).build(),
         ],
     )
@@ -185,16 +186,14 @@ def large_ladder(
     quarter = new(maps[1]).conv(b).shape[1:]
 
     merges = blocks.merges(latent_dims[:3])
-
     start = [new(m.out_shape) for m in merges]
-    output_shape = _output_shape(image_shape, out_channels)
 
     return LadderNetworks(
         encoders=blocks.encoders(),
         rungs=blocks.rungs(latent_dims, width),
         merges=merges,
         decoders=[
-            start[0].deconv(a, full).image(output_shape).add(output()).build(),
+            _image(start[0].deconv(a, full), image_shape, out_channels, output),
             start[1].deconv(b, quarter).deconv(b, quarter).deconv(a, half).build(),
             start[2].deconv(d, sixteenth).deconv(c, eighth).deconv(c, eighth).build(),
             new((latent_dims[3],)).fc(width, nn.ReLU).fc(width, nn.ReLU).feature_map(maps[3], nn.ReLU).build(),
@@ -212,21 +211,27 @@ class _Blocks:
     """
 
     def __init__(
-        self, new: Callable[[Shape], LayerBuilder], image_shape: ImageShape, *blocks: Sequence[tuple[int, int]]
+        self,
+        new: Callable[[Shape], LayerBuilder],
+        image_shape: Shape,
+        *blocks: Sequence[tuple[int, int]],
     ) -> None:
         self.new, self.blocks = new, blocks
-        self.maps: list[Shape] = [image_shape]  # x, h_1, h_2, ..; the decoders return the same shapes
-        for level in range(len(blocks)):
-            self.maps.append(self._block(level).shape)
+        self.maps = [image_shape]  # x, h_1, h_2, ..; the decoders return the same shapes
+        for block in blocks:
+            self.maps.append(self._layers(self.maps[-1], block).shape)
 
-    def _block(self, level: int) -> LayerBuilder:
-        layers = self.new(self.maps[level])
-        for channels, stride in self.blocks[level]:
+    def _layers(self, shape: Shape, block: Sequence[tuple[int, int]]) -> LayerBuilder:
+        layers = self.new(shape)
+        for channels, stride in block:
             layers.conv(channels, stride)
         return layers
 
-    def encoders(self) -> list[nn.Module]:
-        return [self._block(level).build() for level in range(len(self.blocks))]
+    def _each(self) -> Iterator[LayerBuilder]:
+        return map(self._layers, self.maps, self.blocks)
+
+    def encoders(self) -> list[ShapedSequential]:
+        return [layers.build() for layers in self._each()]
 
     def merges(self, latent_dims: Sequence[int]) -> list[Concatenate]:
         """What puts z_1, z_2, .. beside feature maps of the shapes of h_1, h_2, .."""
@@ -238,13 +243,20 @@ class _Blocks:
     def rungs(self, latent_dims: Sequence[int], width: int) -> list[nn.Module]:
         """One head on each block, and a last one on two fully connected layers."""
         *below, top = latent_dims
-        heads = [self._block(level).head(dim) for level, dim in enumerate(below)]
+        heads = [layers.head(dim) for layers, dim in zip(self._each(), below, strict=True)]
         return [*heads, self.new(self.maps[-1]).fc(width).fc(width).head(top)]
 
 
-def _output_shape(image_shape: ImageShape, out_channels: int | None) -> ImageShape:
-    channels, height, width = image_shape
-    return channels if out_channels is None else out_channels, height, width
+def _image(
+    layers: LayerBuilder,
+    image_shape: ImageShape,
+    out_channels: int | None,
+    output: Activation,
+) -> ShapedSequential:
+    """The network with a last layer that returns an image behind it."""
+    channels, *size = image_shape
+    channels = channels if out_channels is None else out_channels
+    return layers.image((channels, *size)).add(output()).build()
 
 
 def _check_lengths(setting: str, **wanted: tuple[Sequence[int], int]) -> None:

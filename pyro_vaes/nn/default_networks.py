@@ -38,7 +38,10 @@ class Scaled(nn.Module):
         self.net, self.divisor, self.image_last = net, divisor, image_last
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        image, others = (inputs[-1], inputs[:-1]) if self.image_last else (inputs[0], inputs[1:])
+        if self.image_last:
+            *others, image = inputs
+        else:
+            image, *others = inputs
         return self.net(image / self.divisor, *others)
 
 

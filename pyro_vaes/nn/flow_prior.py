@@ -9,11 +9,12 @@ from pyro_vaes.distributions import AutoregressiveFlow
 
 from .made import MADE
 from .mlp import Activation
+from .module import StandardNormal
 
 LARGEST_LOG_SCALE = 3.0  # a factor of 20 per step: affine flows blow up without a bound
 
 
-class AutoregressivePrior(nn.Module):
+class AutoregressivePrior(StandardNormal):
     """z = f(eps) with eps ~ N(0, I) and f an autoregressive flow of MADEs, the order reversed between its steps.
 
     The density of z is one parallel pass; sampling takes D calls of each MADE. Mean-only steps have log-determinant 0
@@ -49,14 +50,12 @@ class AutoregressivePrior(nn.Module):
         affine: bool = False,
         activation: Activation = nn.ReLU,
     ) -> None:
-        super().__init__()
+        super().__init__(dim)
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"A flow needs steps >= 1, but got {steps!r}; for N(0, I) use StandardNormal.")
         self.steps = nn.ModuleList(
             _Step(MADE(dim, hidden, 2 if affine else 1, activation=activation)) for _ in range(steps)
         )
-        self.loc = nn.Buffer(torch.zeros(dim), persistent=False)
-        self.scale = nn.Buffer(torch.ones(dim), persistent=False)
 
     def forward(self) -> AutoregressiveFlow:
         return AutoregressiveFlow(self.loc, self.scale, list(self.steps))

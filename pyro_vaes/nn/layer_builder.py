@@ -62,8 +62,7 @@ class LayerBuilder:
     """
 
     def __init__(self, shape: Sequence[int], *, batch_norm: bool) -> None:
-        self.in_shape: tuple[int, ...] = tuple(shape)
-        self.shape = self.in_shape
+        self.shape = self.in_shape = tuple(shape)
         self.batch_norm = batch_norm
         self.layers: list[nn.Module] = []
 

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 
 from .autoregressive import AutoregressiveNetwork, Elements
 from .mlp import Activation, concatenate
+from .sizes import check_sizes
 
 
 class MaskedLinear(nn.Linear):
@@ -72,9 +73,9 @@ class MADE(AutoregressiveNetwork):
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        self._check_widths(dim=dim, num_params=num_params)
-        self._check_widths(least=0, context_features=context_features)
-        self._check_widths(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
+        check_sizes(self, dim=dim, num_params=num_params)
+        check_sizes(self, least=0, context_features=context_features)
+        check_sizes(self, **{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         if not hidden:
             raise ValueError("MADE needs at least one hidden layer; hidden=[64]?")
 
@@ -85,13 +86,13 @@ class MADE(AutoregressiveNetwork):
         for width in hidden:
             degrees.append(lowest + torch.arange(width) * (dim - lowest) // width)
 
-        layers: list[nn.Module] = []
+        self.layers = nn.Sequential()
         for below, above in pairwise(degrees):
-            layers += [MaskedLinear(above.unsqueeze(-1) >= below), activation()]
+            masked = MaskedLinear(above.unsqueeze(-1) >= below)
+            self.layers.extend([masked, activation()])
 
         outputs = torch.arange(1, dim + 1).repeat(num_params)  # laid out as (P, D)
-        layers.append(MaskedLinear(outputs.unsqueeze(-1) > degrees[-1]))
-        self.layers = nn.Sequential(*layers)
+        self.layers.append(MaskedLinear(outputs.unsqueeze(-1) > degrees[-1]))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.layers(x if context is None else concatenate([x, context]))

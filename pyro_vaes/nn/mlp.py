@@ -58,10 +58,11 @@ class MLP(nn.Sequential):
         widths = [in_features, *hidden, out_features]
         if any(not isinstance(w, int) or w < 1 for w in widths):
             raise ValueError(f"An MLP needs positive whole numbers as widths, but got {widths}.")
-        layers: list[nn.Module] = []
+        super().__init__()
         for i, o in pairwise(widths):
-            layers += [nn.Linear(i, o, bias=bias), activation()]
-        super().__init__(*(layers if activate_output else layers[:-1]))
+            self.extend([nn.Linear(i, o, bias=bias), activation()])
+        if not activate_output:
+            del self[-1]
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from .causal_conv import (
 )
 from .mlp import Activation
 from .shapes import ImageShape, over_leading_dims
+from .sizes import check_sizes
 
 
 def pixel_cnn_layers(num_layers: int, kernel_size: int = 3) -> list[Reach]:
@@ -112,9 +113,9 @@ class PixelCNN(AutoregressiveNetwork):
     ) -> None:
         super().__init__()
         image_channels, height, width = image_shape
-        self._check_widths(image_channels=image_channels, height=height, width=width, channels=channels)
-        self._check_widths(num_params=num_params, context_size=context_size)
-        self._check_widths(least=0, context_channels=context_channels, num_pointwise=num_pointwise)
+        check_sizes(self, image_channels=image_channels, height=height, width=width, channels=channels)
+        check_sizes(self, num_params=num_params, context_size=context_size)
+        check_sizes(self, least=0, context_channels=context_channels, num_pointwise=num_pointwise)
         if channels < image_channels or context_size % 2 == 0 or not layers:
             raise ValueError(
                 f"A PixelCNN needs at least one layer, an odd context_size and at least as many hidden channels as "
@@ -131,8 +132,7 @@ class PixelCNN(AutoregressiveNetwork):
         self.reaches = [first, *rest]
 
         pixel, hidden = torch.arange(image_channels), stacked_groups(channels, image_channels)
-        conv = partial(causal_conv, weight_norm=weight_norm)
-        self.first = conv(pixel, hidden, first, strict=True)
+        self.first = causal_conv(pixel, hidden, first, weight_norm, strict=True)
 
         kernel = (channels, context_channels, context_size, context_size)
         self.context = MaskedConv2d(torch.ones(kernel), weight_norm=weight_norm) if context_channels else None
@@ -149,7 +149,8 @@ class PixelCNN(AutoregressiveNetwork):
         self.blocks = nn.ModuleList(dict.fromkeys(self._sequence))
 
         outputs = pixel.repeat(num_params)  # laid out as (P, C)
-        self.output = nn.Sequential(activation(), conv(hidden, outputs, POINT))
+        last = causal_conv(hidden, outputs, POINT, weight_norm)
+        self.output = nn.Sequential(activation(), last)
 
     def receptive_field(self) -> set[tuple[int, int]]:
         """The other pixels that a pixel's parameters see, as offsets (row, column) from it."""

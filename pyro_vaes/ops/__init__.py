@@ -1,7 +1,7 @@
 """Pure tensor functions: no Pyro, no parameters, no random numbers."""
 
 from .bernoulli import log_bernoulli
-from .gradient_context import GradientContext
+from .hand_written import GradientContext
 from .pairwise import (
     multivariate_normal_pairwise_kl,
     normal_mean_kl,

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from .eager import is_eager
-from .gradient_context import GradientContext
+from .hand_written import GradientContext, is_eager
 
 
 def log_bernoulli(logits: Tensor, value: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """Closed forms of the linear case and of finite tables, the truth that estimators are tested against."""
 
 from .gibbs import GibbsChain, gibbs_chain
-from .linear_cvae import LinearCVAE, linear_cvae
 from .linear_hierarchical_vae import LinearHierarchicalVAE, linear_hierarchical_vae
-from .linear_vae import LinearVAE, linear_vae
+from .linear_vae import LinearCVAE, LinearVAE, linear_cvae, linear_vae
 from .ppca import ProbabilisticPCA, probabilistic_pca
 from .spectrum import (
     cross_spectrum,

@@ -34,7 +34,7 @@ def spectrum(
             f"{tuple(values.shape)}; to get it from data, {source}."
         )
 
-    values = values.detach().to(torch.float64)
+    values = values.detach().double()
     _want_finite(
         "theta",
         values,
@@ -58,9 +58,9 @@ def spectrum(
 
 
 def _want_finite(name: str, values: Tensor, cure: str) -> None:
-    bad = ~values.isfinite()
-    if bad.any():
-        raise ValueError(f"{name} holds {bad.sum().item()} values that are NaN or infinite{cure}")
+    bad = (~values.isfinite()).sum()
+    if bad:
+        raise ValueError(f"{name} holds {bad} values that are NaN or infinite{cure}")
 
 
 def positive(name: str, value: Number, meaning: str) -> float:
@@ -89,7 +89,7 @@ def whole(name: str, value: int) -> int:
     Raises:
         ValueError: It is no such number.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:  # a bool is none
         raise ValueError(f"{name} is a number of latent units, at least 1, but got {value!r}.")
     return value
 

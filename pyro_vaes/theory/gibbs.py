@@ -85,7 +85,7 @@ def gibbs_chain(top: Tensor, *conditionals: Tensor) -> GibbsChain:
     tables = (top, *conditionals)
     for index, table in enumerate(tables):
         rows = tables[index - 1].shape[-1:] if index else ()
-        if table.dim() != 1 + (index > 0) or table.shape[:-1] != rows:
+        if not table.dim() or table.shape[:-1] != rows:
             raise ValueError(
                 f"Table {index} has shape {tuple(table.shape)}, but its rows must be the {rows[0] if rows else 1} "
                 "states of the level above; transpose it, or pass the tables from the top down?"

@@ -127,12 +127,11 @@ class LinearHierarchicalVAE(LinearOptimum):
 
     def __repr__(self) -> str:
         d1, d2 = self.latent_dims
-        beta1, beta2 = self.betas
         scale1, scale2 = ("learnable" if s is None else f"{s:g}" for s in self.encoder_scales)
         head = (
             f"LinearHierarchicalVAE: {self.num_active} of {d1} units of z1 and {self.top_num_active} of {d2} of z2 "
-            f"active (noise {self.noise:g}, prior scale {self.prior_scale:g}, betas {beta1:g} and "
-            f"{beta2:g}, encoder scales {scale1} and {scale2})"
+            f"active (noise {self.noise:g}, prior scale {self.prior_scale:g}, betas {self.betas[0]:g} and "
+            f"{self.betas[1]:g}, encoder scales {scale1} and {scale2})"
         )
 
         table = unit_table(

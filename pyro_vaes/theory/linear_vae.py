@@ -1,4 +1,4 @@
-r"""The linear VAE: which latent units collapse, and everything else about its global optimum.
+r"""The linear VAE and conditional VAE: which latent units collapse, and all else about the global optimum.
 
     p(z) = N(0, prior_scale² I),   p(x|z) = N(U z, noise² I),   q(z|x) = N(W x, diag(scale²)),  scale shared by all x
     L = 2 (-ELBO_beta) - D log(2 pi noise²)
@@ -16,8 +16,16 @@ With fixed scales s_i, the smallest for the strongest mode, unit i is active iff
 
 .. math:: sv(U)_i = \sqrt{\sqrt\beta c\, m_i / s_i}, \qquad sv(W\,E[xx^T]^{1/2})_i = \sqrt{s_i m_i / (\sqrt\beta c)}
 
+The conditional VAE codes what regression on a covariate x leaves of the target y:
+
+    p(z) = N(0, prior_scale² I),   p(y|x,z) = N(U1 z + U2 x, noise² I),   q(z|x,y) = N(W1 x + W2 y, diag(scale²))
+
+With E = E[y yᵀ] - E[y xᵀ] E[x xᵀ]⁻¹ E[x yᵀ] (the Schur complement) and :math:`\theta_i` its eigenvalues, in VARIANCE
+units, unit i is active iff :math:`\theta_i > \beta \eta_d^2` (theorem 2). Everything else is the linear VAE's optimum
+with :math:`\theta_i^2` replaced by :math:`\theta_i`, besides U2 = E[y xᵀ] E[x xᵀ]⁻¹ and W1 = -W2 U2.
+
 References:
-    | Beyond Vanilla Variational Autoencoders (Dang, Tran, Nguyen & Ho, 2024), theorem 1
+    | Beyond Vanilla Variational Autoencoders (Dang, Tran, Nguyen & Ho, 2024), theorems 1 and 2
     | https://arxiv.org/abs/2306.05023
     | Don't Blame the ELBO! (Lucas, Tucker, Grosse & Norouzi, 2019)
     | https://arxiv.org/abs/1911.02469
@@ -25,9 +33,8 @@ References:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,8 +106,8 @@ class LinearVAE(LinearOptimum):
     critical_beta: Tensor
     critical_noise: Tensor
 
-    _theta: ClassVar[str] = "theta"
-    _data: ClassVar[str] = "E|x|²"
+    _theta = "theta"
+    _data = "E|x|²"
 
     @property
     def latent_dim(self) -> int:
@@ -185,10 +192,9 @@ def linear_vae(
     if encoder_scale is None:
         units = _learnable(theta, noise, prior_scale, beta)
     else:
-        fixed = _fixed_scales(encoder_scale, d).to(theta.device)
-        units = _fixed(theta, fixed, noise, prior_scale, beta)
+        units = _fixed(theta, encoder_scale, noise, prior_scale, beta)
 
-    decoder, encoder, scale = units[:3]
+    decoder, encoder, scale, *_ = units.values()
     kl = 0.5 * ((encoder.square() + scale.square()) / prior_scale**2 - 1) - (scale / prior_scale).log()
     if encoder_scale is None:  # without rounding
         kl = torch.where(encoder > 0, kl, 0.0)
@@ -204,25 +210,19 @@ def linear_vae(
         kl=kl,
         distortion=distortion,
         loss=(distortion.sum() / noise**2 + 2 * beta * kl.sum()).item(),
-        **units._asdict(),
+        **units,
     )
 
 
-class _Units(NamedTuple):
-    """The optimum unit by unit: singular values of both matrices, scales of q, thresholds of collapse."""
-
-    decoder_singular_values: Tensor
-    encoder_singular_values: Tensor
-    encoder_scale: Tensor
-    critical_beta: Tensor
-    critical_noise: Tensor
+Units = dict[str, Tensor]
+"""Of each unit: singular values of both matrices, scale of q, thresholds of collapse."""
 
 
-def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> _Units:
+def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> Units:
     """Theorem 1a."""
     excess = (theta.square() - beta * noise**2).clamp(min=0).sqrt()  # the root of r
     active = excess > 0
-    return _Units(
+    return Units(
         decoder_singular_values=excess / prior_scale,
         encoder_singular_values=torch.where(active, prior_scale * excess / theta, 0.0),
         encoder_scale=torch.where(active, math.sqrt(beta) * prior_scale * noise / theta, prior_scale),
@@ -231,28 +231,35 @@ def _learnable(theta: Tensor, noise: float, prior_scale: float, beta: float) -> 
     )
 
 
-def _fixed(theta: Tensor, scale: Tensor, noise: float, prior_scale: float, beta: float) -> _Units:
+def _fixed(
+    theta: Tensor,
+    encoder_scale: Number | Sequence[float],
+    noise: float,
+    prior_scale: float,
+    beta: float,
+) -> Units:
     """Theorem 1b."""
+    d = len(theta)
+    scales = torch.as_tensor(encoder_scale, dtype=torch.float64).detach().to(theta)
+    proper = (scales > 0) & scales.isfinite()
+    if scales.dim() > 1 or scales.numel() not in (1, d) or not proper.all():
+        raise ValueError(
+            f"encoder_scale is a positive standard deviation, or {d} of them, one for each latent unit, but got "
+            f"{encoder_scale!r}; None if the encoder learns it."
+        )
+
+    scale = scales.expand(d).sort().values
     slope = math.sqrt(beta) * noise / prior_scale  # the threshold is slope s_i
     excess = (theta - slope * scale).clamp(min=0)  # m
     critical_noise = theta * prior_scale / (math.sqrt(beta) * scale)
-    return _Units(
+
+    return Units(
         decoder_singular_values=(slope * excess / scale).sqrt(),
         encoder_singular_values=(scale * excess / slope).sqrt(),
         encoder_scale=scale,
         critical_beta=beta * (critical_noise / noise).square(),
         critical_noise=critical_noise,
     )
-
-
-def _fixed_scales(encoder_scale: Number | Sequence[float], d: int) -> Tensor:
-    scales = torch.as_tensor(encoder_scale, dtype=torch.float64).detach()
-    if scales.dim() > 1 or scales.numel() not in (1, d) or not ((scales > 0) & scales.isfinite()).all():
-        raise ValueError(
-            f"encoder_scale is a positive standard deviation, or {d} of them, one for each latent unit, but got "
-            f"{encoder_scale!r}; None if the encoder learns it."
-        )
-    return scales.expand(d).sort().values
 
 
 def unit_table(columns: str, *values: Tensor) -> list[str]:
@@ -268,3 +275,52 @@ def unit_table(columns: str, *values: Tensor) -> list[str]:
     if number > SHOWN:
         lines.append(f"{'...':>4} {number - SHOWN} more")
     return lines
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearCVAE(LinearVAE):
+    """The global optimum of a linear conditional VAE, with the attributes of :class:`LinearVAE`.
+
+    Here ``theta`` holds variances, ``decoder_singular_values`` are those of U1, and ``encoder_singular_values`` those
+    of W2 E^(1/2), the standard deviations of the posterior means.
+    """
+
+    _theta = "variance"
+    _data = "tr E"
+
+    def _variance(self) -> Tensor:
+        return self.theta
+
+
+def linear_cvae(
+    theta: Tensor | Sequence[float],
+    latent_dim: int,
+    *,
+    noise: Number = 1.0,
+    prior_scale: Number = 1.0,
+    beta: Number = 1.0,
+) -> LinearCVAE:
+    """The global optimum of the linear conditional VAE with d units and a learnable encoder scale, theorem 2.
+
+    Arguments:
+        theta: Eigenvalues of the Schur complement (variances, NOT standard deviations), descending, shape ``(T,)``,
+            from :func:`~pyro_vaes.theory.residual_spectrum`: not centred for maps without biases, centred for maps with
+            them.
+        latent_dim: d; may exceed T.
+        noise: Standard deviation of the likelihood (NOT its variance, although theta holds variances).
+        prior_scale: Standard deviation of the prior, which does not see the covariate.
+        beta: Weight of the KL term.
+
+    Raises:
+        ValueError: theta is no descending, non-negative vector, or a number is not positive.
+
+    Example:
+        >>> cvae = linear_cvae([4.0, 0.9], 2, noise=1.0)
+        >>> cvae.num_active, cvae.critical_beta
+        (1, tensor([4.0000, 0.9000], dtype=torch.float64))
+    """
+    source = "use residual_spectrum(target, covariate), or moment_spectrum(schur_complement(...))"
+    variances = spectrum(theta, whole("latent_dim", latent_dim), source)
+    theta = variances.sqrt()
+    vae = linear_vae(theta, latent_dim, noise=noise, prior_scale=prior_scale, beta=beta)
+    return LinearCVAE(**vars(replace(vae, theta=variances)))

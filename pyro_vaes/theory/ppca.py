@@ -178,7 +178,7 @@ def probabilistic_pca(x: Tensor, latent_dim: int) -> ProbabilisticPCA:
         >>> probabilistic_pca(torch.as_tensor(load_digits().data) / 16, 10)
         ProbabilisticPCA(D=64, k=10, noise variance 0.022751, log-likelihood 17.452 nats per datum)
     """
-    x = data_matrix("x", x.to(torch.float64))
+    x = data_matrix("x", x.double())
     if len(x) < 2:
         raise ValueError(f"x must have shape (N, D) with N >= 2, but has shape {tuple(x.shape)}.")
     if not isinstance(latent_dim, int) or not 1 <= latent_dim < x.shape[1]:

@@ -43,7 +43,7 @@ def second_moment(x: Tensor, *, centred: bool = False) -> Tensor:
     moment = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     mean: Tensor | float = x.mean(0, dtype=torch.float64) if centred else 0.0
     for rows in x.split(ROWS):
-        rows = rows.to(torch.float64) - mean
+        rows = rows.double() - mean
         moment += rows.mT @ rows
     return moment / len(x)
 
@@ -64,7 +64,7 @@ def moment_spectrum(moment: Tensor) -> Tensor:
         >>> moment_spectrum(torch.diag(torch.tensor([1.0, 4.0])))
         tensor([4., 1.], dtype=torch.float64)
     """
-    moment = moment.to(torch.float64)
+    moment = moment.double()
     if moment.dim() != 2 or moment.shape[0] != moment.shape[1] or not moment.numel():
         raise ValueError(
             f"A second moment has shape (D, D), but got {tuple(moment.shape)}; for data with shape (N, D) use "
@@ -166,8 +166,8 @@ def schur_complement(target: Tensor, cross: Tensor, covariate: Tensor) -> Tensor
             f"E[y yᵀ], E[y xᵀ] and E[x xᵀ] have shapes (T, T), (T, K) and (K, K), but got {tuple(target.shape)}, "
             f"{tuple(cross.shape)} and {tuple(covariate.shape)}; transpose the second one?"
         )
-    explained = cross.to(torch.float64) @ _inverse_root(covariate.to(torch.float64))
-    return target.to(torch.float64) - explained @ explained.mT
+    explained = cross.double() @ _inverse_root(covariate.double())
+    return target.double() - explained @ explained.mT
 
 
 def residual_spectrum(target: Tensor, covariate: Tensor, *, centred: bool = False) -> Tensor:

@@ -19,8 +19,8 @@ from pyro_vaes.nn.likelihoods import (
     Likelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
+    soft_clamp,
 )
-from pyro_vaes.nn.likelihoods.base import soft_clamp
 
 MAKERS = {
     "gaussian": lambda e: GaussianLikelihood(0.3, event_dim=e),

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pyro_vaes.ops.eager import is_eager
+from pyro_vaes.ops.hand_written import is_eager
 
 
 def test_only_plain_single_precision_counts_as_eager():

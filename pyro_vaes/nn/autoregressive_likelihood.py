@@ -1,6 +1,7 @@
 """Autoregressive likelihoods: the decoder's output is the context of a network that reads x as well."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 
 from pyro_vaes.distributions import Autoregressive
 
-from ..autoregressive import AutoregressiveNetwork
-from .base import Likelihood
+from .autoregressive import AutoregressiveNetwork
+from .likelihoods import Likelihood
 
 
 class AutoregressiveLikelihood(nn.Module):
@@ -48,7 +49,8 @@ class AutoregressiveLikelihood(nn.Module):
 
     def __init__(self, likelihood: Likelihood, network: AutoregressiveNetwork) -> None:
         super().__init__()
-        if not isinstance(likelihood, Likelihood) or not isinstance(network, AutoregressiveNetwork):
+        known = isinstance(likelihood, Likelihood)
+        if not known or not isinstance(network, AutoregressiveNetwork):
             raise ValueError(
                 "AutoregressiveLikelihood takes (likelihood, network), such as "
                 "BernoulliLikelihood(event_dim=3) and a PixelCNN, but got "
@@ -57,33 +59,41 @@ class AutoregressiveLikelihood(nn.Module):
 
         if likelihood.event_dim != len(network.event_shape):
             raise ValueError(
-                f"The likelihood has event_dim={likelihood.event_dim}, but the network's data have shape "
-                f"{network.event_shape}; pass event_dim={len(network.event_shape)}?"
+                f"The likelihood has event_dim={likelihood.event_dim}, but the "
+                f"network's data have shape {network.event_shape}; pass "
+                f"event_dim={len(network.event_shape)}?"
             )
 
         if likelihood.num_params != network.num_params:
             raise ValueError(
-                f"{type(likelihood).__name__} takes {likelihood.num_params} numbers per value, but "
-                f"the network has num_params={network.num_params}; pass "
+                f"{type(likelihood).__name__} takes {likelihood.num_params} numbers "
+                f"per value, but the network has num_params={network.num_params}; pass "
                 f"num_params={likelihood.num_params} to the network?"
             )
 
         self.likelihood, self.network = likelihood, network
-
-        self.event_shape, self.context_shape = network.event_shape, network.context_shape
+        self.event_shape = network.event_shape
+        self.context_shape = network.context_shape
 
     def forward(self, context: Tensor) -> Autoregressive:
         """The distribution of x given the decoder's output with shape ``(..., *context_shape)``."""
         wanted = self.context_shape
         if context.shape[max(0, context.dim() - len(wanted)) :] != wanted:
             raise ValueError(
-                f"The decoder returns {tuple(context.shape)}, but the autoregressive network takes "
-                f"{wanted} for each datum, behind the batch; give the decoder that output shape, "
-                "or the network that context?"
+                f"The decoder returns {tuple(context.shape)}, but the autoregressive "
+                f"network takes {wanted} for each datum, behind the batch; give the "
+                "decoder that output shape, or the network that context?"
             )
+
         one = (self.likelihood.num_params,) + (1,) * (len(self.event_shape) - 1)
         support = self.likelihood(context.new_zeros(one)).support
-        return Autoregressive(_Conditionals(self), context, self.event_shape, support, context_dim=len(wanted))
+        return Autoregressive(
+            _Conditionals(self),
+            context,
+            self.event_shape,
+            support,
+            context_dim=len(wanted),
+        )
 
     def hint(self, value: Tensor) -> str | None:
         """See :meth:`Likelihood.hint`."""
@@ -95,17 +105,20 @@ class AutoregressiveLikelihood(nn.Module):
         return 2 * (value - low) / (high - low) - 1
 
 
+Walk = Iterator[tuple[Tensor, TorchDistribution]]
+
+
+@dataclass
 class _Conditionals:
     """The two ways of evaluation that :class:`Autoregressive` knows."""
 
-    def __init__(self, owner: AutoregressiveLikelihood) -> None:
-        self.owner = owner
+    owner: AutoregressiveLikelihood
 
     def __call__(self, value: Tensor, context: Tensor) -> TorchDistribution:
         x = self.owner.read(value.to(context.dtype))
         return self.owner.likelihood(self.owner.network(x, context))
 
-    def walk(self, value: Tensor, context: Tensor) -> Iterator[tuple[Tensor, TorchDistribution]]:
+    def walk(self, value: Tensor, context: Tensor) -> Walk:
         x = torch.zeros_like(value)
         for index, params in self.owner.network.walk(x, context):
             view, read = value, x
