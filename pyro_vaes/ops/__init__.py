@@ -1,6 +1,7 @@
 """Pure tensor functions: no Pyro, no parameters, no random numbers."""
 
 from .bernoulli import log_bernoulli
+from .capturing import capturing, is_capturing
 from .gradient_context import GradientContext
 from .pairwise import (
     multivariate_normal_pairwise_kl,
@@ -12,6 +13,8 @@ from .pairwise import (
 
 __all__ = [
     "GradientContext",
+    "capturing",
+    "is_capturing",
     "log_bernoulli",
     "multivariate_normal_pairwise_kl",
     "normal_mean_kl",
