@@ -1,7 +1,7 @@
 """Pure tensor functions: no Pyro, no parameters, no random numbers."""
 
 from .bernoulli import log_bernoulli
-from .capturing import capturing, is_capturing
+from .capturing import assert_in_graph, capturing, is_capturing
 from .gradient_context import GradientContext
 from .pairwise import (
     multivariate_normal_pairwise_kl,
@@ -13,6 +13,7 @@ from .pairwise import (
 
 __all__ = [
     "GradientContext",
+    "assert_in_graph",
     "capturing",
     "is_capturing",
     "log_bernoulli",

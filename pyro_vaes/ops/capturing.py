@@ -8,6 +8,9 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+import torch
+from torch import Tensor
+
 _is_capturing: ContextVar[bool] = ContextVar("_is_capturing", default=False)
 
 
@@ -22,6 +25,15 @@ def is_capturing() -> bool:
         True
     """
     return _is_capturing.get()
+
+
+def assert_in_graph(good: Tensor, message: str) -> None:
+    """An operation that fails where an entry of ``good`` is false, without being read into Python.
+
+    Raises:
+        RuntimeError: An entry is false; when the operation runs on the CPU.
+    """
+    torch._assert_async(good.all(), message)
 
 
 @contextlib.contextmanager

@@ -2,5 +2,15 @@
 
 from .engine import Engine, GraphDiffers, SubStep
 from .modes import Compile, as_compile
+from .updates import AdamUpdate, Outcome, update_of
 
-__all__ = ["Compile", "Engine", "GraphDiffers", "SubStep", "as_compile"]
+__all__ = [
+    "AdamUpdate",
+    "Compile",
+    "Engine",
+    "GraphDiffers",
+    "Outcome",
+    "SubStep",
+    "as_compile",
+    "update_of",
+]

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -23,7 +24,9 @@ from .modes import CAPTURED, COMPILED, EAGER, Compile, compiling_pays, recording
 from .numbers import as_tensors, describe_handlers, with_tensors
 from .reads import CannotCapture
 from .rewind import Moment
+from .updates import NORM_FLOOR, AdamUpdate, Outcome
 from .watch import Watch
+from .whole_step import WholeStep, untouched
 
 Handler = AbstractContextManager[object]
 Loss = Callable[[], Tensor]
@@ -67,6 +70,7 @@ class _Variant:
 
     watch: Watch
     graphs: dict[int, LossGraph] = field(default_factory=dict)
+    whole: WholeStep | None = None
     checks: int = 0
     runs: int = 0
     engine: str = CAPTURED
@@ -101,6 +105,7 @@ class Engine:
         parameters: What the losses are differentiated by, by name.
         device: Where they are.
         remaining: How many steps are still to come, as far as that is known.
+        update: The optimiser's step as a part of the graph, where that is possible.
         announce: Told in a word or two what takes long, and "" when it is over.
     """
 
@@ -112,14 +117,16 @@ class Engine:
         device: torch.device,
         *,
         remaining: Callable[[], int],
+        update: Callable[[], AdamUpdate | None] = lambda: None,
         announce: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.mode, self.eager, self.device = mode, eager, device
         self.names, self.parameters = list(parameters), list(parameters.values())
-        self.remaining, self.announce = remaining, announce
+        self.remaining, self.update, self.announce = remaining, update, announce
 
         self.name = EAGER
         self.reason = "compile=False" if mode is False else ""
+        self.outcome: Outcome | None = None  # of a step that moved the parameters as well
         self.replayed = 0  # steps since the epoch's start that rely on graphs
         self._off = mode is False
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
@@ -146,6 +153,7 @@ class Engine:
             stack: Holds the handlers while eager losses are evaluated.
         """
         self._steps += 1
+        self.outcome = None
         ahead = None if self._off else self._look_ahead(args, num_data, handlers)
         if ahead is None:
             return self._eagerly(args, handlers, stack)
@@ -157,6 +165,8 @@ class Engine:
         if self._is_checked(variant):
             variant.runs += 1
             self.replayed += 1
+            if variant.whole is not None and variant.whole.holds():
+                return [partial(self._take_whole, ahead, variant.whole)]
             return [self._replay(ahead, variant, i) for i in range(ahead.kind.num_losses)]
 
         variant.runs = 0
@@ -240,6 +250,11 @@ class Engine:
 
         return run
 
+    def _take_whole(self, ahead: _StepAhead, whole: WholeStep) -> Tensor:
+        stepped = whole(ahead.tensors)
+        self.outcome = stepped.outcome
+        return self._take(stepped.evaluated)
+
     def _take(self, found: Evaluated) -> Tensor:
         """Put a graph's results where those of an eager evaluation would be."""
         for parameter, gradient in zip(self.parameters, found.gradients, strict=True):
@@ -271,7 +286,7 @@ class Engine:
                     self._refuse_side_effects(variant, before)
                     variant.graphs[index] = self._record(ahead, index, after)
                 if self._should_compile(ahead, variant, index):
-                    self._compile(ahead, variant, index, after)
+                    self._compile(ahead, variant, index, after, alone=last == 0)
                 found = self._agreeing(ahead, variant, index, before, after, wanted)
             except CannotCapture as error:
                 after.back()
@@ -325,15 +340,25 @@ class Engine:
         wanted: Evaluated,
     ) -> Evaluated:
         """The graph's evaluation, which agrees with the eager one; without the compiler if need be."""
-        graph = variant.graphs[index]
+        graph, whole = variant.graphs[index], variant.whole
         before.back()
-        found = graph(ahead.tensors)
+        if whole is None:
+            found, moved = graph(ahead.tensors), untouched([])
+        else:
+            moved = untouched(whole.state())
+            moved.__enter__()
+            found, self.outcome = whole(ahead.tensors)
+            wanted = _clipped(wanted, whole.update.max_norm())
+
         try:
             self._compare(found, wanted, after, compiled=variant.engine == COMPILED)
         except CannotCapture as error:
+            if whole is not None:
+                moved.put_back()
+            self.outcome = None
             if variant.engine != COMPILED or self.replayed:
                 raise
-            self._no_compiler, variant.engine = str(error), CAPTURED
+            self._no_compiler, variant.engine, variant.whole = str(error), CAPTURED, None
             graph.run = graph.module.forward
             return self._agreeing(ahead, variant, index, before, after, wanted)
         return found
@@ -379,21 +404,36 @@ class Engine:
             return 2 * ahead.kind.seen >= self._steps  # most steps are of this kind
         return compiling_pays(self._expected(ahead.kind), variant.graphs[index].num_operations)
 
-    def _compile(self, ahead: _StepAhead, variant: _Variant, index: int, after: Moment) -> None:
-        """Compile the graph of a loss; it stays as it is where that fails."""
+    def _compile(self, ahead: _StepAhead, variant: _Variant, index: int, after: Moment, *, alone: bool) -> None:
+        """Compile the graph of a loss, and the whole step if it is the only one; or leave it as it is."""
         self._no_compiler = missing_compiler(self.device.type)
         if self._no_compiler:
             return
         self.announce("compiling, once")
         graph = variant.graphs[index]
         try:
-            graph.run = compile_graph(graph.module, ahead.tensors)
+            update = self.update() if alone else None
+            if update is None:
+                graph.run = compile_graph(graph.module, ahead.tensors)
+            else:
+                variant.whole = WholeStep(graph, ahead.tensors, update, self.parameters)
             variant.engine = COMPILED
         except CannotCapture as error:
             self._no_compiler = str(error)
         finally:
             after.back()
             self.announce("")
+
+
+def _clipped(wanted: Evaluated, max_norm: float | None) -> Evaluated:
+    """The evaluation with its gradients clipped."""
+    if max_norm is None:
+        return wanted
+    present = [g for g in wanted.gradients if g is not None]
+    norm = torch.nn.utils.get_total_norm(present)
+    factor = (max_norm / (norm + NORM_FLOOR)).clamp(max=1.0)
+    clipped = [None if g is None else g * factor for g in wanted.gradients]
+    return wanted._replace(gradients=clipped)
 
 
 def _other_rows(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from pyro_vaes.ops import capturing
 
+from .enumeration import costs_summed_as_they_are
 from .reads import CannotCapture, RefuseReads
 
 try:  # private: a version of torch may lack it
@@ -61,7 +62,7 @@ class LossGraph:
         left_behind: LeftBehind,
     ) -> None:
         self.num_gradients = len(parameters)
-        self._reached: list[int] = []
+        self.reached: list[int] = []
 
         def outputs(*given: Tensor) -> list[Tensor]:
             value = loss(given)
@@ -70,7 +71,7 @@ class LossGraph:
 
             gradients = dict(zip(map(id, trained), found, strict=True))
             reached = [gradients.get(id(p)) for p in parameters]
-            self._reached = [i for i, g in enumerate(reached) if g is not None]
+            self.reached = [i for i, g in enumerate(reached) if g is not None]
             own = _as_accumulated(reached, parameters)
             return [value.detach(), *own, *(t.detach() for t in left_behind())]
 
@@ -86,11 +87,14 @@ class LossGraph:
         """The loss of another batch, with the parameters as they are now."""
         with torch.no_grad():
             value, *rest = self.run(*tensors)
+        return self.sorted_out(value, rest)
 
+    def sorted_out(self, value: Tensor, rest: Sequence[Tensor]) -> Evaluated:
+        """The graph's outputs after the first: which is whose gradient, what is left behind."""
         gradients: list[Tensor | None] = [None] * self.num_gradients
-        for index, gradient in zip(self._reached, rest, strict=False):
+        for index, gradient in zip(self.reached, rest, strict=False):
             gradients[index] = gradient
-        return Evaluated(value, gradients, tuple(rest[len(self._reached) :]))
+        return Evaluated(value, gradients, tuple(rest[len(self.reached) :]))
 
 
 def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> fx.GraphModule:
@@ -103,7 +107,7 @@ def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> 
         raise CannotCapture(NO_PRIVATE_API)
 
     try:
-        with capturing(), RefuseReads():
+        with costs_summed_as_they_are(), capturing(), RefuseReads():
             module = make_fx(function, tracing_mode="real")(*tensors)
     except CannotCapture as error:
         raise CannotCapture(f"{error}{_place(error)}") from error
@@ -115,7 +119,7 @@ def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> 
         raise CannotCapture(f"{what}{_place(error)}") from error
 
     for node in module.graph.nodes:
-        if any(isinstance(part, torch.Generator) for part in (*node.args, *node.kwargs.values())):
+        if node.kwargs.get("generator") is not None:
             raise CannotCapture("the programs draw from a generator of their own")
 
     _simplify(module)
@@ -150,7 +154,7 @@ def _simplify(module: fx.GraphModule) -> None:
     """Leave out what changes no number: detached aliases, results that nobody uses."""
     graph = module.graph
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.detach.default:
+        if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             node.replace_all_uses_with(node.args[0])
 
     for node in reversed(list(graph.nodes)):

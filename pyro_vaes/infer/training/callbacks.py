@@ -93,8 +93,7 @@ class KLWarmup(Callback):
         return self.begin + (self.end - self.begin) * min(1.0, share)
 
     def handler(self, run: Run) -> Handler | None:
-        beta = self.beta(run.step)
-        return None if beta == 1.0 else scale_latents(beta)
+        return scale_latents(self.beta(run.step))  # at 1 too, so that all steps are alike
 
 
 class SoftFreeBits(Callback):

@@ -128,7 +128,7 @@ def _steps(training: Training, bar: "tqdm[object]") -> tuple[Tensor, float]:
         args = run.pair.arguments(batch)
         units = training.units.of(args)
         value = training.step(args, units.num_data)
-        guard.step(args, value, units.size)
+        guard.step(args, value, units.size, training.step.outcome)
 
         run.step += 1
         for callback in run.callbacks:

@@ -15,9 +15,9 @@ from ..bounds.bound import Bound, Loss, step_losses
 from ..bounds.facts import facts_of, layers
 from ..bounds.global_batch import global_batch
 from ..bounds.host_sync import without_host_sync
-from ..callback import Run
+from ..callback import Callback, Run
 from ..checks.tables import Args
-from ..engines import Compile, Engine, SubStep
+from ..engines import AdamUpdate, Compile, Engine, Outcome, SubStep, update_of
 from ..optimizers import gradient_norm
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Step:
             run.pair.parameters,
             device or torch.device("cpu"),
             remaining=self._remaining,
+            update=self._update,
         )
         self._backward: Callable[[Args, int], Tensor] | None = None
         if fabric is not None:
@@ -104,8 +105,30 @@ class Step:
                     stack.enter_context(handler)
                 value = self._backward(args, num_data)
 
-        self._show_gradients()
+        if self.outcome is None:
+            self._show_gradients()
         return value
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the latest step went, where it moved the parameters as well."""
+        return self.engine.outcome
+
+    def _update(self) -> AdamUpdate | None:
+        """The optimiser's step and clipping as a part of a graph, if they can be one."""
+        changing = []
+        for callback in self.run.callbacks:
+            if type(callback).gradients is not Callback.gradients:
+                changing.append(callback)
+
+        clipping = [c for c in changing if c.max_norm is not None]
+        if len(clipping) < len(changing) or len(clipping) > 1:
+            return None
+        return update_of(
+            self.run.optimizer,
+            lambda: clipping[0].max_norm if clipping else None,
+            self.engine.device,
+        )
 
     def _show_gradients(self) -> None:
         for callback in self.run.callbacks:
