@@ -12,7 +12,7 @@ from pyro_vaes.data import ImageData
 from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, KLWarmup, fit
 
 from .build import build_pair, data_path, load_run_data
-from .options import REPLACEABLE, Options
+from .options import ENGINES, REPLACEABLE, Options
 from .pictures import save, training_pictures
 from .run_directory import (
     Run,
@@ -121,6 +121,7 @@ def _fit(run: Run, *, resuming: bool, progress: bool) -> Run:
         checkpoint=run.directory / CHECKPOINT,
         resume=resuming,
         on_nan=options.on_nan,
+        compile=ENGINES[options.compile],
         progress=progress,
     )
 

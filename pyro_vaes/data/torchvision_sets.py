@@ -1,10 +1,10 @@
 """Data sets that torchvision (for one of them, scikit-learn) reads, downloads and checks."""
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sklearn.datasets
-import torchvision.datasets
 
 from pyro_vaes.errors import Cure, UsageError
 
@@ -15,7 +15,24 @@ from .published import OMNIGLOT_BITS, read_omniglot_bits
 from .raw import Part, RawImages
 from .types import Size
 
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10, MNIST
+
 _DIGITS = tuple("0123456789")
+
+
+class _Deferred:
+    """A module of another library, which takes seconds to import: it is at its first use."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the module has
+        return getattr(importlib.import_module(self.name), name)
+
+
+public = _Deferred("torchvision.datasets")
+bundled = _Deferred("sklearn.datasets")
 
 
 def read_digits(library: Library) -> RawImages:
@@ -25,13 +42,13 @@ def read_digits(library: Library) -> RawImages:
         | Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
         | https://doi.org/10.24432/C50P49
     """
-    digits = sklearn.datasets.load_digits()
+    digits = bundled.load_digits()
     whole = Part.checked(digits.images.astype(np.uint8), digits.target, "digits")
     provenance = Provenance("the UCI digits test set bundled with scikit-learn", "CC BY 4.0 (UCI)")
     return RawImages("digits", {"train": whole}, provenance, (0, 16), _DIGITS)
 
 
-def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MNIST], licence: str) -> RawImages:
+def _read_idx(library: Library, name: str, dataset: "type[MNIST]", licence: str) -> RawImages:
     """A data set in MNIST's format; its files are compared with their known hashes before they are read."""
     folder = dataset.__name__
     hashes = {file: known for file, known in SHA256.items() if file.startswith(f"{folder}/")}
@@ -52,7 +69,7 @@ def _read_idx(library: Library, name: str, dataset: type[torchvision.datasets.MN
 
 def _train_and_test(
     name: str,
-    dataset: type[torchvision.datasets.MNIST] | type[torchvision.datasets.CIFAR10],
+    dataset: "type[MNIST] | type[CIFAR10]",
     root: str,
     download: bool,
     provenance: Provenance,
@@ -72,7 +89,7 @@ def read_mnist(library: Library) -> RawImages:
         | Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998)
         | https://doi.org/10.1109/5.726791
     """
-    return _read_idx(library, "mnist", torchvision.datasets.MNIST, "CC BY-SA 3.0")
+    return _read_idx(library, "mnist", public.MNIST, "CC BY-SA 3.0")
 
 
 def read_fashion_mnist(library: Library) -> RawImages:
@@ -82,7 +99,7 @@ def read_fashion_mnist(library: Library) -> RawImages:
         | Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms (Xiao et al.,
         2017) | https://arxiv.org/abs/1708.07747
     """
-    return _read_idx(library, "fashion_mnist", torchvision.datasets.FashionMNIST, "MIT")
+    return _read_idx(library, "fashion_mnist", public.FashionMNIST, "MIT")
 
 
 def read_omniglot(library: Library) -> RawImages:
@@ -100,7 +117,7 @@ def read_omniglot(library: Library) -> RawImages:
         parts, offset = {}, 0
         for part in ("train", "test"):
             background = part == "train"
-            data = torchvision.datasets.Omniglot(root, background=background, download=download)
+            data = public.Omniglot(root, background=background, download=download)
             characters = data._flat_character_images
             paths = [Path(data.target_folder, data._characters[y], file) for file, y in characters]
             labels = [y for _, y in characters]
@@ -126,7 +143,7 @@ def read_svhn(library: Library) -> RawImages:
     def read(root: str, download: bool) -> RawImages:
         parts = {}
         for part in ("train", "test"):
-            data = torchvision.datasets.SVHN(root, part, download=download)
+            data = public.SVHN(root, part, download=download)
             parts[part] = Part.checked(data.data, data.labels, "svhn")
         provenance = Provenance("SVHN cropped digits, through torchvision", "non-commercial use (SVHN authors)")
         return RawImages("svhn", parts, provenance, (0, 255), _DIGITS)
@@ -144,7 +161,7 @@ def read_cifar10(library: Library) -> RawImages:
 
     def read(root: str, download: bool) -> RawImages:
         provenance = Provenance("CIFAR-10, through torchvision")
-        dataset = torchvision.datasets.CIFAR10
+        dataset = public.CIFAR10
         return _train_and_test("cifar10", dataset, root, download, provenance)
 
     return library.obtain("cifar10", "cifar-10-batches-py", read)
@@ -166,7 +183,7 @@ def read_celeba(library: Library, resize: Size | None = None, grey: bool = False
     def read(root: str, download: bool) -> RawImages:
         parts = {}
         for part in ("train", "valid", "test"):
-            data = torchvision.datasets.CelebA(root, part, "attr", download=download)
+            data = public.CelebA(root, part, "attr", download=download)
             folder = Path(root, data.base_folder, "img_align_celeba")
             paths = [folder / file for file in data.filename]
             images = read_pictures(paths, resize, grey)
@@ -189,7 +206,7 @@ def read_lfw(library: Library, grey: bool = False) -> RawImages:
     """
 
     def read(root: str, download: bool) -> RawImages:
-        people = sklearn.datasets.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
+        people = bundled.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
         # scikit-learn returns floats, 255ths in [0, 1]
         images = (people.images * 255).round().astype(np.uint8)
         whole = Part.checked(images, people.target, "lfw")

@@ -4,6 +4,7 @@ import functools
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 from .reads import CannotCapture
 
 logger = logging.getLogger(__name__)
-OPTIONS: dict[str, object] = {"fallback_random": True}
+OPTIONS: dict[str, Any] = {"fallback_random": True}  # torch's own random numbers
 
 
 @functools.cache

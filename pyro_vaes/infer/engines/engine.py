@@ -235,7 +235,10 @@ class Engine:
         for handler in handlers:
             stack.enter_context(handler)
         self.name = EAGER if self._off or not self.replayed else self.name
-        return [lambda loss=loss: self._backward(loss).value for loss in self.eager.losses(args)]
+        return [partial(self._backward_value, loss) for loss in self.eager.losses(args)]
+
+    def _backward_value(self, loss: Loss) -> Tensor:
+        return self._backward(loss).value
 
     def _backward(self, loss: Loss) -> Evaluated:
         with self.eager.surroundings():

@@ -18,11 +18,6 @@ from pyro_vaes.ops import capturing
 from .enumeration import costs_summed_as_they_are
 from .reads import CannotCapture, RefuseReads
 
-try:  # private: a version of torch may lack it
-    from torch.fx.experimental.proxy_tensor import make_fx
-except ImportError:  # pragma: no cover
-    make_fx = None
-
 Loss = Callable[[Sequence[Tensor]], Tensor]
 LeftBehind = Callable[[], tuple[Tensor, ...]]
 NO_PRIVATE_API = "this version of torch lacks the function that records graphs"
@@ -103,9 +98,7 @@ def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> 
     Raises:
         CannotCapture: It reads numbers into Python, or torch cannot record it.
     """
-    if make_fx is None:  # pragma: no cover
-        raise CannotCapture(NO_PRIVATE_API)
-
+    make_fx = torchs_recorder()
     try:
         with costs_summed_as_they_are(), capturing(), RefuseReads():
             module = make_fx(function, tracing_mode="real")(*tensors)
@@ -124,6 +117,19 @@ def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> 
 
     _simplify(module)
     return module
+
+
+def torchs_recorder() -> Callable[..., Callable[..., fx.GraphModule]]:
+    """The function of torch that records graphs; it is private, and takes a second to import.
+
+    Raises:
+        CannotCapture: This version of torch lacks it.
+    """
+    try:
+        from torch.fx.experimental.proxy_tensor import make_fx
+    except ImportError as error:
+        raise CannotCapture(NO_PRIVATE_API) from error
+    return make_fx
 
 
 def _as_accumulated(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ A loss is evaluated twice from one state where a graph is recorded or compared.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Moment:
         if device.type == "cuda":
             self.cuda = torch.cuda.get_rng_state(device)
         self.python = random.getstate()
-        self.numpy = np.random.get_state()  # noqa: NPY002 - the generator that Pyro seeds
+        self.numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - Pyro seeds it
 
     def back(self) -> None:
         """Return to it."""
@@ -45,8 +45,8 @@ class Moment:
         """Which generator of another library has moved since."""
         if random.getstate() != self.python:
             return "Python's random"
-        before, now = self.numpy, np.random.get_state()  # noqa: NPY002
-        if not (before[2] == now[2] and np.array_equal(before[1], now[1])):
+        now = np.random.get_state(legacy=False)  # noqa: NPY002
+        if not _same_state(self.numpy, now):
             return "NumPy's generator"
         return None
 
@@ -56,3 +56,10 @@ class Moment:
         if self.cuda is not None and other.cuda is not None:
             same = same and torch.equal(self.cuda, other.cuda)
         return same
+
+
+def _same_state(one: object, two: object) -> bool:
+    """Whether two states of NumPy's generator are equal."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return all(_same_state(one[name], two[name]) for name in one)
+    return bool(np.array_equal(one, two))  # type: ignore[arg-type]

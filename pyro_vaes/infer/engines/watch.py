@@ -8,7 +8,7 @@ A :class:`Watch` notes them, and says in every step whether they still are what 
 import functools
 import inspect
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -50,7 +50,7 @@ class Watch:
     _alive: list[object] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self._items: list[tuple[Mapping[Hashable, object], Hashable, object, str]] = []
+        self._items: list[tuple[Mapping[str, object], str, object, str]] = []
         self._cells: list[tuple[types.CellType, object, str]] = []
         self._containers: list[tuple[object, tuple[object, ...], str]] = []
         self._leaves: list[tuple[Tensor, bool, str]] = []
@@ -218,6 +218,3 @@ def _global_names(code: types.CodeType) -> tuple[str, ...]:
         if isinstance(constant, types.CodeType):
             names.extend(_global_names(constant))
     return tuple(dict.fromkeys(names))
-
-
-Roots = Callable[[], Mapping[str, object]]

@@ -25,6 +25,7 @@ class ClipGradNorm(Callback):
         self.max_norm = max_norm
 
     def gradients(self, run: Run, parameters: list[Tensor]) -> None:
+        assert self.max_norm is not None
         torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 

@@ -1,6 +1,7 @@
 """One training step: the loss per datum and its gradients."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -172,7 +173,11 @@ class Step:
         """The losses of a step per datum, to be evaluated in turn."""
         pair, num_data = self.run.pair, self.num_data
         losses = step_losses(self.loss, pair.model, pair.guide, args)
-        return [lambda loss=loss: loss() / num_data for loss in losses]
+
+        def per_datum(loss: Loss) -> Tensor:
+            return loss() / num_data
+
+        return [functools.partial(per_datum, loss) for loss in losses]
 
     def surroundings(self) -> contextlib.AbstractContextManager[None]:
         """What surrounds each of them."""
