@@ -5,8 +5,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import scipy.io
-from scipy.io.matlab import MatReadError
 
 from pyro_vaes.errors import Cure, UsageError
 
@@ -17,17 +15,14 @@ from .types import ImageShape, ValueRange
 
 SUFFIXES = (".npz", ".npy", ".mat")
 
-# what NumPy and SciPy raise for truncated and foreign files
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OSError,
-    MatReadError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What NumPy and SciPy raise for truncated and foreign files."""
+    from scipy.io.matlab import MatReadError
+
+    of_python = (ValueError, TypeError, LookupError, EOFError, OSError)
+    return *of_python, MatReadError, zipfile.BadZipFile, zlib.error
+
 
 _IMAGE_KEYS = ("x", "images", "image", "data", "imgs")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target")
@@ -46,7 +41,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path} is a MATLAB file of version 7.3, which SciPy does not read: save it with '-v7', or "
             "convert it to .npz (h5py reads it)."
         ) from None
-    except _UNREADABLE as error:
+    except _unreadable() as error:
         raise ValueError(
             f"{path} could not be read as {path.suffix} ({error}): it is truncated, of another format, or "
             "holds pickled objects, which are never loaded. Save plain numeric arrays, or copy the file "
@@ -56,6 +51,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if path.suffix.lower() == ".mat":
+        import scipy.io
+
         found = scipy.io.loadmat(path)
         arrays = {key: x for key, x in found.items() if not key.startswith("__")}
     else:

@@ -6,7 +6,7 @@ behind stays eager. Then its losses are recorded on other rows and other noise, 
 graphs compared with the eager loss in the first steps and every few hundred steps.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -124,8 +124,8 @@ class Engine:
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.remaining, self.update, self.announce = remaining, update, announce
 
-        self.name = EAGER
-        self.reason = "compile=False" if mode is False else ""
+        self._counts: Counter[str] = Counter()  # steps of this epoch by engine
+        self._notes = {EAGER: "compile=False" if mode is False else ""}
         self.outcome: Outcome | None = None  # of a step that moved the parameters as well
         self.replayed = 0  # steps since the epoch's start that rely on graphs
         self._off = mode is False
@@ -138,9 +138,26 @@ class Engine:
         """Whether all steps to come are eager."""
         return self._off
 
+    @property
+    def name(self) -> str:
+        """The engine of most steps of this epoch."""
+        if self._off or not self._counts:
+            return EAGER
+        return self._counts.most_common(1)[0][0]
+
+    @property
+    def reason(self) -> str:
+        """Why that is no quicker one, in words; "" where there is nothing to say."""
+        return self._notes.get(self.name, "")
+
+    def start_epoch(self) -> None:
+        """Forget how the steps so far were taken: a new epoch relies on nothing yet."""
+        self._counts.clear()
+        self.replayed = 0
+
     def turn_off(self, reason: str) -> None:
         """Take all steps to come eagerly."""
-        self._off, self.reason, self.name = True, reason, EAGER
+        self._off, self._notes[EAGER] = True, reason
         self._kinds.clear()
 
     def sub_steps(self, args: Args, num_data: int, handlers: Sequence[Handler], stack: ExitStack) -> list[SubStep]:
@@ -165,6 +182,7 @@ class Engine:
         if self._is_checked(variant):
             variant.runs += 1
             self.replayed += 1
+            self._counts[variant.engine] += 1
             if variant.whole is not None and variant.whole.holds():
                 return [partial(self._take_whole, ahead, variant.whole)]
             return [self._replay(ahead, variant, i) for i in range(ahead.kind.num_losses)]
@@ -181,7 +199,7 @@ class Engine:
     def _look_ahead(self, args: Args, num_data: int, handlers: Sequence[Handler]) -> _StepAhead | None:
         """The step as the input of a graph; None where it is to be eager."""
         if self.mode == "auto" and not recording_pays(self._steps + self.remaining()):
-            self.reason = "the steps are too few to earn back the recording of a graph"
+            self._notes[EAGER] = "the steps are too few to earn back the recording of a graph"
             return None
         if torch.is_autocast_enabled(self.device.type):
             self.turn_off("autocast is on")
@@ -234,7 +252,7 @@ class Engine:
     def _eagerly(self, args: Args, handlers: Sequence[Handler], stack: ExitStack) -> list[SubStep]:
         for handler in handlers:
             stack.enter_context(handler)
-        self.name = EAGER if self._off or not self.replayed else self.name
+        self._counts[EAGER] += 1
         return [partial(self._backward_value, loss) for loss in self.eager.losses(args)]
 
     def _backward_value(self, loss: Loss) -> Tensor:
@@ -299,7 +317,8 @@ class Engine:
 
             if index == last:
                 variant.checks += 1
-                self.name, self.reason = variant.engine, self._why_not_compiled(variant)
+                self._counts[variant.engine] += 1
+                self._notes[variant.engine] = self._why_not_compiled(variant)
             return self._take(found)
 
         return run

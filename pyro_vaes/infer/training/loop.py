@@ -93,7 +93,7 @@ def _epoch(training: Training, bar: "tqdm[object]") -> None:
 def _steps_of_epoch(training: Training, bar: "tqdm[object]") -> tuple[Tensor, float]:
     """All steps of an epoch; once more, eagerly, where a graph turned out to be wrong."""
     engine = training.step.engine
-    engine.replayed = 0
+    engine.start_epoch()
     if engine.is_off:
         return _steps(training, bar)
 
