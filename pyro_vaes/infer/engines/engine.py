@@ -19,7 +19,7 @@ from torch import Tensor
 from .agreement import agree, difference
 from .compiler import compile_graph, missing_compiler
 from .inputs import Args, Inputs, inputs_of
-from .loss_graph import Evaluated, LossGraph
+from .loss_graph import Evaluated, LossGraph, as_function
 from .modes import CAPTURED, COMPILED, EAGER, Compile, compiling_pays, recording_pays
 from .numbers import as_tensors, describe_handlers, with_tensors
 from .reads import CannotCapture
@@ -381,7 +381,7 @@ class Engine:
             if variant.engine != COMPILED or self.replayed:
                 raise
             self._no_compiler, variant.engine, variant.whole = str(error), CAPTURED, None
-            graph.run = graph.module.forward
+            graph.run = as_function(graph.module)
             return self._agreeing(ahead, variant, index, before, after, wanted)
         return found
 

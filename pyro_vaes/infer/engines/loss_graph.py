@@ -5,7 +5,10 @@ the programs' own Python runs any more. Random draws stay operations, and parame
 buffers are shared with the modules, not copied.
 """
 
+import functools
+import operator
 import pathlib
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -71,7 +74,7 @@ class LossGraph:
             return [value.detach(), *own, *(t.detach() for t in left_behind())]
 
         self.module = record(outputs, tensors)
-        self.run: Callable[..., Sequence[Tensor]] = self.module.forward
+        self.run: Callable[..., Sequence[Tensor]] = as_function(self.module)
 
     @property
     def num_operations(self) -> int:
@@ -117,6 +120,22 @@ def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> 
 
     _simplify(module)
     return module
+
+
+def as_function(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
+    """The graph's operations in turn, bound once rather than looked up in each call."""
+    python = module.graph.python_code("self")
+    names = dict(python.globals)
+
+    def bound(found: re.Match[str]) -> str:
+        value = operator.attrgetter(found["path"])(torch if found["root"] == "torch" else module)
+        name = f"_bound_{found['root']}_{found['path'].replace('.', '_')}"
+        names[name] = value._op if isinstance(value, torch._ops.OpOverload) else value
+        return name
+
+    source = re.sub(r"\b(?P<root>torch|self)\.(?P<path>(?:ops\.|_)[\w.]+)", bound, python.src)
+    exec(source, names)  # torch itself runs graphs so
+    return functools.partial(names["forward"], module)
 
 
 def torchs_recorder() -> Callable[..., Callable[..., fx.GraphModule]]:

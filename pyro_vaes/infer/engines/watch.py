@@ -8,8 +8,9 @@ A :class:`Watch` notes them, and says in every step whether they still are what 
 import functools
 import inspect
 import types
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sized
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -50,8 +51,9 @@ class Watch:
     _alive: list[object] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self._items: list[tuple[Mapping[str, object], str, object, str]] = []
+        self._items: list[tuple[Mapping[Any, object], object, object, str]] = []
         self._cells: list[tuple[types.CellType, object, str]] = []
+        self._sizes: list[tuple[Sized, int, str]] = []
         self._containers: list[tuple[object, tuple[object, ...], str]] = []
         self._leaves: list[tuple[Tensor, bool, str]] = []
         self._free = {(id(owner), name) for owner, name in self.ignored}
@@ -69,6 +71,10 @@ class Watch:
         for cell, value, where in self._cells:
             now = _content(cell)
             if now is not value and not _same_number(now, value):
+                return where
+
+        for sized, size, where in self._sizes:
+            if len(sized) != size:
                 return where
 
         for container, items, where in self._containers:
@@ -134,9 +140,9 @@ class Watch:
         for part in ("_parameters", "_buffers", "_modules", *HOOKS):
             held = vars(module).get(part)
             if held is not None:
-                items = tuple(_flat(held))
-                self._containers.append((held, items, where))
+                self._sizes.append((held, len(held), where))
                 for name, value in held.items():
+                    self._items.append((held, name, value, f"{where}.{name}"))
                     self._visit(value, f"{where}.{name}", depth + 1)
         self._visit_object(module, where, depth)
 
