@@ -1,27 +1,22 @@
-"""The commands of `pyro-vaes`."""
+"""The commands of `pyro-vaes`.
+
+What a command needs is imported where it runs: `--help` starts at once.
+"""
 
 import logging
+import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib
 import typer
 from typer import Option
 
-from pyro_vaes import __version__, plots
+from pyro_vaes import __version__
 
-from .classes import by_class, chosen_classes
-from .demo import demo as run_demo
 from .errors import user_errors
-from .listing import listing
-from .measure import EVALUATION, measure
 from .options import Device, Options, Root, as_values, with_options
-from .pictures import sample_images, save
-from .report import write_report
-from .run_directory import open_run
-from .training import resume as resume_run
-from .training import train as train_run
 
 app = typer.Typer(
     help="Train, measure and look at variational auto-encoders written as Pyro programs.",
@@ -56,7 +51,9 @@ def prepare(
     version: Annotated[bool, Option("--version", help="Show the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
     """What holds for every command: pictures go to files, and warnings to stderr."""
-    matplotlib.use("Agg")
+    os.environ["MPLBACKEND"] = "Agg"
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].use("Agg")
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("pyro_vaes").setLevel(logging.DEBUG if debug else logging.WARNING)
 
@@ -76,6 +73,9 @@ def train(
 
     An interrupted run goes on with `pyro-vaes train --resume --out DIRECTORY` and ends with the same numbers.
     """
+    from .training import resume as resume_run
+    from .training import train as train_run
+
     if resume and overwrite:
         raise ValueError(
             "--resume and --overwrite exclude each other: the one continues a run, the other begins it again."
@@ -107,6 +107,9 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure a run: ELBO, importance-weighted log-likelihood, k-hat, active units."""
+    from .measure import EVALUATION, measure
+    from .run_directory import open_run
+
     opened = open_run(run, root=root, device=device)
     measured = measure(opened, num_particles=particles, num_data=num_data, split=split, seed=seed)
     typer.echo("\n".join(measured.lines()))
@@ -132,6 +135,12 @@ def sample(
     device: Device = None,
 ) -> None:
     """Draw new images from a run; those of a conditional model are in rows, or in columns, by class."""
+    from pyro_vaes import plots
+
+    from .classes import by_class, chosen_classes
+    from .pictures import sample_images, save
+    from .run_directory import open_run
+
     opened = open_run(run, root=root, device=device)
     layout = by_class(opened, chosen_classes(opened, label or []), num)
     path = out or run / "samples.png"
@@ -156,6 +165,10 @@ def report(
     device: Device = None,
 ) -> None:
     """Write a self-contained report.html, and the draws for ArviZ as posterior.nc."""
+    from .measure import measure
+    from .report import write_report
+    from .run_directory import open_run
+
     opened = open_run(run, root=root, device=device)
     measured = measure(opened, num_particles=particles, num_data=num_data, split=split)
     written = write_report(opened, measured)
@@ -179,6 +192,8 @@ def reproduce(context: typer.Context) -> None:
 @user_errors()
 def list_names(root: Root = None) -> None:
     """Show all names: data sets (and which are here), models, networks, likelihoods, guides, bounds."""
+    from .listing import listing
+
     typer.echo(listing(root))
 
 
@@ -186,6 +201,8 @@ def list_names(root: Root = None) -> None:
 @user_errors()
 def demo(out: Annotated[Path, Option(help="The directory of the run.")] = Path("runs/demo")) -> None:
     """Train on real digits in under two minutes, then measure and report."""
+    from .demo import demo as run_demo
+
     measured, written = run_demo(out)
     typer.echo("\n".join(f"  {path}" for path in written))
     typer.echo("\n".join(measured.lines()))

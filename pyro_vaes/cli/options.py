@@ -12,12 +12,15 @@ from pyro.infer import ELBO
 from typer import Option
 
 from pyro_vaes.data import ImageData
-from pyro_vaes.infer import OnNaN, facts_of
+from pyro_vaes.infer import Compile, OnNaN, facts_of
 
 from .names import BOUNDS, NETWORKS, TABLES, choose, suitable_likelihood
 
-REPLACEABLE = ("epochs", "root", "device", "on_nan")
-"""What may differ when a run is resumed: how long, where, and what about NaN; the rest defines the run."""
+REPLACEABLE = ("epochs", "root", "device", "on_nan", "compile")
+"""What may differ when a run is resumed: how long, where, how quickly, and what about NaN; the rest defines the run."""
+
+ENGINES: dict[str, Compile] = {"auto": "auto", "capture": "capture", "yes": True, "no": False}
+"""What may be typed for --compile."""
 
 NUMBERS = ("latent_dim", "hidden", "image_shape")
 """What is typed as numbers with commas between them."""
@@ -118,6 +121,10 @@ class Options:
     limit: Annotated[int | None, Option(help="Use only this number of training rows.")] = None
     root: Root = None
     device: Device = None
+    compile: Annotated[
+        str,
+        Option(help="How steps are run: auto, capture (as recorded graphs), yes (compiled) or no (as Pyro runs them)."),
+    ] = "auto"
     on_nan: Annotated[OnNaN, Option(help="What to do about a loss that is NaN: raise, skip or rollback.")] = "raise"
 
     def __post_init__(self) -> None:
@@ -125,6 +132,7 @@ class Options:
             name = getattr(self, kind)
             if name is not None:
                 choose(kind, name, table)
+        choose("engine (--compile)", self.compile, ENGINES)
         choose("answer to NaN (--on-nan)", self.on_nan, dict.fromkeys(get_args(OnNaN)))
 
         self._check_numbers()

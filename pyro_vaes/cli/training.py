@@ -11,7 +11,7 @@ import torch
 from pyro_vaes.infer import Callback, ClipGradNorm, EarlyStopping, KLWarmup, fit
 
 from .build import build_pair, data_path, load_run_data
-from .options import REPLACEABLE, Options
+from .options import ENGINES, REPLACEABLE, Options
 from .pictures import save, training_pictures
 from .run_directory import (
     Run,
@@ -116,6 +116,7 @@ def _fit(run: Run, *, resuming: bool, progress: bool) -> Run:
         checkpoint=run.directory / CHECKPOINT,
         resume=resuming,
         on_nan=options.on_nan,
+        compile=ENGINES[options.compile],
         progress=progress,
     )
 

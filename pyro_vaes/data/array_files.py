@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from pyro_vaes.errors import Cure, UsageError
 
@@ -27,6 +26,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         if path.suffix.lower() == ".mat":
+            import scipy.io
+
             found = scipy.io.loadmat(path)
             arrays = {key: x for key, x in found.items() if not key.startswith("__")}
         else:

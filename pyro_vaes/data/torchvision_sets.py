@@ -1,10 +1,10 @@
 """Data sets that torchvision (for one of them, scikit-learn) reads, downloads and checks."""
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sklearn.datasets
-import torchvision.datasets
 
 from pyro_vaes.errors import Cure, UsageError
 
@@ -16,7 +16,24 @@ from .published import OMNIGLOT_BITS, read_omniglot_bits
 from .raw import RawImages
 from .types import Size
 
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10, MNIST
+
 _DIGITS = tuple("0123456789")
+
+
+class _Deferred:
+    """A module of another library, which takes seconds to import: it is at its first use."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the module has
+        return getattr(importlib.import_module(self.name), name)
+
+
+public = _Deferred("torchvision.datasets")
+bundled = _Deferred("sklearn.datasets")
 
 
 def read_digits(library: Library) -> RawImages:
@@ -26,7 +43,7 @@ def read_digits(library: Library) -> RawImages:
         | Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
         | https://doi.org/10.24432/C50P49
     """
-    digits = sklearn.datasets.load_digits()
+    digits = bundled.load_digits()
     whole = as_part(digits.images.astype(np.uint8), digits.target, "digits")
     provenance = Provenance("the UCI digits test set bundled with scikit-learn", "CC BY 4.0 (UCI)")
     return RawImages("digits", {"train": whole}, provenance, (0, 16), _DIGITS)
@@ -35,7 +52,7 @@ def read_digits(library: Library) -> RawImages:
 def _read_labelled(
     library: Library,
     name: str,
-    dataset: type[torchvision.datasets.MNIST] | type[torchvision.datasets.CIFAR10],
+    dataset: "type[MNIST] | type[CIFAR10]",
     marker: str,
     source: str,
     licence: str = "not stated",
@@ -71,7 +88,7 @@ def read_mnist(library: Library) -> RawImages:
         | https://doi.org/10.1109/5.726791
     """
     marker = "MNIST/raw/train-images-idx3-ubyte"
-    dataset = torchvision.datasets.MNIST
+    dataset = public.MNIST
     return _read_labelled(library, "mnist", dataset, marker, "MNIST", "CC BY-SA 3.0")
 
 
@@ -83,7 +100,7 @@ def read_fashion_mnist(library: Library) -> RawImages:
         2017) | https://arxiv.org/abs/1708.07747
     """
     marker = "FashionMNIST/raw/train-images-idx3-ubyte"
-    dataset, name = torchvision.datasets.FashionMNIST, "fashion_mnist"
+    dataset, name = public.FashionMNIST, "fashion_mnist"
     return _read_labelled(library, name, dataset, marker, "FashionMNIST", "MIT")
 
 
@@ -102,7 +119,7 @@ def read_omniglot(library: Library) -> RawImages:
         parts, offset = {}, 0
         for part in ("train", "test"):
             background = part == "train"
-            data = torchvision.datasets.Omniglot(root, background=background, download=download)
+            data = public.Omniglot(root, background=background, download=download)
             characters = data._flat_character_images
             paths = [Path(data.target_folder, data._characters[y], file) for file, y in characters]
             labels = [y for _, y in characters]
@@ -128,7 +145,7 @@ def read_svhn(library: Library) -> RawImages:
     def read(root: str, download: bool) -> RawImages:
         parts = {}
         for part in ("train", "test"):
-            data = torchvision.datasets.SVHN(root, part, download=download)
+            data = public.SVHN(root, part, download=download)
             parts[part] = as_part(data.data, data.labels, "svhn")
         provenance = Provenance("SVHN cropped digits, through torchvision", "non-commercial use (SVHN authors)")
         return RawImages("svhn", parts, provenance, (0, 255), _DIGITS)
@@ -143,7 +160,7 @@ def read_cifar10(library: Library) -> RawImages:
         | Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009)
         | https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
     """
-    dataset = torchvision.datasets.CIFAR10
+    dataset = public.CIFAR10
     return _read_labelled(library, "cifar10", dataset, "cifar-10-batches-py", "CIFAR-10")
 
 
@@ -163,7 +180,7 @@ def read_celeba(library: Library, resize: Size | None = None, grey: bool = False
     def read(root: str, download: bool) -> RawImages:
         parts = {}
         for part in ("train", "valid", "test"):
-            data = torchvision.datasets.CelebA(root, part, "attr", download=download)
+            data = public.CelebA(root, part, "attr", download=download)
             folder = Path(root, data.base_folder, "img_align_celeba")
             paths = [folder / file for file in data.filename]
             images = read_pictures(paths, resize, grey)
@@ -186,7 +203,7 @@ def read_lfw(library: Library, grey: bool = False) -> RawImages:
     """
 
     def read(root: str, download: bool) -> RawImages:
-        people = sklearn.datasets.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
+        people = bundled.fetch_lfw_people(data_home=root, color=not grey, download_if_missing=download)
         # scikit-learn returns floats, 255ths in [0, 1]
         images = (people.images * 255).round().astype(np.uint8)
         whole = as_part(images, people.target, "lfw")

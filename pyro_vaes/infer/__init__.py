@@ -37,6 +37,7 @@ from .bounds.stratified_mixture import StratifiedMixture_ELBO
 from .callback import Callback, Run
 from .checks.check import CheckReport, check
 from .checks.problems import Problem
+from .engines import Compile
 from .handlers import scale_latents
 from .history import History
 from .training.callbacks import (
@@ -69,6 +70,7 @@ __all__ = [
     "Callback",
     "CheckReport",
     "ClipGradNorm",
+    "Compile",
     "DReG_ELBO",
     "Diverse",
     "EarlyStopping",

@@ -194,6 +194,17 @@ class Adversarial_ELBO(Bound):
                 buffer.copy_(torch.where(loss.isfinite(), buffer, old.to(buffer.device)))
         return loss
 
+    def left_behind(self) -> tuple[Tensor, ...]:
+        """The images of the latest loss."""
+        return () if self._images is None else tuple(self._images)
+
+    def leave_behind(self, tensors: Sequence[Tensor]) -> int:
+        """Take up the images of a loss."""
+        if len(tensors) < 2:
+            return 0
+        self._images = _Images(*tensors[:2])
+        return 2
+
     def callbacks(self) -> Sequence[Callback]:
         return (_DiscriminatorSteps(self),)
 

@@ -55,9 +55,12 @@ class Callback:
     Attributes:
         weighs_kl: Whether its handler weighs the KL term, which some bounds do not have.
         remembered: Names of the attributes that a resumed run must know.
+        max_norm: What its ``gradients`` clips the norm of all gradients to, if it does
+            nothing else. A compiled step then clips by itself.
     """
 
     weighs_kl = False
+    max_norm: float | None = None
     remembered: Sequence[str] = ()
 
     def start(self, run: Run) -> None:

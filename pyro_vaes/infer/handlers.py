@@ -1,14 +1,17 @@
 """KL weights as an effect handler."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from torch import Tensor
 
 from pyro_vaes.programs import evidence_for, is_auxiliary, is_latent
 
+Weight = float | Tensor
 COMMON_SCALE = (
     "Sites that the model alone has and that are enumerated are summed out together with all that depends on them, so "
     "that they must have one KL weight (scale). Weigh them alike, or use the model whose prior is the mixture itself, "
@@ -19,6 +22,25 @@ COMMON_SCALE = (
 def needs_common_scale(error: BaseException | None) -> bool:
     """Whether an error is :class:`~pyro.infer.TraceEnum_ELBO`'s refusal of unequal scales."""
     return isinstance(error, ValueError) and "share a common poutine.scale" in str(error)
+
+
+@runtime_checkable
+class NumberedHandler(Protocol):
+    """A handler whose numbers may change from step to step, so that graphs take them as inputs.
+
+    Attributes:
+        form: What else the handler is made of.
+        numbers: The numbers.
+    """
+
+    @property
+    def form(self) -> Hashable: ...
+
+    @property
+    def numbers(self) -> tuple[float, ...]: ...
+
+    def with_numbers(self, numbers: Sequence[Tensor]) -> AbstractContextManager[object]:
+        """The same handler with tensors without dimensions in place of the numbers."""
 
 
 class scale_latents(Messenger):
@@ -36,7 +58,8 @@ class scale_latents(Messenger):
     A factor marked ``infer={"evidence_for": "y"}`` goes by the weight of that site.
 
     Arguments:
-        beta: A positive weight for all latent sites, or a mapping from site names to weights.
+        beta: A positive weight for all latent sites, or a mapping from site names to weights. Weights may be tensors
+            without dimensions, whose values are not looked at.
 
     Raises:
         ValueError: A weight is not positive (start a warm-up at, say, 1e-4), a named site does not occur, or sites that
@@ -47,13 +70,30 @@ class scale_latents(Messenger):
         | https://openreview.net/forum?id=Sy2fzU9gl
     """
 
-    def __init__(self, beta: float | Mapping[str, float]) -> None:
+    def __init__(self, beta: Weight | Mapping[str, Weight]) -> None:
         super().__init__()
         weights = list(beta.values()) if isinstance(beta, Mapping) else [beta]
-        if not all(w > 0 for w in weights):
+        if not all(w > 0 for w in weights if not isinstance(w, Tensor)):
             raise ValueError(f"A KL weight must be positive, but got {beta}; start a warm-up at, say, 1e-4.")
         self.beta = beta
         self._met: set[str] = set()
+
+    @property
+    def form(self) -> Hashable:
+        """The names of the sites, where each has a weight of its own."""
+        return tuple(self.beta) if isinstance(self.beta, Mapping) else None
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The weights."""
+        weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
+        return tuple(float(weight) for weight in weights)
+
+    def with_numbers(self, numbers: Sequence[Tensor]) -> "scale_latents":
+        """The same sites weighed by tensors."""
+        if isinstance(self.beta, Mapping):
+            return scale_latents(dict(zip(self.beta, numbers, strict=True)))
+        return scale_latents(numbers[0])
 
     def __enter__(self) -> Self:
         self._met = set()
@@ -89,5 +129,5 @@ class scale_latents(Messenger):
                 )
         msg["scale"] = self._weight(name) * msg["scale"]
 
-    def _weight(self, name: str) -> float:
+    def _weight(self, name: str) -> Weight:
         return self.beta.get(name, 1.0) if isinstance(self.beta, Mapping) else self.beta

@@ -23,6 +23,9 @@ class History:
         skipped: Steps skipped because a loss or a gradient was not finite.
         best_epoch: Epoch whose weights early stopping restored, if it did.
         stopped: Why training ended.
+        engine: Which engine took the steps of the last epoch: ``"eager"``, ``"captured"`` or
+            ``"compiled"``.
+        engine_note: Why it was no quicker one, in words.
     """
 
     epochs: list[int] = field(default_factory=list)
@@ -34,6 +37,8 @@ class History:
     skipped: int = 0
     best_epoch: int | None = None
     stopped: str = ""
+    engine: str = "eager"
+    engine_note: str = ""
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -44,8 +49,9 @@ class History:
         parts = [f"{self.epochs[-1]} epochs", f"train {self.train[-1]:.3f}"]
         if self.valid:
             parts.append(f"valid {self.valid[-1]:.3f} (best {min(self.valid):.3f})")
-        parts.append(f"{sum(self.seconds):.1f} s")
-        return f"History({', '.join(parts)}; nats per datum{', ' + self.stopped if self.stopped else ''})"
+        parts.append(f"{sum(self.seconds):.1f} s {self.engine}")
+        stopped = f", {self.stopped}" if self.stopped else ""
+        return f"History({', '.join(parts)}; nats per datum{stopped})"
 
     def to_dict(self) -> dict[str, object]:
         """Plain lists and numbers, for JSON."""

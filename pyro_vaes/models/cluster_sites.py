@@ -17,6 +17,7 @@ from pyro.distributions import Categorical
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pyro_vaes.ops import assert_in_graph, is_capturing
 from pyro_vaes.programs import mark_statements, marks
 
 ENUMERATE = marks(enumerated=True)
@@ -109,7 +110,10 @@ def as_labels(labels: Tensor | None, x: Tensor | None, num_clusters: int) -> Ten
     labels = labels.long()
 
     looked_at = len(labels) and (labels.device.type == "cpu" or not torch.is_grad_enabled())
-    if looked_at and not -1 <= labels.min() <= labels.max() < num_clusters:
+    if looked_at and is_capturing():
+        known = (labels >= -1) & (labels < num_clusters)
+        assert_in_graph(known, f"Labels must lie in 0..{num_clusters - 1}, or be -1 for none.")
+    elif looked_at and not -1 <= labels.min() <= labels.max() < num_clusters:
         raise ValueError(
             f"Labels run from {labels.min().item()} to {labels.max().item()}, but there are {num_clusters} clusters: "
             f"wanted 0..{num_clusters - 1}, and -1 for none."

@@ -14,8 +14,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from pyro.distributions import Categorical, Independent, MultivariateNormal, Normal, TorchDistribution
-from sklearn.cluster import KMeans
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -131,6 +129,9 @@ class MixturePrior(nn.Module):
             )
         if method not in get_args(Fit):
             raise ValueError(f"method must be one of {get_args(Fit)}, but got {method!r}.")
+
+        from sklearn.cluster import KMeans
+        from sklearn.mixture import GaussianMixture
 
         values = codes.detach().double().cpu().numpy()
         if method == "gmm":

@@ -1,6 +1,7 @@
 """Pure tensor functions: no Pyro, no parameters, no random numbers."""
 
 from .bernoulli import log_bernoulli
+from .capturing import assert_in_graph, capturing, is_capturing
 from .hand_written import GradientContext
 from .pairwise import (
     multivariate_normal_pairwise_kl,
@@ -12,6 +13,9 @@ from .pairwise import (
 
 __all__ = [
     "GradientContext",
+    "assert_in_graph",
+    "capturing",
+    "is_capturing",
     "log_bernoulli",
     "multivariate_normal_pairwise_kl",
     "normal_mean_kl",

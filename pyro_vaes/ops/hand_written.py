@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .capturing import is_capturing
+
 
 def is_eager(*tensors: Tensor) -> bool:
     """Whether all are single-precision CPU tensors and nothing looks at or rewrites the operations on them.
 
     Transforms of ``torch.func``, forward-mode derivatives, autocast, compilation, tracing and dispatch modes know
-    torch's operations only.
+    torch's operations only. A captured graph holds what the kernel does, operation by operation, so that it gives the
+    same numbers.
 
     Example:
         >>> is_eager(torch.ones(2)), is_eager(torch.ones(2).double())
@@ -32,7 +35,7 @@ def is_eager(*tensors: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._len_torch_dispatch_stack()
+        and (is_capturing() or not torch._C._len_torch_dispatch_stack())
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )

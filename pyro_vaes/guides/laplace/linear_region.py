@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pyro_vaes.ops import is_capturing
+
 LANES = 16  # single-precision numbers in a CPU's widest vector
 CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 
@@ -106,9 +108,10 @@ class LinearRegion:
         """The weights and slopes of the units that are on for any datum; which of the last layer these are.
 
         The others contribute nothing: after a training in which latents were idle for a while that may be most. A GPU
-        keeps them; it would have to wait for their number.
+        keeps them; it would have to wait for their number. So do graphs, whose sizes are fixed.
         """
         kept: list[Tensor] = []
+        looks = not is_capturing()
         used: Tensor | None = None  # the units of the layer that the parts so far lead to; None for all
 
         for part in self.parts:
@@ -116,7 +119,7 @@ class LinearRegion:
                 kept.append(select(part, 1, used))
                 used = None
             elif part.dim() == 3:
-                if part.device.type == "cpu" and kept and kept[-1].dim() == 2:
+                if looks and part.device.type == "cpu" and kept and kept[-1].dim() == 2:
                     used = used_units(part.squeeze(-2).any(0))
                     kept[-1] = select(kept[-1], 0, used)
                 kept.append(select(part, 2, used))

@@ -57,6 +57,21 @@ class Bound(ELBO):
         """The losses of one training step, to be differentiated and stepped in turn."""
         return [lambda: self.differentiable_loss(model, guide, *args)]
 
+    def left_behind(self) -> tuple[Tensor, ...]:
+        """The tensors, beside the loss, that the latest evaluation has left for the callbacks.
+
+        Recorded graphs of the loss have them as outputs.
+        """
+        return ()
+
+    def leave_behind(self, tensors: Sequence[Tensor]) -> int:
+        """Take up as many of these in place of what an evaluation would have left behind.
+
+        Returns:
+            How many were taken.
+        """
+        return 0
+
     def callbacks(self) -> Sequence["Callback"]:
         """What the bound needs to happen between the steps of every run of ``fit``."""
         return ()

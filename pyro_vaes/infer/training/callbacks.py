@@ -25,6 +25,7 @@ class ClipGradNorm(Callback):
         self.max_norm = max_norm
 
     def gradients(self, run: Run, parameters: list[Tensor]) -> None:
+        assert self.max_norm is not None
         torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 
@@ -93,8 +94,7 @@ class KLWarmup(Callback):
         return self.begin + (self.end - self.begin) * min(1.0, share)
 
     def handler(self, run: Run) -> Handler | None:
-        beta = self.beta(run.step)
-        return None if beta == 1.0 else scale_latents(beta)
+        return scale_latents(self.beta(run.step))  # at 1 too, so that all steps are alike
 
 
 class SoftFreeBits(Callback):

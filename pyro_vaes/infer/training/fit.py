@@ -18,6 +18,7 @@ from pyro.infer import ELBO
 from pyro_vaes.programs import Program, preserve_rng
 
 from ..callback import Callback
+from ..engines import Compile
 from ..history import History
 from ..optimizers import OptimizerLike
 from .loop import run_epochs
@@ -47,6 +48,7 @@ def fit(
     on_nan: OnNaN = "raise",
     drop_last: bool | None = None,
     fabric: "Fabric | None" = None,
+    compile: Compile = "auto",
     progress: bool = True,
     unit: str | None = None,
 ) -> History:
@@ -84,6 +86,11 @@ def fit(
             (``min_rows``), where a shorter batch has another objective; and where it has one row, which the networks
             refuse because they normalise over the batch. Held-out data are never left out.
         fabric: A launched Lightning ``Fabric`` for several devices or machines (extra ``distributed``).
+        compile: How steps are run. False: as Pyro runs them. ``"capture"``: losses and gradients are recorded as graphs
+            of torch's operations, which give the same numbers without Pyro's work in Python. True: the graphs are
+            compiled, which takes a C++ compiler on the CPU and up to a minute once; numbers are the same up to
+            rounding. ``"auto"`` does what the number of steps is likely to earn back. The history says which engine
+            ran, and why it was no quicker one. A step that cannot be recorded is taken as Pyro takes it.
         progress: Whether to show a progress bar.
         unit: Name of the plate whose rows are the data, where there are several; by
             default the outermost one that all observed sites share. Without it two plates
@@ -119,6 +126,7 @@ def fit(
         on_nan=on_nan,
         drop_last=drop_last,
         fabric=fabric,
+        compile=compile,
         unit=unit,
     )
 

@@ -1,6 +1,10 @@
 """Epochs of steps, the held-out evaluation after each, and what a run leaves behind."""
 
+import copy
 import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyro
@@ -9,7 +13,9 @@ from tqdm.auto import tqdm
 
 from pyro_vaes.programs import Pair
 
-from ..batches.batches import derived_seed
+from ..batches.batches import LoaderBatches, derived_seed
+from ..callback import State
+from ..engines import GraphDiffers
 from ..history import History
 from .evaluation import total_loss
 from .plan import Training
@@ -37,7 +43,6 @@ def run_epochs(training: Training, *, progress: bool) -> History:
     hidden = not progress or plan.rank > 0
     with tqdm(total=total, disable=hidden, unit="step", dynamic_ncols=True) as bar:
         while run.epoch < plan.epochs and not run.stop:
-            pyro.util.set_rng_seed(derived_seed(training.seed, run.epoch, plan.rank))
             _epoch(training, bar)
 
             with evaluation_weights(run) as last:
@@ -52,24 +57,14 @@ def run_epochs(training: Training, *, progress: bool) -> History:
 
 def _epoch(training: Training, bar: "tqdm[object]") -> None:
     """One pass over the data and the held-out evaluation; fills a row of the history."""
-    run, guard, prepared = training.run, training.guard, training.prepared
+    run, prepared = training.run, training.prepared
     fabric, history = prepared.plan.fabric, run.history
     started = time.perf_counter()
-    bar.set_description(f"epoch {run.epoch + 1}/{run.total_epochs}")
 
-    guard.start_epoch()
-    for batch in prepared.batches.epoch(training.seed, run.epoch, prepared.place):
-        args = run.pair.arguments(batch)
-        units = training.units.of(args)
-        value = training.step(args, units.num_data)
-        guard.step(args, value, units.size)
-
-        run.step += 1
-        for callback in run.callbacks:
-            callback.stepped(run)
-        bar.update()
-    sums, norm = guard.finish_epoch()
+    sums, norm = _steps_of_epoch(training, bar)
     _share_buffers(run.pair, fabric)
+    history.engine = training.step.engine.name
+    history.engine_note = training.step.engine.reason
 
     run.epoch += 1
     history.epochs.append(run.epoch)
@@ -94,6 +89,92 @@ def _epoch(training: Training, bar: "tqdm[object]") -> None:
 
     history.seconds.append(time.perf_counter() - started)
     bar.set_postfix(shown | {"unit": "nats/datum"})
+
+
+def _steps_of_epoch(training: Training, bar: "tqdm[object]") -> tuple[Tensor, float]:
+    """All steps of an epoch; once more, eagerly, where a graph turned out to be wrong."""
+    engine = training.step.engine
+    engine.start_epoch()
+    if engine.is_off:
+        return _steps(training, bar)
+
+    before, shown = _EpochStart.of(training), bar.n
+    try:
+        return _steps(training, bar)
+    except GraphDiffers as error:
+        warnings.warn(
+            f"The steps of epoch {training.run.epoch + 1} ran as a recorded graph, but {error}. "
+            "The epoch is done again, and the steps to come are taken eagerly (compile=False).",
+            stacklevel=4,
+        )
+
+    before.restore(training)
+    bar.n = shown
+    return _steps(training, bar)
+
+
+def _steps(training: Training, bar: "tqdm[object]") -> tuple[Tensor, float]:
+    """Take the steps of an epoch; their sum of losses and number of data, and the mean norm."""
+    run, guard, prepared = training.run, training.guard, training.prepared
+    title = f"epoch {run.epoch + 1}/{run.total_epochs}"
+    bar.set_description(title)
+
+    def announce(what: str) -> None:
+        bar.set_description(f"{title} ({what})" if what else title)
+
+    training.step.engine.announce = announce
+    pyro.util.set_rng_seed(derived_seed(training.seed, run.epoch, prepared.plan.rank))
+    guard.start_epoch()
+    for batch in prepared.batches.epoch(training.seed, run.epoch, prepared.place):
+        args = run.pair.arguments(batch)
+        units = training.units.of(args)
+        value = training.step(args, units.num_data)
+        guard.step(args, value, units.size, training.step.outcome)
+
+        run.step += 1
+        for callback in run.callbacks:
+            callback.stepped(run)
+        bar.update()
+    return guard.finish_epoch()
+
+
+@dataclass(frozen=True)
+class _EpochStart:
+    """Everything that the steps of an epoch change."""
+
+    weights: dict[str, Tensor]
+    optimizer: Mapping[str, object]
+    callbacks: list[State]
+    guard: dict[str, int]
+    loader: list[Tensor]
+    step: int
+    skipped: int
+
+    @classmethod
+    def of(cls, training: Training) -> "_EpochStart":
+        """What there is before the first step."""
+        run, batches = training.run, training.prepared.batches
+        return cls(
+            weights=run.pair.snapshot(),
+            optimizer=copy.deepcopy(run.optimizer.state_dict()),
+            callbacks=[copy.deepcopy(c.state_dict()) for c in run.callbacks],
+            guard=training.guard.state(),
+            loader=batches.state() if isinstance(batches, LoaderBatches) else [],
+            step=run.step,
+            skipped=run.history.skipped,
+        )
+
+    def restore(self, training: Training) -> None:
+        """Go back to it."""
+        run, batches = training.run, training.prepared.batches
+        run.pair.load_state(self.weights)
+        run.optimizer.load_state_dict(copy.deepcopy(dict(self.optimizer)))
+        for callback, state in zip(run.callbacks, self.callbacks, strict=True):
+            callback.load_state_dict(state)
+        training.guard.load_state(self.guard)
+        if isinstance(batches, LoaderBatches):
+            batches.load_state(self.loader)
+        run.step, run.history.skipped = self.step, self.skipped
 
 
 def _close(training: Training) -> None:

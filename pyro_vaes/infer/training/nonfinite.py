@@ -14,6 +14,7 @@ from pyro_vaes.errors import CurableError, Cure
 
 from ..callback import Run
 from ..checks.tables import Args, site_table
+from ..engines import Outcome
 from ..optimizers import (
     gradient_norm,
     halve_learning_rate,
@@ -85,26 +86,32 @@ class Guard:
             for callback in self.run.callbacks:
                 callback.kept(self.run)
 
-    def step(self, args: Args, value: Tensor, size: float) -> None:
+    def step(self, args: Args, value: Tensor, size: float, outcome: Outcome | None = None) -> None:
         """Take the optimiser's step unless the loss or a gradient is not finite.
 
         Arguments:
             args: The batch, of which the error message shows the sites.
             value: The loss per datum.
             size: How many data the batch holds.
+            outcome: How it went, where the step has been taken already.
         """
-        norm = gradient_norm(self.parameters).to(self.device)
-        good = torch.isfinite(value + norm)
+        if outcome is None:
+            norm = gradient_norm(self.parameters).to(self.device)
+            good = torch.isfinite(value + norm)
+        else:
+            norm, good = outcome
 
         if self.deferred:
-            step_where(self.run.optimizer, good)
+            if outcome is None:
+                step_where(self.run.optimizer, good)
             zero = torch.zeros_like(value)
             self._count(torch.where(good, value, zero), torch.where(good, norm, zero), size)
             self.pending.append(_Deferred(args, good, value, size))
             if len(self.pending) >= self.interval:
                 self._read_flags()
         elif bool(good):
-            self.run.optimizer.step()
+            if outcome is None:
+                self.run.optimizer.step()
             self._count(value, norm, size)
             self.in_a_row = 0
         else:

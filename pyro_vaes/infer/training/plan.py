@@ -12,6 +12,7 @@ from pyro_vaes.programs import Pair, UnitCounter
 
 from ..batches.batches import Batches
 from ..callback import Callback, Run
+from ..engines import Compile, as_compile
 from ..optimizers import OptimizerLike
 from ..whole_numbers import whole_number
 from .nonfinite import Guard, OnNaN
@@ -41,11 +42,13 @@ class Plan:
     on_nan: OnNaN
     drop_last: bool | None
     fabric: "Fabric | None"
+    compile: Compile
     unit: str | None
 
     def __post_init__(self) -> None:
         if whole_number("epochs", self.epochs) < 0:
             raise ValueError(f"epochs must be at least 0, but got {self.epochs}.")
+        as_compile(self.compile)
         if self.resume and self.checkpoint is None:
             raise ValueError("resume=True needs the directory to resume from: pass checkpoint='runs/my_run'.")
 

@@ -95,5 +95,5 @@ def start(prepared: Prepared) -> Training:
         callback.start(run)
 
     seed = resume_run(prepared, run, guard)
-    step = Step(run, prepared.bound, plan.fabric)
+    step = Step(run, prepared.bound, plan.fabric, plan.compile, prepared.place)
     return Training(prepared, run, guard, step, units, seed)

@@ -1,7 +1,8 @@
 """One training step: the loss per datum and its gradients."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyro
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from pyro_vaes.programs import Pair, local_parameters
 
-from ..bounds.bound import step_losses
-from ..bounds.facts import facts_of
+from ..bounds.bound import Bound, Loss, step_losses
+from ..bounds.facts import facts_of, layers
 from ..bounds.global_batch import global_batch
 from ..bounds.host_sync import without_host_sync
-from ..callback import Run
+from ..callback import Callback, Run
 from ..checks.tables import Args
+from ..engines import AdamUpdate, Compile, Engine, Outcome, SubStep, update_of
 from ..optimizers import gradient_norm
 
 if TYPE_CHECKING:
@@ -45,17 +47,38 @@ class Step:
             they see the gradients.
         loss: The bound.
         fabric: Shares gradients and losses between processes.
+        compile: Which engines may evaluate the losses.
+        device: Where the parameters are.
     """
 
-    def __init__(self, run: Run, loss: ELBO, fabric: "Fabric | None") -> None:
+    def __init__(
+        self,
+        run: Run,
+        loss: ELBO,
+        fabric: "Fabric | None",
+        compile: Compile = False,
+        device: torch.device | None = None,
+    ) -> None:
         self.run, self.loss = run, loss
         self.parameters = list(run.pair.parameters.values())
+        self.num_data = 1.0
+        self._bounds = [layer for layer in layers(loss) if isinstance(layer, Bound)]
 
-        self._backward: Callable[[Args, float], Tensor] = self._one_by_one
+        self.engine = Engine(
+            compile,
+            self,
+            run.pair.parameters,
+            device or torch.device("cpu"),
+            remaining=self._remaining,
+            update=self._update,
+        )
+        self._backward: Callable[[Args, float], Tensor] | None = None
         if fabric is not None:
             self._backward = _on_all_processes(run, loss, fabric)
+            self.engine.turn_off("Fabric shares the gradients between processes")
         elif not hasattr(loss, "differentiable_loss"):
             self._backward = self._loss_and_grads
+            self.engine.turn_off(f"{type(loss).__name__} has no differentiable loss")
 
     def __call__(self, args: Args, num_data: float) -> Tensor:
         """The loss per datum, detached; gradients are in place afterwards.
@@ -66,35 +89,66 @@ class Step:
         """
         run = self.run
         run.optimizer.zero_grad(set_to_none=True)
+        self.num_data = num_data
+
+        handlers = []
+        for callback in run.callbacks:
+            handler = callback.handler(run)
+            if handler is not None:
+                handlers.append(handler)
 
         with contextlib.ExitStack() as stack:
-            for callback in run.callbacks:
-                handler = callback.handler(run)
-                if handler is not None:
+            if self._backward is None:
+                sub_steps = self.engine.sub_steps(args, num_data, handlers, stack)
+                value = self._one_by_one(sub_steps)
+            else:
+                for handler in handlers:
                     stack.enter_context(handler)
-            value = self._backward(args, num_data)
+                value = self._backward(args, num_data)
 
-        self._show_gradients()
+        if self.outcome is None:
+            self._show_gradients()
         return value
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the latest step went, where it moved the parameters as well."""
+        return self.engine.outcome
+
+    def _update(self) -> AdamUpdate | None:
+        """The optimiser's step and clipping as a part of a graph, if they can be one."""
+        changing = []
+        for callback in self.run.callbacks:
+            if type(callback).gradients is not Callback.gradients:
+                changing.append(callback)
+
+        clipping = [c for c in changing if c.max_norm is not None]
+        if len(clipping) < len(changing) or len(clipping) > 1:
+            return None
+        return update_of(
+            self.run.optimizer,
+            lambda: clipping[0].max_norm if clipping else None,
+            self.engine.device,
+        )
 
     def _show_gradients(self) -> None:
         for callback in self.run.callbacks:
             callback.gradients(self.run, self.parameters)
 
-    def _one_by_one(self, args: Args, num_data: float) -> Tensor:
+    def _one_by_one(self, sub_steps: Sequence[SubStep]) -> Tensor:
         """The losses of the bound in turn; most bounds have one."""
-        pair, optimizer = self.run.pair, self.run.optimizer
+        optimizer = self.run.optimizer
 
-        *earlier, last = step_losses(self.loss, pair.model, pair.guide, args)
-        for loss in earlier:
-            value = _differentiate(loss, num_data)
+        *earlier, last = sub_steps
+        for sub_step in earlier:
+            value = sub_step()
             if not torch.isfinite(value + gradient_norm(self.parameters)):
                 return value  # the guard sees to it
             self._show_gradients()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        return _differentiate(last, num_data)
+        return last()
 
     def _loss_and_grads(self, args: Args, num_data: float) -> Tensor:
         """A step of a bound that computes its gradients itself."""
@@ -105,6 +159,54 @@ class Step:
             if parameter.grad is not None:
                 parameter.grad /= num_data
         return (torch.as_tensor(total) / num_data).detach()
+
+    def _remaining(self) -> int:
+        """Steps to come; as many as there were where nobody knows."""
+        run = self.run
+        if not run.steps_per_epoch:
+            return run.step
+        return run.total_epochs * run.steps_per_epoch - run.step
+
+    # the eager side of the engine
+
+    def losses(self, args: Args) -> list[Loss]:
+        """The losses of a step per datum, to be evaluated in turn."""
+        pair, num_data = self.run.pair, self.num_data
+        losses = step_losses(self.loss, pair.model, pair.guide, args)
+
+        def per_datum(loss: Loss) -> Tensor:
+            return loss() / num_data
+
+        return [functools.partial(per_datum, loss) for loss in losses]
+
+    def surroundings(self) -> contextlib.AbstractContextManager[None]:
+        """What surrounds each of them."""
+        return around_a_loss()
+
+    def left_behind(self) -> tuple[Tensor, ...]:
+        """What the bounds have left behind for the callbacks."""
+        found: list[Tensor] = []
+        for bound in self._bounds:
+            found.extend(bound.left_behind())
+        return tuple(found)
+
+    def leave_behind(self, tensors: Sequence[Tensor]) -> None:
+        """Let the bounds have it as if they had left it behind."""
+        rest = list(tensors)
+        for bound in self._bounds:
+            rest = rest[bound.leave_behind(rest) :]
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers that an evaluation may change."""
+        found: dict[int, Tensor] = {}
+        for module in self.run.pair.modules.values():
+            found |= {id(buffer): buffer for buffer in module.buffers()}
+        return list(found.values())
+
+    def roots(self) -> dict[str, object]:
+        """The programs and the bound."""
+        pair = self.run.pair
+        return {"model": pair.model, "guide": pair.guide, "loss": self.loss}
 
 
 def _differentiate(

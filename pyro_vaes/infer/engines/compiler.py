@@ -1,0 +1,54 @@
+"""Graphs compiled by Inductor, with torch's own stream of random numbers."""
+
+import functools
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .reads import CannotCapture
+
+logger = logging.getLogger(__name__)
+OPTIONS: dict[str, Any] = {"fallback_random": True}  # torch's own random numbers
+
+
+@functools.cache
+def missing_compiler(device_type: str) -> str:
+    """What is missing for compilation on a kind of device, in words; "" where nothing is."""
+    try:
+        from torch._inductor import compile_fx  # noqa: F401 - private: it may be missing
+    except ImportError:
+        return "this version of torch has no compiler"
+    if device_type == "cpu" and not find_cpp_compiler():
+        return "there is no C++ compiler on the path (install g++ or clang)"
+    return ""
+
+
+def find_cpp_compiler() -> str | None:
+    """The C++ compiler that torch would use."""
+    named = torch._inductor.config.cpp.cxx
+    for name in named if isinstance(named, list | tuple) else (named,):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    return shutil.which("clang++")
+
+
+def compile_graph(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """A graph as compiled code; it is run once, on copies of these tensors.
+
+    Raises:
+        CannotCapture: It cannot be compiled.
+    """
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, options=dict(OPTIONS))
+    try:
+        with torch.no_grad():
+            compiled(*(t.clone() for t in tensors))
+    except Exception as error:
+        logger.debug("compilation failed", exc_info=True)
+        said = str(error).splitlines()
+        raise CannotCapture(f"compilation failed ({type(error).__name__}: {said[0][:120] if said else ''})") from error
+    return compiled
