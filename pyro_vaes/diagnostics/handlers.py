@@ -1,9 +1,9 @@
 """An effect handler for evaluation: latents at the means of their distributions."""
 
-from pyro.distributions import TorchDistribution
+import contextlib
+
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from torch import Tensor
 
 from pyro_vaes.programs import is_latent
 
@@ -29,20 +29,15 @@ class take_means(Messenger):
         if not is_latent(msg) or msg["value"] is not None:
             return
 
-        mean = _mean_in_support(msg["fn"])
+        fn = msg["fn"]
+        mean = None
+        if not fn.has_enumerate_support:  # a category has no mean to compute with
+            with contextlib.suppress(NotImplementedError):
+                mean = fn.mean
+
         if mean is None:
             raise ValueError(
-                f"The distribution of {msg['name']!r} ({type(msg['fn']).__name__}) has no "
-                "mean in its support; take draws?"
+                f"The distribution of {msg['name']!r} ({type(fn).__name__}) has no mean in its support; take draws?"
             )
         msg["value"] = mean
         msg["done"] = True
-
-
-def _mean_in_support(fn: TorchDistribution) -> Tensor | None:
-    if fn.has_enumerate_support:  # a category has no mean to compute with
-        return None
-    try:
-        return fn.mean
-    except NotImplementedError:
-        return None

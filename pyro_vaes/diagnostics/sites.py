@@ -1,12 +1,14 @@
 """Sites of traces as tensors: with all their dimensions, lined up by particle and datum."""
 
 import torch
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions import Delta, ExpandedDistribution, Independent, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from torch import Tensor
+from torch.distributions import Distribution, TransformedDistribution
 
 from pyro_vaes.distributions import Autoregressive
+from pyro_vaes.guides import Latents
 from pyro_vaes.programs import DataPlate, Sites, plates
 
 Args = tuple[object, ...]
@@ -19,28 +21,58 @@ def holds(argument: Tensor, value: Tensor, rows: Tensor | None = None) -> bool:
     return argument.numel() == value.numel() and torch.equal(argument.reshape(value.shape).to(value.dtype), value)
 
 
-def expanded(sites: Sites) -> Sites:
-    """Sites whose values have all batch dimensions of their distribution (views)."""
-    result = {}
+def holders(args: Args, value: Tensor, rows: Tensor | None = None) -> dict[int, Tensor]:
+    """The arguments, by position, that are a value: the very tensor, or all that equal it."""
+    equal = {}
+    for position, argument in enumerate(args):
+        if isinstance(argument, Tensor) and holds(argument, value, rows):
+            equal[position] = argument
+
+    same = {i: a for i, a in equal.items() if a.data_ptr() == value.data_ptr()}
+    return same or equal
+
+
+def vector_site(sites: Sites, latents: Latents) -> str | None:
+    """The auxiliary site that holds the unconstrained vector of all latents, as amortised guides have it."""
+    names = {site.name for site in latents.sites}
+    extra = []
     for name, site in sites.items():
-        value, event_shape = site["value"], site["fn"].event_shape
-        batch_shape = torch.broadcast_shapes(site["fn"].batch_shape, value.shape[: value.dim() - len(event_shape)])
-        result[name] = {**site, "value": value.expand(batch_shape + event_shape)}
-    return result
+        if name not in names and not isinstance(innermost(site["fn"]), Delta):
+            extra.append(name)
+
+    if len(extra) != 1 or not names <= sites.keys():
+        return None
+    vector = sites[extra[0]]
+    if vector["fn"].event_shape != (latents.numel,):
+        return None
+
+    for latent, part in zip(latents.sites, latents.split(vector["value"]), strict=True):
+        value, _ = latent.constrain(part)
+        if not torch.allclose(value, sites[latent.name]["value"], equal_nan=True):
+            return None
+    return extra[0]
 
 
-def scored(sites: Sites, *, pointwise: bool) -> Sites:
-    """Observed sites with their log-densities ``(*batch)``, or pointwise those of the events' elements."""
-    result = dict(sites)
-    for name, site in sites.items():
-        if site["is_observed"]:
-            fn, value = site["fn"], site["value"]
-            log_prob = _elementwise(fn, value) if pointwise else fn.log_prob(value)
-            result[name] = {**site, "log_prob": _masked(log_prob, site["mask"], len(fn.batch_shape))}
-    return result
+def expanded(site: Message) -> Message:
+    """A site whose value has all batch dimensions of its distribution (a view)."""
+    value, event_shape = site["value"], site["fn"].event_shape
+    own_shape = value.shape[: value.dim() - len(event_shape)]
+    batch_shape = torch.broadcast_shapes(site["fn"].batch_shape, own_shape)
+    return {**site, "value": value.expand(batch_shape + event_shape)}
 
 
-def _elementwise(fn: torch.distributions.Distribution, value: Tensor) -> Tensor:
+def scored(site: Message, *, pointwise: bool) -> Message:
+    """An expanded site; an observed one with log-densities ``(*batch)``, or those of the event's elements."""
+    site = expanded(site)
+    if not site["is_observed"]:
+        return site
+
+    fn, value = site["fn"], site["value"]
+    log_prob = _elementwise(fn, value) if pointwise else fn.log_prob(value)
+    return {**site, "log_prob": _masked(log_prob, site["mask"], len(fn.batch_shape))}
+
+
+def _elementwise(fn: Distribution, value: Tensor) -> Tensor:
     """Log-densities ``(*batch, *event)`` of the elements of events, as far as the distribution factorises."""
     if isinstance(fn, MaskedDistribution):
         return _masked(_elementwise(fn.base_dist, value), fn._mask, len(fn.batch_shape))
@@ -89,20 +121,47 @@ def stacked(each: list[Sites]) -> Sites:
     return result
 
 
-def mean_or_draw(site: Message) -> Tensor:
-    """The mean of a site's distribution, or its draw where that has none."""
+def rows_first(tensor: Tensor, event_dim: int, plate_dim: int) -> Tensor:
+    """``(*batch, *event)`` as ``(B, everything else)``."""
+    tensor = tensor.movedim(plate_dim - event_dim, 0)
+    return tensor.reshape(len(tensor), -1)
+
+
+def innermost(fn: Distribution) -> Distribution:
+    """The distribution of the independent elements."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def mean_of(fn: Distribution) -> Tensor | None:
+    """The mean of a distribution, if it has one."""
     try:
-        return site["fn"].mean.expand(site["value"].shape)
+        return fn.mean
     except NotImplementedError:
-        return site["value"]
+        return None
 
 
-def observed_mean(name: str, site: Message) -> Tensor:
-    """The mean of an observed site's distribution."""
-    try:
-        return site["fn"].mean
-    except NotImplementedError as error:
+def mean_or_draw(site: Message, plate: DataPlate) -> Tensor:
+    """The mean of a single run's site, or its draw where it has none, ``(B, units)``."""
+    mean = mean_of(site["fn"])
+    value = site["value"]
+    if mean is not None:
+        value = mean.expand(value.shape)
+    return rows_first(value, len(site["fn"].event_shape), plate.dim)
+
+
+def with_mean(site: Message) -> Message:
+    """An expanded site; an observed one with the mean of its distribution."""
+    site = expanded(site)
+    if not site["is_observed"]:
+        return site
+
+    mean = mean_of(site["fn"])
+    if mean is None:
+        kind = type(site["fn"]).__name__
         raise ValueError(
-            f"The distribution of the observed site {name!r} ({type(site['fn']).__name__}) has no mean to reconstruct; "
-            "use posterior_predictive, and average or count its draws?"
-        ) from error
+            f"The distribution of the observed site {site['name']!r} ({kind}) has no mean to "
+            "reconstruct; use posterior_predictive, and average or count its draws?"
+        )
+    return {**site, "mean": mean}

@@ -178,6 +178,22 @@ def test_guides_whose_density_at_the_truth_is_out_of_reach():
         calibration(model, guide, X)
 
 
+def test_a_deterministic_site_beside_the_auxiliary_vector_changes_nothing():
+    def by_vector(deterministic):
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                v = pyro.sample("v", PPCA.posterior(x), infer={"is_auxiliary": True})
+                if deterministic:
+                    pyro.deterministic("length", v.norm(dim=-1))
+                pyro.sample("z", dist.Delta(v, event_dim=1))
+
+        return guide
+
+    plain, beside = (calibration(model, by_vector(d), X, num_samples=9) for d in (False, True))
+    assert torch.equal(plain.ranks, beside.ranks)
+    assert torch.equal(plain.density_ranks, beside.density_ranks)
+
+
 def test_nothing_changes():
     encoder = nn.Linear(D, 2).double()
 

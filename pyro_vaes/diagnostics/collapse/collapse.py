@@ -29,7 +29,7 @@ from torch.distributions import kl_divergence
 from pyro_vaes.programs import DataPlate, Program, Sites, mean_field_violations
 
 from ..particles import Draws, Particles
-from ..sites import mean_or_draw
+from ..sites import mean_or_draw, rows_first
 from ..summaries import require_positive, standard_error
 from .collapse_tables import CollapseReport, SiteCollapse
 
@@ -146,7 +146,9 @@ def _measure(entry: _Entry, draws: list[Draws], plate: DataPlate, size: int, *, 
     for draw in draws:
         kl, analytic = _kl(entry, draw, plate, closed)
         kls.append(kl)
-        means.append(torch.cat([_mean(draw.guide_sites[n], plate) for n in entry.latents], dim=1))
+
+        each = [mean_or_draw(draw.guide_sites[n], plate) for n in entry.latents]
+        means.append(torch.cat(each, dim=1))
 
     kl = torch.stack(kls).double().cpu()[:, :size]
     if not analytic or (kl == kl[0]).all():
@@ -165,12 +167,6 @@ def _measure(entry: _Entry, draws: list[Draws], plate: DataPlate, size: int, *, 
     )
 
 
-def _rows_first(tensor: Tensor, event_dim: int, plate: DataPlate) -> Tensor:
-    """``(*batch, *event)`` as ``(B, everything else)``."""
-    tensor = tensor.movedim(plate.dim - event_dim, 0)
-    return tensor.reshape(len(tensor), -1)
-
-
 def _kl(entry: _Entry, draw: Draws, plate: DataPlate, closed: bool) -> tuple[Tensor, bool]:
     """KL per datum and unit ``(B, d)`` of one draw, and whether it is a closed form; ``(B, 1)`` without units."""
     if entry.posterior != entry.latents:  # a joint posterior
@@ -187,22 +183,17 @@ def _kl(entry: _Entry, draw: Draws, plate: DataPlate, closed: bool) -> tuple[Ten
 
     if closed and not isinstance(q, Delta):
         with contextlib.suppress(NotImplementedError):
-            return _rows_first(kl_divergence(q, p), event_dim, plate), True
-    return _rows_first(q.log_prob(value) - p.log_prob(value), event_dim, plate), False
+            return rows_first(kl_divergence(q, p), event_dim, plate.dim), True
+    return rows_first(q.log_prob(value) - p.log_prob(value), event_dim, plate.dim), False
 
 
 def _log_density(sites: Sites, names: tuple[str, ...], plate: DataPlate) -> Tensor:
     """log-density of the first draws of some sites together, ``(B, 1)``."""
     each = []
     for site in (sites[name] for name in names):
-        log_prob = _rows_first(site["fn"].log_prob(site["value"][0]), 0, plate)
+        log_prob = rows_first(site["fn"].log_prob(site["value"][0]), 0, plate.dim)
         each.append(log_prob.sum(1, keepdim=True))
     return torch.cat(each, dim=1).sum(1, keepdim=True)
-
-
-def _mean(site: Message, plate: DataPlate) -> Tensor:
-    """The posterior mean ``(B, units)``, or the draw where the distribution has none."""
-    return _rows_first(mean_or_draw(site)[0], len(site["fn"].event_shape), plate)
 
 
 def _same_for_all(site: Message, plate: DataPlate) -> bool:
@@ -210,7 +201,7 @@ def _same_for_all(site: Message, plate: DataPlate) -> bool:
     event_dim = len(site["fn"].event_shape)
     value = site["value"][0]
     one = value.narrow(plate.dim - event_dim, 0, 1).expand_as(value)
-    log_prob = _rows_first(site["fn"].log_prob(one), 0, plate)
+    log_prob = rows_first(site["fn"].log_prob(one), 0, plate.dim)
     return torch.allclose(log_prob, log_prob[:1].expand_as(log_prob), rtol=1e-5, atol=1e-6)
 
 

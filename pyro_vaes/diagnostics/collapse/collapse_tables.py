@@ -124,7 +124,7 @@ class CollapseReport:
     def __getitem__(self, name: str) -> SiteCollapse:
         return self.sites[name]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         width = max(8, *(len(name) + 2 for name in self.sites))
         columns = (
             f"site:<{width} | units:>6 | KL:>9.3f | ±:>7.3f | active (Burda):>16 | pairs KL>=.01:>15.1% | "
@@ -132,7 +132,7 @@ class CollapseReport:
         )
         rows = []
         for site in self.sites.values():
-            _, collapsed = site.collapse_curve(torch.tensor([0.1], dtype=site.kl.dtype))
+            collapsed = (site.collapse_epsilon() < 0.1).double().mean()
             kl = (site.total_kl, site.total_kl_error)
             information = (site.mutual_information, site.mutual_information_error)
             counts = (site.active_units, site.active_pairs, collapsed.item())
@@ -142,5 +142,3 @@ class CollapseReport:
         bound = math.log(next(iter(self.sites.values())).mixture_size)
         lines.append(f"nats per datum, N = {self.num_data}; the estimate of I(x;z) cannot exceed {bound:.2f}")
         return "\n".join(lines)
-
-    __repr__ = __str__

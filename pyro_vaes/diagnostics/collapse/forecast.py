@@ -13,6 +13,7 @@ References:
 from collections.abc import Sequence
 
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vaes.infer import as_batches, train_and_valid
@@ -116,19 +117,17 @@ def _read(
     place = pair.device() or torch.device("cpu")
     batches = as_batches(train, batch_size, shuffle=False).to(place)
 
-    found: tuple[ModelFacts, Moments] | None = None
-    with pair.evaluating():
+    facts, moments = None, Moments()
+    with pair.evaluating(), poutine.block():
         for batch in batches.epoch(0, 0, place):
             args = pair.arguments(batch)
-            if found is None:
+            if facts is None:
                 facts = model_facts(pair, args, embedding=embedding, noise=noise)
-                found = facts, Moments(facts.width)
-            facts, moments = found
             moments.add(torch.cat(facts.features(args), 1))
 
-    if found is None:
+    if facts is None:
         raise ValueError("The data has no batches. Is the loader's data set empty?")
-    return found
+    return facts, moments
 
 
 def _no_guide(*_: object) -> None:
@@ -153,16 +152,10 @@ def _one_site(
 ) -> LinearVAE:
     site = facts.sites[0]
     weight = site.weight if beta is None else beta
+    numbers = {"noise": facts.noise, "prior_scale": site.scale, "beta": weight}
     if conditional and encoder_scale is None:
-        return linear_cvae(variances, site.size, noise=facts.noise, prior_scale=site.scale, beta=weight)
-    return linear_vae(
-        variances.sqrt(),
-        site.size,
-        noise=facts.noise,
-        prior_scale=site.scale,
-        beta=weight,
-        encoder_scale=encoder_scale,
-    )
+        return linear_cvae(variances, site.size, **numbers)
+    return linear_vae(variances.sqrt(), site.size, encoder_scale=encoder_scale, **numbers)
 
 
 def _hierarchical(
@@ -184,25 +177,24 @@ def _hierarchical(
 
 def _sites(theory: LinearVAE | LinearHierarchicalVAE, facts: ModelFacts) -> dict[str, SiteForecast]:
     """The forecasts by site, the one nearest the data first."""
-    *_, top = facts.sites
+    bottom, top = facts.sites[0], facts.sites[-1]
+    sites = {}
+
     if isinstance(theory, LinearVAE):
-        return {top.name: _site(top.name, theory, theory.critical_beta, theory.critical_noise)}
+        vae, critical_beta, critical_noise = theory, theory.critical_beta, theory.critical_noise
+    else:
+        vae = theory.top
+        critical_beta, critical_noise = theory.top_critical_beta, theory.top_critical_noise
+        unit = facts.noise / bottom.scale  # of z_1, see _hierarchical
+        sites[bottom.name] = SiteForecast(
+            name=bottom.name,
+            kl=theory.kl,
+            encoder_singular_values=theory.encoder_singular_values / unit,
+            encoder_scale=theory.encoder_scale / unit,
+        )
 
-    bottom = facts.sites[0]
-    unit = facts.noise / bottom.scale  # of z_1, see _hierarchical
-    first = SiteForecast(
-        name=bottom.name,
-        kl=theory.kl,
-        encoder_singular_values=theory.encoder_singular_values / unit,
-        encoder_scale=theory.encoder_scale / unit,
-    )
-    second = _site(top.name, theory.top, theory.top_critical_beta, theory.top_critical_noise)
-    return {bottom.name: first, top.name: second}
-
-
-def _site(name: str, vae: LinearVAE, critical_beta: Tensor, critical_noise: Tensor) -> SiteForecast:
-    return SiteForecast(
-        name=name,
+    sites[top.name] = SiteForecast(
+        name=top.name,
         kl=vae.kl,
         encoder_singular_values=vae.encoder_singular_values,
         encoder_scale=vae.encoder_scale,
@@ -210,3 +202,4 @@ def _site(name: str, vae: LinearVAE, critical_beta: Tensor, critical_noise: Tens
         critical_beta=critical_beta,
         critical_noise=critical_noise,
     )
+    return sites

@@ -83,7 +83,7 @@ class SiteForecast:
         return lines
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class CollapseForecast:
     """What to expect of a pair, site by site; prints itself as a table.
 
@@ -121,7 +121,7 @@ class CollapseForecast:
             )
         return ForecastComparison({n: SiteComparison(f, report[n]) for n, f in self.sites.items()})
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         kind = "residual " if self.conditional else ""
         moments = "covariance" if self.centred else "second moment"
         lines = [
@@ -133,8 +133,6 @@ class CollapseForecast:
         if isinstance(self.theory, LinearHierarchicalVAE) and self.theory.undetermined:
             lines.append("with equal weights and both encoder scales learnable the loss does not decide about z_2")
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +151,7 @@ class SiteComparison:
         return torch.stack([forecast.sort(descending=True).values, measured.sort(descending=True).values])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class ForecastComparison:
     """Forecast and measurement side by side; prints itself as a table, and ``plots.kl_forecast`` draws each site."""
 
@@ -162,7 +160,7 @@ class ForecastComparison:
     def __getitem__(self, name: str) -> SiteComparison:
         return self.sites[name]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = []
         for name, site in self.sites.items():
             forecast, measured = site.forecast, site.measured
@@ -178,5 +176,3 @@ class ForecastComparison:
                 lines.append(f"... {len(units) - SHOWN} more units")
         lines.append("nats per datum, units sorted by KL; measured active units are those with Var_x E[z_i|x] > 0.01")
         return "\n".join(lines)
-
-    __repr__ = __str__

@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from pyro import poutine
 from pyro.distributions import Normal
 from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from pyro_vaes.programs import DRAWN, VALUED, Pair, Role, dependencies, plates, run, sites
 
-from ..sites import Args, holds
+from ..sites import Args, expanded, holds, innermost, rows_first
 
 
 @dataclass(frozen=True)
@@ -26,23 +24,24 @@ class LatentFacts:
 
 
 class Moments:
-    """Running second moments of rows of ``width`` features, in float64 where the rows are."""
+    """Running second moments of rows of features, in float64 where the rows are."""
 
-    def __init__(self, width: int) -> None:
-        self.width, self.count = width, 0
+    def __init__(self) -> None:
+        self.count = 0
         self._sum = self._square = torch.zeros((), dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows with shape ``(B, width)``."""
+        """Take in rows with shape ``(B, features)``."""
         rows = rows.to(torch.float64)
-        if rows.shape[1] != self.width:
-            raise ValueError(f"A batch has {rows.shape[1]} features and covariates, but the first one {self.width}.")
+        width, known = rows.shape[1], self._sum.numel()
+        if self.count and width != known:
+            raise ValueError(f"A batch has {width} features and covariates, but the first one {known}.")
         self._sum = self._sum + rows.sum(0)
         self._square = self._square + rows.mT @ rows
         self.count += len(rows)
 
     def second_moment(self, *, centred: bool) -> Tensor:
-        """E[r rᵀ], or the covariance, with shape ``(width, width)``."""
+        """E[r rᵀ], or the covariance, with shape ``(features, features)``."""
         moment = self._square / self.count
         if centred:
             mean = self._sum / self.count
@@ -58,7 +57,6 @@ class ModelFacts:
         sites: The latent sites, the one nearest the data first.
         noise: Standard deviation of the likelihood (root mean square over the features).
         num_features: Features of one datum.
-        width: Features and covariates together.
         features: ``args -> (targets (B, T), covariates (B, K))``, K = 0 without covariates; targets in units in which
             every feature has the same noise.
     """
@@ -66,7 +64,6 @@ class ModelFacts:
     sites: tuple[LatentFacts, ...]
     noise: float
     num_features: int
-    width: int
     features: "_Features"
 
 
@@ -82,7 +79,7 @@ class _Features:
     def __call__(self, args: Args) -> tuple[Tensor, Tensor]:
         tensors = _tensors(args)
         if self.position is None:  # made inside the program: read it off a run
-            site = sites(_trace(self.pair, args), Role.OBSERVED)[self.observed]
+            site = sites(run(self.pair.model, args), Role.OBSERVED)[self.observed]
             target = _rows(site, site["value"])
         else:
             target = tensors[self.position].flatten(1).to(torch.float64)
@@ -112,28 +109,14 @@ def _tensors(args: Args) -> dict[int, Tensor]:
     return {i: a for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim()}
 
 
-def _trace(pair: Pair, args: Args) -> poutine.Trace:
-    with poutine.block():
-        return run(pair.model, args)
-
-
 def _rows(site: Message, tensor: Tensor) -> Tensor:
     """Values of a site with the outermost plate's rows first, ``(B, everything else)``, float64."""
     around = plates(site)
     if not around:
         raise ValueError(f"The site {site['name']!r} lies in no plate, so there are no rows. Put it into a plate.")
 
-    fn = site["fn"]
-    shape = torch.broadcast_shapes(fn.batch_shape, site["value"].shape[: site["value"].dim() - len(fn.event_shape)])
-    tensor = tensor.expand(shape + fn.event_shape).movedim(around[0].dim - len(fn.event_shape), 0)
-    return tensor.reshape(len(tensor), -1).to(torch.float64)
-
-
-def _innermost(fn: Distribution) -> Distribution:
-    """The distribution of the independent elements."""
-    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
-        fn = fn.base_dist
-    return fn
+    tensor = tensor.expand_as(expanded(site)["value"])
+    return rows_first(tensor, len(site["fn"].event_shape), around[0].dim).to(torch.float64)
 
 
 def _weight(site: Message) -> float:
@@ -152,7 +135,7 @@ def model_facts(pair: Pair, args: Args, *, embedding: nn.Module | None, noise: f
     Raises:
         ValueError: The closed forms do not cover the model, or the noise cannot be read off.
     """
-    trace = _trace(pair, args)
+    trace = run(pair.model, args)
     observed, latent = sites(trace, Role.OBSERVED), sites(trace, DRAWN)
     if len(observed) != 1:
         raise ValueError(
@@ -175,14 +158,21 @@ def model_facts(pair: Pair, args: Args, *, embedding: nn.Module | None, noise: f
     source = _source(args, site["value"]) if position is None else position
     features = _Features(pair, name, relative, embedding, position, source)
 
-    target, covariates = features(args)
+    target, _ = features(args)
     latents = tuple(_latent(latent[n], _weight(site)) for n in order)
-    return ModelFacts(latents, noise, target.shape[1], target.shape[1] + covariates.shape[1], features)
+    return ModelFacts(latents, noise, target.shape[1], features)
 
 
 def _read_noise(site: Message) -> tuple[float, Tensor | None]:
     """The noise of all features together, and of each in units of that where they differ."""
-    noise = _feature_noise(site)
+    fn = innermost(site["fn"])
+    if not isinstance(fn, Normal):
+        raise ValueError(
+            f"The closed forms are those of a normal likelihood, but {site['name']!r} is {type(fn).__name__}. Pass "
+            "noise=, the standard deviation that the data are expected to keep around their reconstruction."
+        )
+
+    noise = _rows(site, fn.scale).square().mean(0).sqrt()  # root mean squares over the rows, (T,)
     overall = noise.square().mean().sqrt().item()
     relative = noise / overall
     alike = torch.allclose(relative, torch.ones_like(relative), rtol=1e-9, atol=0)
@@ -206,7 +196,7 @@ def _source(args: Args, value: Tensor) -> int | None:
 
 
 def _latent(site: Message, weight: float) -> LatentFacts:
-    fn, scale = _innermost(site["fn"]), 1.0
+    fn, scale = innermost(site["fn"]), 1.0
     if isinstance(fn, Normal):
         scale = fn.scale.to(torch.float64).square().mean().sqrt().item()
     return LatentFacts(site["name"], _rows(site, site["value"]).shape[1], scale, _weight(site) / weight)
@@ -221,21 +211,10 @@ def _chain(pair: Pair, args: Args, latent: dict[str, Message], observed: str) ->
     if len(names) != 2:
         raise ValueError(f"{problem}. Forecast a model with those that matter most.")
 
-    trace = _trace(pair, args)
+    trace = run(pair.model, args)
     values = {n: s["value"] for n, s in sites(trace, VALUED).items()}
     on = dependencies(pair.model, values, args)
     top, first = names
     if on[top] or on[first] != {top} or on[observed] != {first}:
         raise ValueError(f"{problem} and they are no such chain (skip connections, or independent sites).")
     return [first, top]
-
-
-def _feature_noise(site: Message) -> Tensor:
-    """Standard deviation of each feature of a normal likelihood, root mean square over the rows, ``(T,)``."""
-    fn = _innermost(site["fn"])
-    if not isinstance(fn, Normal):
-        raise ValueError(
-            f"The closed forms are those of a normal likelihood, but {site['name']!r} is {type(fn).__name__}. Pass "
-            "noise=, the standard deviation that the data are expected to keep around their reconstruction."
-        )
-    return _rows(site, fn.scale).square().mean(0).sqrt()

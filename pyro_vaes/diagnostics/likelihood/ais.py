@@ -12,8 +12,6 @@ References:
     | https://arxiv.org/abs/1611.04273
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,15 +62,13 @@ class AnnealedLikelihood:
         """T."""
         return len(self.acceptance) + 1
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
             f"AIS with {self.num_chains} chains of {self.num_steps} steps from the {self.start}: "
             f"{mean_and_error(self.log_likelihood)} nats per datum (N = {len(self.ess)}), "
             f"Monte-Carlo error per datum {self.standard_error.median().item():.3f}, "
             f"median ESS {self.ess.median().item():.1f}, acceptance {share(self.acceptance)}"
         )
-
-    __repr__ = __str__
 
 
 def ais(
@@ -137,27 +133,20 @@ def ais(
     annealing = Annealing(num_chains, num_steps, leapfrog_steps, num_pilot_chains, schedule)
     particles = annealed_particles(model, guide, data, start, batch_size, seed)
 
-    with progress_bar(particles, annealing, runs=1, shown=progress) as tick:
+    with progress_bar(particles, annealing, runs=1, shown=progress) as bar:
 
         def walk(args: Args) -> Walk:
             pair = UnconstrainedPair(particles, args, from_prior=start == "prior")
-            steps = annealing.find_steps(pair, pair.draw(num_pilot_chains), tick)
-            return annealing.walk(pair, pair.draw(num_chains), steps, tick=tick)
+            steps = annealing.find_steps(pair, pair.draw(num_pilot_chains), bar.update)
+            return annealing.walk(pair, pair.draw(num_chains), steps, tick=bar.update)
 
         walks = particles.for_each_pass(walk)
-    return annealed_likelihood(particles, walks, start)
+    return annealed_likelihood(particles.joined(walks, dim=1), start)
 
 
-def annealed_likelihood(particles: Particles, walks: Sequence[Walk], start: str) -> AnnealedLikelihood:
-    """The estimates from the chains of all passes."""
-    walk = joined_walks(particles, walks)
+def annealed_likelihood(walk: Walk, start: str) -> AnnealedLikelihood:
+    """The estimates from the chains."""
     return AnnealedLikelihood(*average_weights(walk.log_weights), walk.acceptance, walk.log_weights, start)
-
-
-def joined_walks(particles: Particles, walks: Sequence[Walk]) -> Walk:
-    """The chains of all passes side by side, on the CPU."""
-    log_weights = particles.joined([walk.log_weights.cpu() for walk in walks], dim=1)
-    return Walk(log_weights, particles.joined([walk.acceptance.cpu() for walk in walks], dim=1))
 
 
 def annealed_particles(
@@ -172,11 +161,7 @@ def annealed_particles(
     return Particles(model, q, data, batch_size=batch_size, seed=seed)
 
 
-@contextmanager
-def progress_bar(
-    particles: Particles, annealing: Annealing, *, runs: int, shown: bool
-) -> Iterator[Callable[[], object]]:
-    """A bar over the transitions of all batches; yields what moves it."""
+def progress_bar(particles: Particles, annealing: Annealing, *, runs: int, shown: bool) -> tqdm:
+    """A bar over the transitions of all batches."""
     total = len(particles.batches) * annealing.transitions(runs) or None
-    with tqdm(total=total, disable=not shown, unit="transition", dynamic_ncols=True) as bar:
-        yield bar.update
+    return tqdm(total=total, disable=not shown, unit="transition", dynamic_ncols=True)

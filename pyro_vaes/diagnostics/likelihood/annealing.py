@@ -59,7 +59,8 @@ class Point(NamedTuple):
     log_ratio: Tensor  # (C, B)
 
 
-class Walk(NamedTuple):
+@dataclass(frozen=True)
+class Walk:
     """What chains between two densities leave: weights, and how often they moved.
 
     Attributes:

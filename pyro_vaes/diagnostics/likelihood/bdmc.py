@@ -15,22 +15,21 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vaes.programs import Program, Role, Sites, run, sites, was_observed
 
 from ..importance_weights import average_weights
 from ..particles import Particles
-from ..sites import Args, aligned
+from ..sites import Args, holders
 from ..summaries import mean_and_error
 from .ais import (
     AnnealedLikelihood,
     annealed_likelihood,
     annealed_particles,
-    joined_walks,
     progress_bar,
     share,
 )
@@ -69,7 +68,7 @@ class Sandwich:
         """Upper less lower bound of each datum, ``(N,)``; at least 0 in expectation, not in every draw."""
         return self.upper - self.lower
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         f = self.forward
         return (
             f"BDMC with {f.num_chains} chains of {f.num_steps} steps from the {f.start}: log p(x) of simulated data "
@@ -78,8 +77,6 @@ class Sandwich:
             f"gap {mean_and_error(self.gap)}, at most {self.gap.max().item():.3f}, "
             f"acceptance {share(f.acceptance)} and {share(self.reverse_acceptance)}"
         )
-
-    __repr__ = __str__
 
 
 def bdmc(
@@ -126,33 +123,32 @@ def bdmc(
     annealing = Annealing(num_chains, num_steps, leapfrog_steps, num_pilot_chains, schedule)
     particles = annealed_particles(model, guide, data, start, batch_size, seed)
 
-    with progress_bar(particles, annealing, runs=2, shown=progress) as tick:
+    with progress_bar(particles, annealing, runs=2, shown=progress) as bar:
 
         def walk_both_ways(args: Args) -> tuple[Walk, Walk, dict[str, Tensor]]:
             simulated = _simulate(particles, args, from_prior=start == "prior")
             pair, posterior = simulated.pair, simulated.latents.expand(num_chains, -1, -1)
-            steps = annealing.find_steps(pair, pair.draw(num_pilot_chains), tick)
-            forward = annealing.walk(pair, pair.draw(num_chains), steps, tick=tick)
-            reverse = annealing.walk(pair, posterior, steps, reverse=True, tick=tick)
+            steps = annealing.find_steps(pair, pair.draw(num_pilot_chains), bar.update)
+            forward = annealing.walk(pair, pair.draw(num_chains), steps, tick=bar.update)
+            reverse = annealing.walk(pair, posterior, steps, reverse=True, tick=bar.update)
             return forward, reverse, simulated.observations
 
         forward, reverse, observed = zip(*particles.for_each_pass(walk_both_ways), strict=True)
 
-    lower = annealed_likelihood(particles, forward, start)
-    back = joined_walks(particles, reverse)
+    lower = annealed_likelihood(particles.joined(forward, dim=1), start)
+    back = particles.joined(reverse, dim=1)
     inverse = average_weights(-back.log_weights)
-    observations = {n: particles.joined([each[n] for each in observed]) for n in observed[0]}
+    observations = particles.joined(observed)
     return Sandwich(lower, -inverse.estimate, inverse.error, back.acceptance, back.log_weights, observations)
 
 
-@dataclass(frozen=True)
-class _Simulated:
+class _Simulated(NamedTuple):
     """Data drawn from the model in place of a batch.
 
     Attributes:
         pair: The densities given these data.
         latents: The latents that they were drawn with, ``(1, B, numel)``.
-        observations: The data by site, each ``(B, *plates, *event)``, on the CPU.
+        observations: The data by site, each ``(B, *plates, *event)``.
     """
 
     pair: UnconstrainedPair
@@ -161,8 +157,7 @@ class _Simulated:
 
 
 def _simulate(particles: Particles, args: Args, *, from_prior: bool) -> _Simulated:
-    with poutine.block():
-        trace = run(particles.model, args)
+    trace = run(particles.model, args)
     factors = list(sites(trace, Role.FACTOR))
     if factors:
         raise ValueError(
@@ -171,8 +166,7 @@ def _simulate(particles: Particles, args: Args, *, from_prior: bool) -> _Simulat
         )
 
     drawn = particles.prior(args, 1)
-    simulated = {n: s for n, s in drawn.items() if was_observed(s)}
-    observed = {n: s["value"][0] for n, s in simulated.items()}
+    observed = {n: s["value"][0] for n, s in drawn.items() if was_observed(s)}
     before = UnconstrainedPair(particles, args, from_prior=from_prior, observed=observed)
     z = before.unconstrain(drawn)
 
@@ -184,16 +178,18 @@ def _simulate(particles: Particles, args: Args, *, from_prior: bool) -> _Simulat
             "them otherwise than as data, so that running it forward does not draw from it. Pass what it conditions on "
             "as an argument of its own?"
         )
-    return _Simulated(pair, z, {n: aligned(s, particles.plate)[0].cpu() for n, s in simulated.items()})
+    return _Simulated(pair, z, {n: x[0] for n, x in particles.simulated(drawn).items()})
 
 
 def _show(args: Args, sites: Sites, observed: dict[str, Tensor], *, to_guide: bool) -> Args:
     """The arguments with simulated values in the places of those that were observed."""
     new, found = list(args), set()
+
     for name, site in sites.items():
-        index = _holder(args, site["value"])
-        if index is not None:
-            new[index] = observed[name].reshape(site["value"].shape)
+        value = site["value"]
+        places = [i for i, a in holders(args, value).items() if a.shape == value.shape]
+        if len(places) == 1:
+            new[places[0]] = observed[name].reshape(value.shape)
             found.add(name)
 
     missing = sorted(observed.keys() - found)
@@ -203,11 +199,3 @@ def _show(args: Args, sites: Sites, observed: dict[str, Tensor], *, to_guide: bo
             "them), so that the guide cannot be shown simulated values. Use start='prior'?"
         )
     return tuple(new)
-
-
-def _holder(args: Args, value: Tensor) -> int | None:
-    """The position of the argument that is an observed value: the very tensor, or the only one equal to it."""
-    tensors = {i: a for i, a in enumerate(args) if isinstance(a, Tensor)}
-    same = [i for i, a in tensors.items() if a is value]
-    equal = [i for i, a in tensors.items() if a.shape == value.shape and torch.equal(a, value)]
-    return next(iter(same if same or len(equal) != 1 else equal), None)

@@ -62,7 +62,7 @@ class CodeLength:
         """KL(q(z | x) || p(z)), the part of C_bitsback that z takes: the size of the lossy code."""
         return self.latents - self.entropy
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         parts = {
             "x given z": self.reconstruction,
             "z": self.latents,
@@ -81,8 +81,6 @@ class CodeLength:
         lines = text_table(columns, rows)
         lines.append(f"per datum, N = {len(self.latents)}; ± is the standard error over the data")
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def code_length(
@@ -121,21 +119,19 @@ def code_length(
     """
     require_positive(num_particles=num_particles)
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    num_elements = 0
 
-    def parts(args: Args) -> Tensor:
-        """The three parts of each datum, ``(3, B)``."""
-        nonlocal num_elements
+    def measured(args: Args) -> CodeLength:
         # distributions of single passes are not stacked: each pass is measured by itself
         sizes = particles.chunks(num_particles) if particles.vectorized else [1] * num_particles
         draws = [particles.draw(args, size) for size in sizes]
 
         observed = draws[0].observations().values()
         num_elements = sum(math.prod(aligned(s, particles.plate).shape[2:]) for s in observed)
-        return torch.cat([_terms(drawn, particles.plate) for drawn in draws], dim=1).mean(1)
+        terms = torch.cat([_terms(drawn, particles.plate) for drawn in draws], dim=1)
+        reconstruction, latents, entropy = terms.mean(1)
+        return CodeLength(reconstruction, latents, entropy, num_elements)
 
-    reconstruction, latents, entropy = particles.joined(particles.for_each_pass(parts), dim=1)
-    return CodeLength(reconstruction, latents, entropy, num_elements)
+    return particles.joined(particles.for_each_pass(measured))
 
 
 def _terms(draws: Draws, plate: DataPlate) -> Tensor:

@@ -13,8 +13,8 @@ References:
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from pyro_vaes.programs import Program
 from ..particles import Particles
 from ..sites import Args
 from ..summaries import mean_and_error, require_positive, standard_error
-from .likelihood import WeightSummary, summarise
+from .likelihood import LogLikelihood, summarise
 from .local_normal import LocalNormal, climb, moments_at_start
 
 
@@ -83,7 +83,7 @@ class InferenceGap:
         """log p(x) - L[q], the sum of both, ``(N,)``."""
         return self.log_evidence - self.amortised_elbo
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         family = "full-covariance" if self.full_covariance else "diagonal"
         given = (self.log_evidence_error == 0).all() and self.khat.isnan().all()
         evidence = "as given" if given else f"by IW-{self.num_particles}"
@@ -94,8 +94,6 @@ class InferenceGap:
             f"  approximation {mean_and_error(self.approximation)} (best {family} normal, log p(x) {evidence})\n"
             f"  amortisation  {mean_and_error(self.amortisation)}"
         )
-
-    __repr__ = __str__
 
 
 def inference_gap(
@@ -161,62 +159,53 @@ def inference_gap(
         raise ValueError(f"start must be 'guide' or 'prior', but got {start!r}.")
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
 
-    def optimise_and_evaluate(args: Args) -> _Estimates:
+    def optimise_and_evaluate(args: Args) -> InferenceGap:
         latents = find_latents(particles.model, *args)
         loc, scale = moments_at_start(particles, args, latents, from_guide=start == "guide")
         family = LocalNormal(latents, loc, scale, full_covariance=full_covariance)
         history = climb(family, particles, args, steps, lr, step_particles)
         return _evaluate(family, history, particles, args, num_particles)
 
-    columns = zip(*particles.for_each_pass(optimise_and_evaluate), strict=True)
-    found = _Estimates(*(particles.joined(column) for column in columns))
+    gap = particles.joined(particles.for_each_pass(optimise_and_evaluate))
     if log_evidence is not None:
-        found = found._replace(**_given(log_evidence, found.log_evidence))
-    return InferenceGap(
-        **{**found._asdict(), "history": found.history.mean(0)},
-        num_particles=num_particles,
-        full_covariance=full_covariance,
-    )
+        gap = _with_evidence(gap, log_evidence)
+    return replace(gap, history=gap.history.mean(0))
 
 
-class _Estimates(NamedTuple):
-    """The tensors of :class:`InferenceGap` for B data; each ``(B,)``, the history ``(B, steps)``."""
-
-    log_evidence: Tensor
-    log_evidence_error: Tensor
-    khat: Tensor
-    optimised_elbo: Tensor
-    optimised_elbo_error: Tensor
-    amortised_elbo: Tensor
-    amortised_elbo_error: Tensor
-    history: Tensor
-
-
-def _given(log_evidence: Tensor, estimate: Tensor) -> dict[str, Tensor]:
-    """The fields of an evidence that was given instead of estimated."""
+def _with_evidence(gap: InferenceGap, log_evidence: Tensor) -> InferenceGap:
+    """The gap from an evidence that was given instead of estimated."""
+    estimate = gap.log_evidence
     if log_evidence.shape != estimate.shape:
         raise ValueError(
             f"log_evidence has shape {tuple(log_evidence.shape)}, but there are {len(estimate)} data; pass "
             "log p(x) of each of them, in nats."
         )
-    return {
-        "log_evidence": log_evidence.detach().cpu().to(estimate.dtype),
-        "log_evidence_error": torch.zeros_like(estimate),
-        "khat": torch.full_like(estimate, math.nan),
-    }
+
+    return replace(
+        gap,
+        log_evidence=log_evidence.detach().cpu().to(estimate.dtype),
+        log_evidence_error=torch.zeros_like(estimate),
+        khat=torch.full_like(estimate, math.nan),
+    )
 
 
-def _evaluate(family: LocalNormal, history: Tensor, particles: Particles, args: Args, num_particles: int) -> _Estimates:
-    """The bounds of q* and of the guide with fresh noise, and the surer of their two estimates of log p(x)."""
+def _evaluate(
+    family: LocalNormal, history: Tensor, particles: Particles, args: Args, num_particles: int
+) -> InferenceGap:
+    """The bounds of q* and of the guide with fresh noise, and the surer of their two estimates of log p(x).
 
-    def evaluate(guide: Program | None) -> tuple[WeightSummary, Tensor]:
+    The history is still that of each datum, ``(B, steps)``.
+    """
+
+    def evaluate(guide: Program | None) -> tuple[LogLikelihood, Tensor]:
         weights = particles.log_weights(args, num_particles, guide).double()
         return summarise(weights), standard_error(weights)
 
     best, best_error = evaluate(family)
     amortised, amortised_error = evaluate(None)
+
     surer = best.standard_error <= amortised.standard_error
-    return _Estimates(
+    return InferenceGap(
         log_evidence=torch.where(surer, best.log_likelihood, amortised.log_likelihood),
         log_evidence_error=torch.where(surer, best.standard_error, amortised.standard_error),
         khat=torch.where(surer, best.khat, amortised.khat),
@@ -224,5 +213,7 @@ def _evaluate(family: LocalNormal, history: Tensor, particles: Particles, args: 
         optimised_elbo_error=best_error,
         amortised_elbo=amortised.elbo,
         amortised_elbo_error=amortised_error,
-        history=history.mT.cpu(),
+        history=history.mT,
+        num_particles=num_particles,
+        full_covariance=family.full_covariance,
     )

@@ -13,7 +13,6 @@ References:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -77,7 +76,7 @@ class LogLikelihood:
     khat: Tensor
     num_particles: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         if self.num_particles < 25:
             tail = "k-hat needs 25 particles"
         else:
@@ -87,8 +86,6 @@ class LogLikelihood:
             f"(N = {len(self.khat)}), ELBO {self.elbo.mean().item():.3f}, "
             f"median ESS {self.ess.median().item():.1f}, {tail}"
         )
-
-    __repr__ = __str__
 
 
 def log_likelihood(
@@ -108,25 +105,20 @@ def log_likelihood(
     require_positive(num_particles=num_particles)
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
 
-    def summarised(args: Args) -> WeightSummary:
+    def summarised(args: Args) -> LogLikelihood:
         return summarise(particles.log_weights(args, num_particles).double())
 
-    columns = zip(*particles.for_each_pass(summarised), strict=True)
-    summary = WeightSummary(*(particles.joined(column) for column in columns))
-    return LogLikelihood(**summary._asdict(), num_particles=num_particles)
+    return particles.joined(particles.for_each_pass(summarised))
 
 
-class WeightSummary(NamedTuple):
-    """What the weights of B data say, the tensors of :class:`LogLikelihood`, each ``(B,)``."""
-
-    log_likelihood: Tensor
-    standard_error: Tensor
-    elbo: Tensor
-    ess: Tensor
-    khat: Tensor
-
-
-def summarise(log_w: Tensor) -> WeightSummary:
+def summarise(log_w: Tensor) -> LogLikelihood:
     """Estimates and what tells whether to believe them, from log weights ``(K, B)``."""
     average = average_weights(log_w)
-    return WeightSummary(average.estimate, average.error, log_w.mean(0), average.ess, pareto_khat(log_w))
+    return LogLikelihood(
+        log_likelihood=average.estimate,
+        standard_error=average.error,
+        elbo=log_w.mean(0),
+        ess=average.ess,
+        khat=pareto_khat(log_w),
+        num_particles=len(log_w),
+    )

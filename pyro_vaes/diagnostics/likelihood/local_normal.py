@@ -7,6 +7,7 @@ where q is the posterior.
 import torch
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Tensor
+from torch.distributions.transforms import SoftplusTransform
 from torch.nn.functional import softplus
 
 from pyro_vaes.guides import Latents, batch_rows
@@ -25,37 +26,33 @@ class LocalNormal:
     """q of each datum of a batch as a guide: a normal over the latents in their unconstrained space."""
 
     def __init__(self, latents: Latents, loc: Tensor, scale: Tensor, *, full_covariance: bool) -> None:
-        self.latents = latents
-        self.loc = loc.detach().clone().requires_grad_()  # (B, d)
-        self.raw = _inverse_softplus(scale.detach()).requires_grad_()  # (B, d)
-        size = loc.shape[-1]
-        # below the diagonal in units of the row's scale: one step size then suits latents of all sizes
-        self.lower = loc.new_zeros((len(loc), size, size)).requires_grad_() if full_covariance else None
+        self.latents, self.full_covariance = latents, full_covariance
+        excess = (scale.detach() - NARROWEST).clamp(min=NARROWEST)
+        raw = SoftplusTransform().inv(excess)  # (B, d)
+        self.parameters = [loc.detach().clone().requires_grad_(), raw.requires_grad_()]
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        return [self.loc, self.raw] if self.lower is None else [self.loc, self.raw, self.lower]
+        size = loc.shape[-1]
+        if full_covariance:
+            # below the diagonal in units of the row's scale: one step size then suits latents of all sizes
+            self.parameters.append(loc.new_zeros((len(loc), size, size)).requires_grad_())
 
     def distribution(self, *, fixed: bool = False) -> TorchDistribution:
         """q; with ``fixed`` parameters its density has no score function."""
-        loc, raw = (p.detach() if fixed else p for p in (self.loc, self.raw))
-        inner, scale = self.latents.inner, softplus(raw) + NARROWEST
-        loc, scale = (t.reshape(t.shape[:1] + inner + t.shape[1:]) for t in (loc, scale))
+        shaped = []
+        for parameter in self.parameters:
+            value = parameter.detach() if fixed else parameter
+            shaped.append(value.reshape(len(value), *self.latents.inner, *value.shape[1:]))
 
-        if self.lower is None:
+        loc, raw, *lower = shaped
+        scale = softplus(raw) + NARROWEST
+        if not lower:
             return Normal(loc, scale).to_event(1)
-        lower = (self.lower.detach() if fixed else self.lower).tril(-1)
-        lower = lower.reshape(lower.shape[:1] + inner + lower.shape[1:])
-        return MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * lower + torch.diag_embed(scale))
+        below = scale.unsqueeze(-1) * lower[0].tril(-1)
+        return MultivariateNormal(loc, scale_tril=below + torch.diag_embed(scale))
 
     def __call__(self, *args: object) -> None:
         with self.latents.data_plate(batch_rows(args)):
             self.latents.sample_flat(self.distribution())
-
-
-def _inverse_softplus(scale: Tensor) -> Tensor:
-    excess = (scale - NARROWEST).clamp(min=NARROWEST)
-    return excess + (-(-excess).expm1()).log()
 
 
 def moments_at_start(particles: Particles, args: Args, latents: Latents, *, from_guide: bool) -> tuple[Tensor, Tensor]:
@@ -84,10 +81,9 @@ def climb(family: LocalNormal, particles: Particles, args: Args, steps: int, lr:
             # log q is in the weights; put in its place the one without a score function
             score = family.distribution().log_prob(z) - family.distribution(fixed=True).log_prob(z)
             bound = (draws.log_weights + score.reshape(draws.log_weights.shape)).mean(0)  # (B,)
-            gradients = torch.autograd.grad(-bound.sum(), family.parameters)
+            optimizer.zero_grad()
+            bound.sum().neg().backward(inputs=family.parameters)
 
-        for parameter, gradient in zip(family.parameters, gradients, strict=True):
-            parameter.grad = gradient
         optimizer.step()
         schedule.step()
         history.append(bound.detach())

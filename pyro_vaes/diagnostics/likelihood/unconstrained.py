@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution
-from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions.distribution import Distribution
 
@@ -19,7 +18,7 @@ from pyro_vaes.guides import find_latents
 from pyro_vaes.programs import VALUED, Program, Sites, run, sites
 
 from ..particles import Particles
-from ..sites import Args, aligned
+from ..sites import Args, aligned, innermost, vector_site
 
 
 def prior_of(model: Program) -> Program:
@@ -55,14 +54,13 @@ class UnconstrainedPair:
         self.latents = find_latents(particles.model, *args)
         self.names = [site.name for site in self.latents.sites]
 
-        with poutine.block():
-            model_sites = sites(run(particles.model, args), VALUED)
-            guide_sites = sites(run(particles.guide, args), VALUED)
+        model_sites = sites(run(particles.model, args), VALUED)
+        guide_sites = sites(run(particles.guide, args), VALUED)
         _refuse_masks({n: model_sites[n] for n in self.names}, "model")
         _refuse_masks(guide_sites, "guide")
 
-        self.drawn = [n for n, s in guide_sites.items() if not isinstance(_base(s["fn"]), Delta)]
-        self.flat = self._whole_vector(guide_sites)
+        self.drawn = [n for n, s in guide_sites.items() if not isinstance(innermost(s["fn"]), Delta)]
+        self.flat = vector_site(guide_sites, self.latents)
         if self.flat is None and set(self.drawn) != set(self.names):
             raise ValueError(
                 f"The guide draws {self.drawn} where the model's latent sites are {self.names}, so that it has no "
@@ -71,25 +69,6 @@ class UnconstrainedPair:
             )
         # the distribution of a guide's only site depends on nothing that the chains move: the encoder runs just once
         self.fixed: Distribution | None = guide_sites[self.drawn[0]]["fn"] if len(self.drawn) == 1 else None
-
-    def _whole_vector(self, guide_sites: Sites) -> str | None:
-        """The auxiliary site that holds the unconstrained vector of all latents, as amortised guides have it."""
-        if len(self.drawn) != 1 or self.drawn[0] in self.names:
-            return None
-
-        vector = self._by_datum(guide_sites[self.drawn[0]])  # (B, numel)
-        if vector.shape[1:] != (self.latents.numel,) or any(n not in guide_sites for n in self.names):
-            return None
-
-        for site, part in zip(self.latents.sites, self.latents.split(vector), strict=True):
-            value, _ = site.constrain(part)
-            if not torch.allclose(value, self._by_datum(guide_sites[site.name]), equal_nan=True):
-                return None
-        return self.drawn[0]
-
-    def _by_datum(self, site: Message) -> Tensor:
-        """The value of a site of a single run, data first."""
-        return aligned({**site, "value": site["value"].unsqueeze(0)}, self.plate)[0]
 
     def draw(self, num: int) -> Tensor:
         """``num`` draws of q for each datum, shape ``(num, B, numel)``."""
@@ -100,11 +79,10 @@ class UnconstrainedPair:
 
     def unconstrain(self, sites: Sites) -> Tensor:
         """The vectors ``(K, B, numel)`` of the latent sites' values."""
-        parts = []
-        for site in self.latents.sites:
-            value = aligned(sites[site.name], self.plate)  # (K, B, *event)
-            parts.append(site.transform.inv(value).reshape(*value.shape[:2], site.numel))
-        return torch.cat(parts, -1)
+        values = {}
+        for name in self.names:
+            values[name] = aligned(sites[name], self.plate)
+        return self.latents.join(values)
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log q(z) and log p(x, z) - log q(z), each with shape ``(C, B)``, for ``z`` with shape ``(C, B, numel)``."""
@@ -168,12 +146,6 @@ class UnconstrainedPair:
                     "the next, so that no chain of its own leads to its evidence. Is there a normalisation over the "
                     "batch, or a draw outside Pyro in the model or the guide?"
                 )
-
-
-def _base(fn: Distribution) -> Distribution:
-    while isinstance(fn, MaskedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def _refuse_masks(sites: Sites, program: str) -> None:

@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vaes.distributions import AggregateGaussian, MixturePosterior
@@ -25,7 +24,7 @@ from pyro_vaes.infer import NormalSite, Standardised, find_normal_sites
 from pyro_vaes.programs import VALUED, Program, Sites, run_pair, sites
 
 from ..particles import Particles
-from ..sites import Args, aligned
+from ..sites import Args, aligned, with_mean
 from .aggregate_tables import AggregateReport, kl_decomposition
 
 ROWS, UNITS = 16, 8  # whose images a sensitivity's run of the decoder holds, in all
@@ -89,33 +88,27 @@ def aggregate_report(
         few = Particles(model, guide, data, batch_size=ROWS, chunk_size=UNITS, seed=seed)
         sensitivity = _sensitivity(few, found, num_sensitivity)
     sizes = _sizes(found, model_sites, len(q.loc))
-    return _summarise(_joined(parts, 0, particles.limit), sizes, sensitivity, num_particles, max_mixture)
+    return _summarise(particles.joined(parts), sizes, sensitivity, num_particles, max_mixture)
 
 
 def _posteriors(particles: Particles, args: Args, found: tuple[NormalSite, ...]) -> tuple[Standardised, Sites]:
     """The posteriors of one batch at all sites side by side, and the model's sites."""
-    with poutine.block():
-        traces = run_pair(particles.model, particles.guide, args)
+    traces = run_pair(particles.model, particles.guide, args)
     guide_sites, model_sites = (sites(trace, VALUED) for trace in traces)
-    return _joined([site.standardised(guide_sites, model_sites) for site in found], 1), model_sites
-
-
-def _joined(parts: list[Standardised], dim: int, limit: int | None = None) -> Standardised:
-    """Posteriors of several sites of the same data (1), or of several batches (0), as one."""
+    each = [site.standardised(guide_sites, model_sites) for site in found]
 
     def joined(name: str) -> Tensor:
-        return torch.cat([getattr(q, name) for q in parts], dim)[:limit]
+        return torch.cat([getattr(q, name) for q in each], 1)
 
-    entropies = [q.entropy for q in parts]
-    entropy = torch.stack(entropies).sum(0) if dim else torch.cat(entropies)
-    return Standardised(
+    q = Standardised(
         loc=joined("loc"),
         scale=joined("scale"),
         prior_loc=joined("prior_loc"),
         prior_scale=joined("prior_scale"),
-        entropy=entropy[:limit],
-        diagonal=all(q.diagonal for q in parts),
+        entropy=torch.stack([q.entropy for q in each]).sum(0),
+        diagonal=all(q.diagonal for q in each),
     )
+    return q, model_sites
 
 
 def _sizes(found: tuple[NormalSite, ...], model_sites: Sites, rows: int) -> dict[str, int]:
@@ -181,7 +174,7 @@ def _changes(particles: Particles, args: Args, found: tuple[NormalSite, ...]) ->
             shape = site["value"].movedim(dim, 0).shape
             given[name] = values.reshape(len(z), *shape).movedim(1, dim)
 
-        sites = particles.run_many(particles.model, args, len(z), given, means=True)
+        sites = particles.run_many(particles.model, args, len(z), given, with_mean)
         found = [aligned(s, particles.plate, key="mean") for s in sites.values() if "mean" in s]
         return torch.cat([mean.flatten(2) for mean in found], 2)
 

@@ -33,9 +33,9 @@ class draw_from_aggregate(Messenger):
 
     def __init__(self, report: AggregateReport) -> None:
         super().__init__()
-        locs = report.loc.split(list(report.sites.values()))
-        scales = report.variance.sqrt().split(list(report.sites.values()))
-        self.moments = {n: (m, s) for n, m, s in zip(report.sites, locs, scales, strict=True)}
+        units = list(report.sites.values())
+        moments = zip(report.loc.split(units), report.variance.sqrt().split(units), strict=True)
+        self.moments = dict(zip(report.sites, moments, strict=True))
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] not in self.moments or msg["is_observed"] or msg["value"] is not None:

@@ -93,7 +93,7 @@ class AggregateReport:
         """Units whose posterior means do not vary, V < 0.01; not those that the decoder ignores."""
         return int((self.mean_variance < ACTIVE_VARIANCE).sum())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         per_unit = {
             "Var of the means": self.mean_variance,
             "mean scale": self.mean_scale,
@@ -113,5 +113,3 @@ class AggregateReport:
             f"nats per datum, N = {self.num_data}",
         ]
         return "\n".join(lines)
-
-    __repr__ = __str__

@@ -16,8 +16,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.stats
@@ -29,7 +28,7 @@ from pyro_vaes.programs import Program, Sites, is_auxiliary, replaced_observatio
 from pyro_vaes.tables import text_table
 
 from ..particles import Draws, Particles, values_of
-from ..sites import Args, aligned, holds
+from ..sites import Args, aligned, holders, vector_site
 from ..summaries import require_positive
 
 MakeArguments = Callable[[Mapping[str, Tensor], Args], Args]
@@ -66,7 +65,7 @@ class Calibration:
         edges = np.round(np.linspace(0, self.num_samples + 1, bins + 1))
         expected = np.diff(edges) / (self.num_samples + 1) * self.num_simulations
         counts = [np.histogram(column, edges - 0.5)[0] for column in self.ranks.T.numpy()]
-        return torch.tensor([float(scipy.stats.chisquare(count, expected).pvalue) for count in counts])
+        return torch.tensor(scipy.stats.chisquare(counts, expected, axis=1).pvalue.tolist())
 
     def coverage(self, levels: Tensor | Sequence[float]) -> Tensor:
         """How often the region of highest density log q with a given credibility holds the truth: equal if calibrated.
@@ -88,7 +87,7 @@ class Calibration:
         low, high = (1 - levels) / 2, (1 + levels) / 2
         return _overlap(self.ranks.unsqueeze(-1), low, high, self.num_samples).mean(0)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         levels = [0.5, 0.9]
         p_values = self.p_values()
         mean_ranks = self.ranks.double().mean(0) / self.num_samples
@@ -108,8 +107,6 @@ class Calibration:
             f"corrected for {tests} tests {min(1.0, smallest * tests):.3g}"
         )
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def _checked(levels: Tensor | Sequence[float]) -> Tensor:
@@ -177,39 +174,26 @@ def calibration(
     """
     require_positive(num_samples=num_samples, repeats=repeats)
     particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
-    found: list[_Ranks] = []
-    num_data = 0
 
-    with particles.rows() as rows:
-        for args in rows:
-            for _ in range(repeats):
-                prior = particles.prior(args, 1)
-                new_args = _new_arguments(particles, prior, args, arguments)
-                ranks = _infer(particles, prior, new_args, num_samples)
-                size = particles.num_counted(len(ranks.density), num_data)
-                found.append(_Ranks(ranks.names, ranks.columns[:size].cpu(), ranks.density[:size].cpu()))
-            num_data += size
+    def simulate_and_rank(args: Args) -> list[Calibration]:
+        found = []
+        for _ in range(repeats):
+            prior = particles.prior(args, 1)
+            new_args = _new_arguments(particles, prior, args, arguments)
+            found.append(_infer(particles, prior, new_args, num_samples))
+        return found
 
-    columns = torch.cat([ranks.columns for ranks in found])
-    density_ranks = torch.cat([ranks.density for ranks in found])
-    return Calibration(columns, density_ranks, found[0].names, num_samples)
-
-
-class _Ranks(NamedTuple):
-    """The ranks of one truth per row.
-
-    Attributes:
-        names: Names of the columns.
-        columns: Ranks of each number of the latents and of the log joint density, ``(B, D + 1)``.
-        density: Number of draws whose log q exceeds that of the truth, ``(B,)``.
-    """
-
-    names: tuple[str, ...]
-    columns: Tensor
-    density: Tensor
+    passes = particles.for_each_pass(simulate_and_rank)
+    found = [particles.joined(parts) for parts in zip(*passes, strict=True)]
+    return replace(
+        found[0],
+        ranks=torch.cat([each.ranks for each in found]),
+        density_ranks=torch.cat([each.density_ranks for each in found]),
+    )
 
 
-def _infer(particles: Particles, prior: Sites, args: Args, num_samples: int) -> _Ranks:
+def _infer(particles: Particles, prior: Sites, args: Args, num_samples: int) -> Calibration:
+    """The ranks of one truth per row."""
     chunks = [particles.draw(args, k) for k in particles.chunks(num_samples)]
     drawn = [values_of(chunk.latents()) for chunk in chunks]
     truth = {name: prior[name] for name in drawn[0]}
@@ -229,7 +213,8 @@ def _infer(particles: Particles, prior: Sites, args: Args, num_samples: int) -> 
 
     below = _rank(_log_q(particles, args, chunks[0], true_values)[0], drawn_log_q)
     columns.append(_rank(log_p[0], drawn_log_p).unsqueeze(-1))
-    return _Ranks((*names, "log p(x, z)"), torch.cat(columns, -1), num_samples - below)
+    names.append("log p(x, z)")
+    return Calibration(torch.cat(columns, -1), num_samples - below, tuple(names), num_samples)
 
 
 def _rank(true: Tensor, drawn: Tensor) -> Tensor:
@@ -240,19 +225,19 @@ def _rank(true: Tensor, drawn: Tensor) -> Tensor:
 
 def _log_q(particles: Particles, args: Args, draws: Draws, given: dict[str, Tensor]) -> Tensor:
     """log q(z* | x), ``(1, B)``, through the auxiliary vector, if the guide computes its sites from one."""
-    guide = particles.guide
-    auxiliary = {n: s for n, s in draws.guide_sites.items() if is_auxiliary(s)}
+    auxiliary = [n for n, s in draws.guide_sites.items() if is_auxiliary(s)]
     if auxiliary:
-        vector = _vector(particles, args, auxiliary, given)
-        if vector is None:
+        latents = find_latents(particles.model, *args)
+        name = vector_site(draws.guide_sites, latents)
+        if name is None:
             raise ValueError(
-                f"The guide draws the auxiliary sites {list(auxiliary)}, and its density at given latents "
+                f"The guide draws the auxiliary sites {auxiliary}, and its density at given latents "
                 f"{list(given)} cannot be had from them: wanted one vector from which the latents are computed one to "
                 "one, in order. Use a guide that samples the latents themselves?"
             )
-        given = vector
+        given = {name: latents.join(given)}
 
-    log_q = particles.log_density(guide, args, given)
+    log_q = particles.log_density(particles.guide, args, given)
     if log_q.isnan().any():
         raise ValueError(
             "The guide's density at latents drawn from the prior is not a number; does its support leave some of them "
@@ -261,36 +246,21 @@ def _log_q(particles: Particles, args: Args, draws: Draws, given: dict[str, Tens
     return log_q
 
 
-def _vector(particles: Particles, args: Args, auxiliary: Sites, given: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The value of the one auxiliary site from which the guide computes these latents, if that is how it works."""
-    latents = find_latents(particles.model, *args)
-    (name, site), *others = auxiliary.items()
-    if others or site["fn"].event_shape != (latents.numel,):
-        return None
-
-    vector = {name: latents.join(given)}
-    computed = particles.run_many(particles.guide, args, 1, vector)
-    for latent, value in given.items():
-        if not torch.allclose(computed[latent]["value"], value, rtol=1e-3, atol=1e-4):
-            return None
-    return vector
-
-
 def _new_arguments(particles: Particles, prior: Sites, args: Args, arguments: MakeArguments | None) -> Args:
     """The programs' arguments with the simulated observations in their places."""
-    observed = {n: s for n, s in prior.items() if was_observed(s)}
     if arguments is not None:
-        return arguments({n: aligned(s, particles.plate)[0] for n, s in observed.items()}, args)
+        return arguments({n: x[0] for n, x in particles.simulated(prior).items()}, args)
 
     new, rows = list(args), particles.fixed.index
-    for name, site in observed.items():
-        old, value = replaced_observation(site), site["value"][0]
-        place = _place(name, args, old, rows, value.numel())
-        argument = new[place]
-        assert isinstance(argument, Tensor)
+    for name, site in prior.items():
+        if not was_observed(site):
+            continue
+        value = site["value"][0]
+        old = replaced_observation(site)
+        place, argument = _place(name, args, old, rows, value.numel())
         value = value.to(argument.dtype)
 
-        if argument.numel() == old.numel():
+        if argument.numel() == value.numel():
             new[place] = value.reshape(argument.shape)
         else:  # the programs draw these rows from all data
             assert rows is not None
@@ -298,15 +268,13 @@ def _new_arguments(particles: Particles, prior: Sites, args: Args, arguments: Ma
     return tuple(new)
 
 
-def _place(name: str, args: Args, old: Tensor, rows: Tensor | None, size: int) -> int:
-    """The position of the argument that was observed: the very tensor, or the only one equal to it."""
-    equal = {i: a for i, a in enumerate(args) if isinstance(a, Tensor) and holds(a, old, rows)}
-    same = [i for i, a in equal.items() if a.data_ptr() == old.data_ptr()]
-    places = same or list(equal)
+def _place(name: str, args: Args, old: Tensor, rows: Tensor | None, size: int) -> tuple[int, Tensor]:
+    """The argument that was observed and its position: the very tensor, or the only one equal to it."""
+    places = holders(args, old, rows)
     if len(places) != 1 or size != old.numel():
         raise ValueError(
             f"The value of the observed site {name!r}, shape {tuple(old.shape)}, is "
             f"{'several' if places else 'none'} of the programs' arguments, so it is not known where a simulated "
             "one belongs. Pass arguments=lambda sites, args: ..., which returns the new arguments?"
         )
-    return places[0]
+    return next(iter(places.items()))

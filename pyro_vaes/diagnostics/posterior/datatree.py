@@ -6,8 +6,9 @@ log importance weight of each draw and the Pareto k-hat of each datum. There is 
 k-hat and the effective sample size of the weights say how good the guide is.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import arviz as az
@@ -15,21 +16,20 @@ import numpy as np
 import torch
 from pyro.poutine.runtime import Message
 from torch import Tensor
-from xarray import Dataset, DataTree
+from xarray import Dataset, DataTree, Variable
 
 from pyro_vaes.programs import Program, argument_names, plates, was_observed
 
 from ..importance_weights import pareto_khat
 from ..particles import Particles
-from ..sites import Args, aligned
+from ..sites import Args, aligned, scored
 from ..summaries import require_positive
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-Arrays = dict[str, tuple[list[str], np.ndarray]]
-Variables = dict[tuple[str, str], "_Variable"]  # by group and name
+Variables = dict[tuple[str, str], Variable]  # by group and name
 
 GROUPS = (
     "posterior",
@@ -91,17 +91,9 @@ def to_datatree(
     if unknown:
         raise ValueError(f"groups must be among {list(GROUPS)}, but got {unknown}.")
     require_positive(num_samples=num_samples)
-    particles = Particles(
-        model,
-        guide,
-        data,
-        batch_size=batch_size,
-        chunk_size=chunk_size,
-        seed=seed,
-        scored=True,
-        pointwise=pointwise,
-    )
-    collected = _Collector(particles, num_samples, dict(dims or {}), frozenset(groups)).collect()
+    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
+    collector = _Collector(particles, num_samples, dims or {}, set(groups), pointwise)
+    collected = collector.collect()
 
     attributes = {"inference_library": "pyro", "data_plate": particles.plate.name}
     tree = {}
@@ -111,16 +103,16 @@ def to_datatree(
     return DataTree.from_dict(tree)
 
 
-def _axes(variables: Arrays, coords: Mapping[str, Sequence[object]]) -> dict[str, object]:
+def _axes(variables: dict[str, Variable], coords: Mapping[str, Sequence[object]]) -> dict[Hashable, object]:
     """Coordinate values of all dimensions of a group."""
-    sizes: dict[str, int] = {}
-    for dims, array in variables.values():
-        sizes |= dict(zip(dims, array.shape, strict=True))
+    sizes: dict[Hashable, int] = {}
+    for variable in variables.values():
+        sizes |= variable.sizes
 
     wrong = {d: len(values) for d, values in coords.items() if d in sizes and len(values) != sizes[d]}
     if wrong:
         raise ValueError(f"coords have lengths {wrong}, but these dimensions have sizes {sizes}.")
-    return {d: coords.get(d, np.arange(size)) for d, size in sizes.items()}
+    return {d: coords.get(str(d), np.arange(size)) for d, size in sizes.items()}
 
 
 def to_inference_data(tree: DataTree) -> object:
@@ -159,72 +151,66 @@ def summary(tree: DataTree, *, group: str = "posterior", datum: int | None = Non
 
 
 @dataclass
-class _Variable:
-    """Values with named dimensions; the first one is "draw" for what was drawn."""
-
-    values: Tensor
-    dims: list[str]
-
-    @property
-    def is_drawn(self) -> bool:
-        return self.dims[0] == "draw"
-
-
 class _Collector:
-    """Streams draws batch by batch into ``{group: {variable: (dimensions, array)}}``."""
+    """Streams draws batch by batch into ``{group: {variable: values}}``, dimensions named.
 
-    def __init__(
-        self, particles: Particles, num_samples: int, dims: dict[str, Sequence[str]], groups: frozenset[str]
-    ) -> None:
-        self.particles, self.num_samples = particles, num_samples
-        self.event_names, self.groups = dims, groups
-        # weights and observations are needed for k-hat and for telling the covariates
-        self.kept = groups | {"sample_stats", "observed_data"}
-        self.names: set[str] = set()
+    The first dimension of what was drawn is "draw".
+    """
 
-    def collect(self) -> dict[str, Arrays]:
+    particles: Particles
+    num_samples: int
+    event_names: Mapping[str, Sequence[str]]
+    groups: set[str]
+    pointwise: bool
+    names: set[str] = field(default_factory=set)
+
+    def collect(self) -> dict[str, dict[str, Variable]]:
         batches = self.particles.for_each_pass(self._batch)
         unknown = sorted(self.event_names.keys() - self.names)
         if unknown:
             raise ValueError(f"dims names the sites {unknown}, but there are only {sorted(self.names)}.")
 
-        groups: dict[str, Arrays] = {}
-        for key, first in list(batches[0].items()):
+        plate = self.particles.plate.name
+        counted = slice(self.particles.fixed.full_size)
+        groups: dict[str, dict[str, Variable]] = {}
+        for key in list(batches[0]):
             group, name = key
             if group in self.groups and all(key in batch for batch in batches):
-                values = [batch.pop(key).values for batch in batches]
-                array = self.particles.joined(values, first.dims.index(self.particles.plate.name)).numpy()
-                chain = (["chain", *first.dims], array[None])
-                groups.setdefault(group, {})[name] = chain if first.is_drawn else (first.dims, array)
+                parts = [batch.pop(key) for batch in batches]
+                whole = Variable.concat(parts, plate).isel({plate: counted})
+                if whole.dims[0] == "draw":
+                    whole = Variable(["chain", *whole.dims], whole.values[None])
+                groups.setdefault(group, {})[name] = whole
         return groups
 
     def _batch(self, args: Args) -> Variables:
         """All variables of one batch: chunks of draws, joined, and what does not vary over these."""
         chunks = [self._chunk(args, k) for k in self.particles.chunks(self.num_samples)]
 
-        drawn: Variables = {}
-        for key, first in list(chunks[0].items()):
-            if first.is_drawn:
-                drawn[key] = _Variable(torch.cat([chunk.pop(key).values for chunk in chunks]), first.dims)
+        found = chunks[0]
+        for key, first in list(found.items()):
+            if first.dims[0] == "draw":
+                found[key] = Variable.concat([chunk.pop(key) for chunk in chunks], "draw")
 
-        fixed = chunks[0]
-        log_weights = drawn["sample_stats", "log_weight"].values
-        khat = _Variable(pareto_khat(log_weights.double()), [self.particles.plate.name])
-        observed = [v.values for (group, _), v in fixed.items() if group == "observed_data"]
-        found = drawn | fixed | {("sample_stats", "khat"): khat} | self._covariates(args, observed, len(khat.values))
+        log_weights = torch.from_numpy(found["sample_stats", "log_weight"].values)
+        khat = pareto_khat(log_weights.double()).numpy()
+        found["sample_stats", "khat"] = Variable([self.particles.plate.name], khat)
+
+        found |= self._covariates(args, found, len(khat))
         self.names |= {name for _, name in found}
         return found
 
     def _chunk(self, args: Args, num: int) -> Variables:
         """One pass of draws ``(draw, *plates, *event)``, and what was observed."""
         particles, plate = self.particles, self.particles.plate
-        draws = particles.draw(args, num)
+        draws = particles.draw(args, num, read=partial(scored, pointwise=self.pointwise))
         found: Variables = {}
 
         def put(group: str, name: str, value: Tensor, dims: list[str]) -> None:
             self.names.add(name)
-            if group in self.kept:
-                found[group, name] = _Variable(value.cpu(), dims)
+            # weights and observations are needed for k-hat and for telling the covariates
+            if group in self.groups | {"sample_stats", "observed_data"}:
+                found[group, name] = Variable(dims, value.cpu().numpy())
 
         for name, site in draws.latents().items():
             put("posterior", name, aligned(site, plate), ["draw", *self._site_dims(name, site)])
@@ -247,40 +233,37 @@ class _Collector:
         put("sample_stats", "log_weight", draws.log_weights, ["draw", plate.name])
         return found
 
-    def _covariates(self, args: Args, observed: list[Tensor], rows: int) -> Variables:
+    def _covariates(self, args: Args, found: Variables, rows: int) -> Variables:
         """The arguments with a row for each datum that are not observed."""
         plate, index = self.particles.plate.name, self.particles.fixed.index
-        found: Variables = {}
+        observed = [v.values for (group, _), v in found.items() if group == "observed_data"]
+
+        covariates: Variables = {}
         for name, value in zip(argument_names(self.particles.model, len(args)), args, strict=True):
             if not isinstance(value, Tensor) or not value.dim():
                 continue
             if index is not None:
                 value = value[index.to(value.device)]
-            value = value.cpu()
-            if len(value) == rows and not any(_equal(value, other) for other in observed):
-                dims = [plate, *(f"{name}_dim_{i}" for i in range(value.dim() - 1))]
-                found["constant_data", name] = _Variable(value, dims)
-        return found
 
-    def _plates(self, site: Message) -> list[str]:
-        """Names of the plates that hold a site, the data plate first."""
-        frames = sorted(plates(site), key=lambda plate: plate.dim)
-        first = self.particles.plate.name
-        return [first, *(f.name for f in frames if f.name not in (first, "_particles"))]
+            values = value.cpu().numpy()
+            if len(values) == rows and not any(np.array_equal(values, other) for other in observed):
+                dims = [plate, *(f"{name}_dim_{i}" for i in range(values.ndim - 1))]
+                covariates["constant_data", name] = Variable(dims, values)
+        return covariates
 
     def _site_dims(self, name: str, site: Message) -> list[str]:
         number = len(site["fn"].event_shape)
         given = list(self.event_names.get(name, [f"{name}_dim_{i}" for i in range(number)]))
         if len(given) != number:
             raise ValueError(f"dims[{name!r}] names {len(given)} dimensions {given}, but its events have {number}.")
-        dims = [*self._plates(site), *given]
+
+        first = self.particles.plate.name
+        around = sorted(plates(site), key=lambda plate: plate.dim)
+        others = [plate.name for plate in around if plate.name not in (first, "_particles")]
+        dims = [first, *others, *given]
         if name in dims or len({*dims, "chain", "draw"}) != len(dims) + 2:
             raise ValueError(
                 f"The dimensions {dims} of the site {name!r} must have different names, none of them the site's own, "
                 "'chain' or 'draw': rename the site or the plate, or pass other names in dims."
             )
         return dims
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)

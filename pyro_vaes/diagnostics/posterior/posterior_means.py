@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from pyro import poutine
-from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vaes.programs import DRAWN, DataPlate, Program, is_auxiliary, num_positional, run, sites
+from pyro_vaes.programs import DRAWN, Program, is_auxiliary, num_positional, run, sites
 
 from ..particles import Particles
-from ..sites import Args, aligned, mean_or_draw
+from ..sites import Args, mean_or_draw
 from ..summaries import require_positive
 
 
@@ -63,13 +61,13 @@ def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, 
     """Means of one batch, ``(B, units)``."""
     draws = []
     for _ in range(num_particles):
-        with poutine.block():
-            drawn = sites(run(particles.guide, args), DRAWN)
+        drawn = sites(run(particles.guide, args), DRAWN)
 
         latents = {}
         for name, site in drawn.items():
             if site["value"].is_floating_point() and not is_auxiliary(site):
                 latents[name] = site
+
         unknown = sorted(set(names or ()) - latents.keys())
         if unknown or not latents:
             raise ValueError(
@@ -77,13 +75,6 @@ def _batch_means(particles: Particles, args: Args, names: Sequence[str] | None, 
             )
 
         wanted = latents if names is None else names
-        means = [_mean(latents[name], particles.plate) for name in wanted]
+        means = [mean_or_draw(latents[name], particles.plate) for name in wanted]
         draws.append(torch.cat(means, dim=1).cpu())
     return torch.stack(draws).mean(0)
-
-
-def _mean(site: Message, plate: DataPlate) -> Tensor:
-    """The mean of a site's distribution, or its draw where that has none, ``(B, units)``."""
-    one = {**site, "value": site["value"].unsqueeze(0), "mean": mean_or_draw(site).unsqueeze(0)}
-    rows = aligned(one, plate, key="mean")[0]
-    return rows.reshape(len(rows), -1)

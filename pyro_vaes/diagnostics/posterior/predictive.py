@@ -3,15 +3,12 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from pyro_vaes.programs import Program, was_observed
+from pyro_vaes.programs import Program
 
-from ..particles import Particles
-from ..sites import Args, aligned
+from ..particles import Particles, Values
+from ..sites import Args
 from ..summaries import require_positive
-
-Values = dict[str, Tensor]
 
 
 def posterior_predictive(
@@ -35,12 +32,8 @@ def posterior_predictive(
     Raises:
         ValueError: ``num_samples`` is below 1, or the pair does not fit the data.
     """
-    particles = _particles(model, guide, data, num_samples, batch_size, seed)
-
-    def replicates(args: Args) -> Values:
-        return _in_chunks(particles, num_samples, lambda k: particles.replicate(args, particles.draw(args, k)))
-
-    return _joined(particles, particles.for_each_pass(replicates), dim=1)
+    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
+    return _draws(particles, num_samples, lambda args, k: particles.replicate(args, particles.draw(args, k)))
 
 
 def prior_predictive(
@@ -50,16 +43,19 @@ def prior_predictive(
 
     Arguments and result are those of :func:`posterior_predictive`.
     """
-    particles = _particles(model, guide, data, num_samples, batch_size, seed)
+    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
+    return _draws(particles, num_samples, lambda args, k: particles.simulated(particles.prior(args, k)))
 
-    def observations(args: Args, num: int) -> Values:
-        sites = particles.prior(args, num)
-        return {n: aligned(s, particles.plate) for n, s in sites.items() if was_observed(s)}
 
-    def draw(args: Args) -> Values:
-        return _in_chunks(particles, num_samples, lambda k: observations(args, k))
+def _draws(particles: Particles, num_samples: int, draw: Callable[[Args, int], Values]) -> Values:
+    """So many draws for each row, chunk by chunk, on the CPU."""
+    require_positive(num_samples=num_samples)
 
-    return _joined(particles, particles.for_each_pass(draw), dim=1)
+    def draws(args: Args) -> Values:
+        chunks = [{n: v.cpu() for n, v in draw(args, k).items()} for k in particles.chunks(num_samples)]
+        return {n: torch.cat([c[n] for c in chunks]) for n in chunks[0]}
+
+    return particles.joined(particles.for_each_pass(draws), dim=1)
 
 
 def reconstruct(
@@ -97,20 +93,4 @@ def reconstruct(
                 total[name] = total.get(name, 0) + mean.sum(0) / num_particles
         return {n: t.cpu() for n, t in total.items()}
 
-    return _joined(particles, particles.for_each_pass(means), dim=0)
-
-
-def _particles(model: Program, guide: Program, data: object, num_samples: int, batch_size: int, seed: int) -> Particles:
-    require_positive(num_samples=num_samples)
-    return Particles(model, guide, data, batch_size=batch_size, seed=seed)
-
-
-def _in_chunks(particles: Particles, num_samples: int, draw: Callable[[int], Values]) -> Values:
-    """So many draws, chunk by chunk, on the CPU."""
-    chunks = [{n: v.cpu() for n, v in draw(k).items()} for k in particles.chunks(num_samples)]
-    return {n: torch.cat([c[n] for c in chunks]) for n in chunks[0]}
-
-
-def _joined(particles: Particles, parts: list[Values], *, dim: int) -> Values:
-    """The results of all passes, joined along the data."""
-    return {n: particles.joined([part.pop(n) for part in parts], dim) for n in list(parts[0])}
+    return particles.joined(particles.for_each_pass(means))

@@ -10,7 +10,6 @@ left: below 1 is blurred. Detail need not be the right one, so neither figure st
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -83,15 +82,13 @@ class ReconstructionReport:
     high_frequency_ratio_sample: float
     num_data: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [
             ("from the mean", self.l1_mean, self.high_frequency_ratio),
             ("from a draw", self.l1_sample, self.high_frequency_ratio_sample),
         ]
         lines = text_table("reconstruction:<16 | L1:>8.4f | high-frequency ratio:>23.3f", rows)
         return "\n".join([*lines, f"on {self.num_data} data"])
-
-    __repr__ = __str__
 
 
 def reconstruction_report(
@@ -128,22 +125,18 @@ def reconstruction_report(
     x = data[0] if isinstance(data, tuple) else data
     if x.dim() < 3:
         raise ValueError(f"The images have shape {tuple(x.shape)}; wanted (N, C, H, W). Load them with flatten=False?")
-    at_means, at_draws = (
-        _compare(reconstruct(model, q, data, batch_size=batch_size, seed=seed), x, site)
-        for q in (take_means()(guide), guide)
-    )
-    return ReconstructionReport(at_means.l1, at_draws.l1, at_means.ratio, at_draws.ratio, len(x))
+    figures = []
+    for q in (take_means()(guide), guide):
+        decoded = reconstruct(model, q, data, batch_size=batch_size, seed=seed)
+        figures.append(_compare(decoded, x, site))
+    (l1_mean, ratio), (l1_sample, ratio_sample) = figures
+    return ReconstructionReport(l1_mean, l1_sample, ratio, ratio_sample, len(x))
 
 
-class _Comparison(NamedTuple):
-    l1: float
-    ratio: float
-
-
-def _compare(sites: dict[str, Tensor], x: Tensor, site: str | None) -> _Comparison:
-    """The figures of one set of reconstructions."""
+def _compare(sites: dict[str, Tensor], x: Tensor, site: str | None) -> tuple[float, float]:
+    """L1 and high-frequency ratio of one set of reconstructions."""
     if len(sites) != 1 if site is None else site not in sites:
         raise ValueError(f"The observed sites are {sorted(sites)}, but got site={site!r}: name one of them.")
     x_hat = sites[site or next(iter(sites))].reshape(x.shape)
     l1 = (x.cpu() - x_hat).abs().double().mean().item()
-    return _Comparison(l1, high_frequency_ratio(x_hat, x.cpu()))
+    return l1, high_frequency_ratio(x_hat, x.cpu())

@@ -21,6 +21,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_vaes.tables import text_table
 
@@ -93,8 +94,9 @@ def majority_map(clusters: Tensor, labels: Tensor) -> Tensor:
 
 def _accuracy(label_of: Tensor, clusters: Tensor, labels: Tensor) -> float:
     """Share of the data whose cluster's label is theirs; a cluster that the map does not know has none."""
-    unknown = torch.full((max(0, int(clusters.max()) + 1 - len(label_of)),), -1)
-    return (torch.cat([label_of, unknown])[clusters.cpu()] == labels.cpu()).double().mean().item()
+    missing = max(0, int(clusters.max()) + 1 - len(label_of))
+    known = pad(label_of, (0, missing), value=-1)
+    return (known[clusters.cpu()] == labels.cpu()).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class ClusteringReport:
     def __getitem__(self, name: str) -> ClusteringScores:
         return self.levels[name]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         width = max(7, *(len(name) + 2 for name in self.levels))
         columns = (
             f"level:<{width} | Hungarian:>10.1% | majority:>10.1% | NMI:>7.3f | ARI:>7.3f | used:>11 | effective:>11.1f"
@@ -188,8 +190,6 @@ class ClusteringReport:
             agreement = (s.hungarian_accuracy, s.majority_accuracy, s.nmi, s.ari)
             rows.append((name, *agreement, used, s.effective_clusters))
         return "\n".join(text_table(columns, rows))
-
-    __repr__ = __str__
 
 
 def clustering_report(

@@ -15,6 +15,7 @@ References:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,9 +59,8 @@ def labelled_subset(labels: Tensor, num_labels: int, *, seed: int = 0) -> Tensor
         raise ValueError(f"num_labels={num_labels} rows cannot be chosen from {len(labels)}.")
     order = np.random.default_rng(seed).permutation(len(labels))
     shuffled = labels.cpu().numpy()[order]
-    rank = np.empty(len(order), dtype=int)  # how many rows of the same label come before
-    for label in np.unique(shuffled):
-        rank[shuffled == label] = np.arange((shuffled == label).sum())
+    same = shuffled[:, None] == np.unique(shuffled)
+    rank = (same.cumsum(0) * same).sum(1)  # among the rows of the same label
     chosen = order[np.argsort(rank, kind="stable")[:num_labels]]
     return torch.from_numpy(np.sort(chosen))
 
@@ -111,7 +111,7 @@ def _accuracy(probe: BaseEstimator, train: Tensor, train_labels: Tensor, test: T
     _check(train, train_labels)
     _check(test, test_labels)
     probe.fit(train.cpu().numpy(), train_labels.cpu().numpy())
-    return float((probe.predict(test.cpu().numpy()) == test_labels.cpu().numpy()).mean())
+    return float(probe.score(test.cpu().numpy(), test_labels.cpu().numpy()))
 
 
 def _check(features: Tensor, labels: Tensor) -> None:
@@ -181,14 +181,12 @@ class RepresentationReport:
     num_units: int
     num_test: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [(k.num_labels, str(k), str(line)) for k, line in zip(self.knn, self.linear, strict=True)]
         lines = text_table("labels:>8 | kNN:>17 | linear:>17", rows)
         lines.append(f"K-means accuracy {self.kmeans_accuracy:.1%}, F1 {self.kmeans_f1:.3f}")
         lines.append(f"on {self.num_test} test data, {self.num_units} units; ± is the spread over subsets of labels")
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def representation_report(
@@ -242,8 +240,7 @@ def representation_report(
         deviation = float(np.std(each, ddof=1)) if repeats > 1 else math.nan
         return ProbeAccuracy(number, float(np.mean(each)), deviation)
 
-    def nearest(*args: Tensor) -> float:
-        return knn_accuracy(*args, neighbors=neighbors)
+    nearest = partial(knn_accuracy, neighbors=neighbors)
 
     accuracy, f1 = kmeans_scores(test, test_labels, seed=seed)
     return RepresentationReport(
