@@ -18,6 +18,7 @@ from .densities import (
     per_datum_log_prob,
     per_datum_log_weights,
     per_datum_terms,
+    run_particles,
 )
 from .dependencies import dependencies, mean_field_violations
 from .evaluation_handlers import FixedRows, WithoutData
@@ -36,6 +37,7 @@ from .marks import (
     was_observed,
 )
 from .pair import Pair
+from .particles import broadcasts, find_particle_plate
 from .plates import Plate, enclosing_plates, find_plate, loop_row, plates
 from .reach import (
     Program,
@@ -61,6 +63,7 @@ from .sites import (
     VALUED,
     Role,
     Sites,
+    expanded,
     is_latent,
     log_density,
     log_density_sum,
@@ -101,6 +104,7 @@ __all__ = [
     "ambient_scale",
     "argument_names",
     "bind_keywords",
+    "broadcasts",
     "crossed_plates",
     "data_plate",
     "dependencies",
@@ -108,7 +112,9 @@ __all__ = [
     "dry_run_pair",
     "enclosing_plates",
     "evidence_for",
+    "expanded",
     "find_data_plate",
+    "find_particle_plate",
     "find_plate",
     "find_unit",
     "has_analytic_kl",
@@ -142,6 +148,7 @@ __all__ = [
     "role",
     "run",
     "run_pair",
+    "run_particles",
     "share_dry_runs",
     "shared_plates",
     "sites",

@@ -99,6 +99,14 @@ def sites(trace: Trace, roles: frozenset[Role] | Role | None = None) -> Sites:
     return found
 
 
+def expanded(site: Message) -> Message:
+    """A site whose value has all batch dimensions of its distribution (a view)."""
+    value, event_shape = site["value"], site["fn"].event_shape
+    own_shape = value.shape[: value.dim() - len(event_shape)]
+    batch_shape = torch.broadcast_shapes(site["fn"].batch_shape, own_shape)
+    return {**site, "value": value.expand(batch_shape + event_shape)}
+
+
 def is_latent(site: Message) -> bool:
     """Whether a message is a statement that draws a latent or auxiliary variable."""
     return site["type"] == "sample" and role(site) in DRAWN

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vaes.programs import (
     DataPlate,
     Program,
-    find_data_plate,
+    find_particle_plate,
     objective_terms,
     per_datum_log_weights,
 )
@@ -33,6 +33,7 @@ class ImportanceWeighted_ELBO(Bound):
     rows by N / B. Factors of the objective alone (``infer={"objective_only": True}``) are
     added to the bound of a datum once, outside the logarithm; without their sites' scales,
     as all densities here, so that a weight of theirs belongs into the factor itself.
+    Programs that do not broadcast over particles are run once for each of them.
 
     Arguments:
         num_particles: K.
@@ -61,4 +62,4 @@ class ImportanceWeighted_ELBO(Bound):
 
     @found_once
     def _plate(self, model: Program, guide: Program, args: Args) -> DataPlate:
-        return find_data_plate(model, guide, args)
+        return find_particle_plate(model, guide, args, self.num_particles)

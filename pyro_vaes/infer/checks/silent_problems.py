@@ -42,8 +42,8 @@ def mask_problems(guide: ProgramRecord, model: ProgramRecord) -> Iterator[Proble
             yield Problem(
                 f"The latent site {name!r} is masked in the {where}: where they "
                 "differ, only one of log p and log q counts, so the number is no "
-                "bound. Put both under one poutine.mask; what others depend on is to be "
-                "drawn from the prior where it is masked.",
+                "bound. Put both under one poutine.mask; what others depend on is to "
+                "be drawn from the prior where it is masked.",
                 fatal=False,
             )
 
