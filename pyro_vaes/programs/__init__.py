@@ -68,8 +68,10 @@ from .sites import (
     log_density,
     log_density_sum,
     mask_of,
+    own_scale,
     role,
     sites,
+    weighed_sites,
 )
 from .structure import Findings
 from .units import (
@@ -138,6 +140,7 @@ __all__ = [
     "num_rows",
     "objective_terms",
     "over_particles",
+    "own_scale",
     "per_datum_log_prob",
     "per_datum_log_weights",
     "per_datum_terms",
@@ -154,4 +157,5 @@ __all__ = [
     "sites",
     "unbind_keywords",
     "was_observed",
+    "weighed_sites",
 ]

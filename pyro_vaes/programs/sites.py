@@ -27,6 +27,7 @@ from .marks import (
     ENUMERATE,
     OBJECTIVE_ONLY,
 )
+from .plates import enclosing_plates
 
 Sites = dict[str, Message]
 
@@ -140,6 +141,27 @@ def mask_of(site: Message) -> Tensor | None:
             mask = mask & found.to(mask.device)
         found = mask
     return found
+
+
+def own_scale(site: Message) -> float:
+    """The scale of a site beside that of its subsampling plates: a KL weight, say.
+
+    Where it differs between elements, its mean.
+    """
+    scale = torch.as_tensor(site["scale"], dtype=torch.float64).mean().item()
+    for plate in enclosing_plates(site):
+        scale = scale / plate.scale
+    return scale
+
+
+def weighed_sites(found: Sites) -> dict[str, float]:
+    """The sites with an :func:`own_scale`, and these scales."""
+    weighed = {}
+    for name, site in found.items():
+        scale = own_scale(site)
+        if abs(scale - 1) > 1e-6:
+            weighed[name] = scale
+    return weighed
 
 
 def log_density(site: Message, *, scaled: bool = True) -> Tensor:

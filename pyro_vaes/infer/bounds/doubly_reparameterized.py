@@ -79,6 +79,8 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         for _ in range(num_passes):
             passes.append(self._run(model, guide, args, plate))
 
+        self._warn_of_scales(passes[0].model)
+
         log_w = torch.cat([one.log_p - one.log_q.detach() for one in passes])  # (K, B)
         v = log_w.detach().softmax(0)
         bound = (log_w.logsumexp(0) - math.log(num)).sum()
