@@ -225,6 +225,7 @@ class Particles:
             raise of_batch
 
         if self.plate.global_sites:
+            self.vectorized = False
             return  # there are densities per datum once these are given
 
         with preserve_rng():

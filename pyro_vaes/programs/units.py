@@ -106,7 +106,7 @@ def data_plate(
             outside.append(name)
     apart = [name for name in outside if all_sites[name]["cond_indep_stack"]]
     if outside and not globals_too:
-        if len(apart) == len(outside):
+        if unit is None and len(apart) == len(outside):
             raise _share_none(all_sites)
         raise _is_global(outside[0], all_sites)
     _refuse_missing(guide_sites, model_sites)

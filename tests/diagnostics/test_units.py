@@ -13,11 +13,27 @@ from pyro_vaes.diagnostics import (
     log_likelihood,
     log_weights,
     posterior_predictive,
+    prior_predictive,
     to_datatree,
 )
 from pyro_vaes.infer import evaluate
-from tests.programs.test_units import EVIDENCE, NOISE, N, X, by_column, by_column_guide, exact, global_and_local, looped
-from tests.programs.test_units import looped_guide as loop_guide
+from tests.programs.test_units import (
+    EVIDENCE,
+    NOISE,
+    N,
+    R,
+    S,
+    T,
+    X,
+    by_column,
+    by_column_guide,
+    crossed,
+    crossed_exact,
+    exact,
+    global_and_local,
+    looped,
+    looped_guide,
+)
 
 
 def model(x):
@@ -60,7 +76,7 @@ def test_point_estimates_of_globals_are_conditioned_on_and_said():
     assert found.num_globals == 1 and "given the point estimates of w" in repr(found)
 
 
-@pytest.mark.parametrize("use", [log_weights, collapse_report, code_length, to_datatree, posterior_predictive])
+@pytest.mark.parametrize("use", [log_weights, collapse_report, code_length, to_datatree])
 def test_what_is_not_defined_with_globals_is_refused_in_words(use):
     with pytest.raises(ValueError, match="'w' lies outside the data plate, so it is global"):
         use(global_and_local, exact, X)
@@ -107,7 +123,7 @@ def test_data_along_another_dimension():
 
 def test_loops_over_rows_are_refused_in_words():
     with pytest.raises(ValueError, match="loop over the rows of the plate 'data'"):
-        log_weights(looped, loop_guide, X)
+        log_weights(looped, looped_guide, X)
 
 
 # masks
@@ -156,3 +172,51 @@ def test_masks_count_in_the_tree():
     assert (weights[:, ~SEEN] == 0).all() and (scores[:, ~SEEN] == 0).all()
     wanted = dist.Normal(0.0, X.new_tensor(2.0).sqrt()).log_prob(X) * SEEN
     torch.testing.assert_close(weights, wanted.expand(5, N), rtol=0, atol=1e-9)
+
+
+# predictive checks
+
+
+def test_prior_predictive_needs_no_guide():
+    found = prior_predictive(global_and_local, None, X, 2000)["x"]
+    assert found.shape == (2000, N)
+    wanted = 1 + NOISE  # Var x = Var w + S² + T²
+    assert found.var(0).mean().item() == pytest.approx(wanted, rel=4 * 2**0.5 / 2000**0.5)
+    together = found.mean(1).var().item()  # one w for all data of a draw
+    assert together == pytest.approx(1 + NOISE / N, rel=4 * (2 / 2000) ** 0.5)
+
+
+def test_posterior_predictive_draws_globals_with_each_replicate():
+    found = posterior_predictive(global_and_local, exact, X, 300, batch_size=N)["x"]
+    assert found.shape == (300, N)
+    precision = 1 + N / NOISE
+    local = S**-2 + T**-2
+    loc_w, var_w = X.sum() / NOISE / precision, 1 / precision
+    wanted = (loc_w / S**2 + X / T**2) / local
+    spread = (var_w / S**4 / local**2 + 1 / local + T**2) ** 0.5
+    assert (found.mean(0) - wanted).abs().max().item() < 4.5 * spread / 300**0.5
+
+
+def test_diagnostics_of_crossed_plates_want_a_unit():
+    def users_alone(r):
+        users, items = pyro.plate("users", len(r), dim=-2), pyro.plate("items", r.shape[1], dim=-1)
+        with users:
+            u = pyro.sample("u", dist.Normal(r.new_zeros(()), 1.0))
+        with users, items:
+            pyro.sample("r", dist.Normal(u, 1.0), obs=r)
+
+    def users_guide(r):
+        precision = 1 + r.shape[1]
+        with pyro.plate("users", len(r), dim=-2):
+            pyro.sample("u", dist.Normal(r.sum(1, keepdim=True) / precision, precision**-0.5))
+
+    r = X.reshape(6, 5)
+    covariance = torch.ones(5, 5).double() + torch.eye(5)
+    wanted = dist.MultivariateNormal(torch.zeros(5).double(), covariance).log_prob(r)
+    for unit in (None, "users"):
+        found = log_weights(users_alone, users_guide, r, 3, batch_size=4, unit=unit)
+        torch.testing.assert_close(found, wanted.expand(3, 6), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="'u' lies outside the data plate"):
+        log_weights(users_alone, users_guide, r, 3, unit="items")
+    with pytest.raises(ValueError, match=r"Pass unit='users', or pass unit='items'"):
+        log_weights(crossed, crossed_exact, R, 3)

@@ -49,6 +49,7 @@ def collapse_report(
     max_mixture: int = 2000,
     batch_size: int = 256,
     seed: int = 0,
+    unit: str | None = None,
 ) -> CollapseReport:
     """Measure the collapse of every latent site of a pair on data.
 
@@ -65,9 +66,19 @@ def collapse_report(
             batches are taken at even distances.
         batch_size: Rows per pass.
         seed: Seed of the draws.
+        unit: Name of the plate whose rows are the data, where there are several.
     """
     require_positive(num_particles=num_particles, max_mixture=max_mixture)
-    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
+
+    particles = Particles(
+        model,
+        guide,
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        unit=unit,
+    )
+
     violating: set[str] | None = None
     dependent: set[str] = set()
     parts: dict[_Entry, list[_Part]] = {}
