@@ -9,7 +9,14 @@ Rooms: :mod:`~pyro_vaes.models` (p), :mod:`~pyro_vaes.guides` (q), :mod:`~pyro_v
 """
 
 from pyro_vaes.data import load_data
-from pyro_vaes.infer import check, evaluate, fit, load_weights, save_weights
+from pyro_vaes.infer import (
+    check,
+    describe,
+    evaluate,
+    fit,
+    load_weights,
+    save_weights,
+)
 from pyro_vaes.models import VAE, ConditionalVAE, HierarchicalVAE
 
 __version__ = "0.1.0"
@@ -20,6 +27,7 @@ __all__ = [
     "HierarchicalVAE",
     "__version__",
     "check",
+    "describe",
     "evaluate",
     "fit",
     "load_data",

@@ -1,11 +1,12 @@
-"""An effect handler for evaluation: latents at the means of their distributions."""
+"""Programs for evaluation: latents at the means of their distributions, or from the prior."""
 
 import contextlib
 
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 
-from pyro_vaes.programs import is_latent
+from pyro_vaes.programs import Program, is_latent
 
 
 class take_means(Messenger):
@@ -41,3 +42,16 @@ class take_means(Messenger):
             )
         msg["value"] = mean
         msg["done"] = True
+
+
+def prior_of(model: Program) -> Program:
+    """The guide that draws a model's latents from their prior: the model, unobserved."""
+
+    def is_observed(message: Message) -> bool:
+        return message["type"] == "sample" and message["is_observed"]
+
+    def prior(*args: object) -> None:
+        with poutine.block(hide_fn=is_observed):
+            model(*args)
+
+    return prior

@@ -1,7 +1,6 @@
 """Draws from a pair, many at a time: latents, importance weights, replicated observations, streamed in chunks."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeVar
@@ -17,14 +16,20 @@ from torch.nn.functional import pad
 
 from pyro_vaes.infer import SourceBatches, as_batches, check
 from pyro_vaes.programs import (
+    DRAWN,
     VALUED,
     DataPlate,
     FixedRows,
     Pair,
     Program,
+    Role,
     Sites,
     WithoutData,
+    broadcasts,
+    expanded,
     find_data_plate,
+    is_inside,
+    log_density,
     over_particles,
     per_datum_log_prob,
     preserve_rng,
@@ -34,9 +39,9 @@ from pyro_vaes.programs import (
     was_observed,
 )
 
-from .sites import Args, aligned, expanded, stacked, with_mean
+from .proposals import refuse_points, refuse_swapped
+from .sites import Args, aligned, innermost, stacked, with_mean
 
-logger = logging.getLogger(__name__)
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError)  # of programs on rows that do not suit them
 
 T = TypeVar("T")
@@ -67,6 +72,21 @@ class Draws:
         return {n: s for n, s in self.model_sites.items() if s["is_observed"]}
 
 
+@dataclass(frozen=True)
+class GlobalDraw:
+    """One draw of the latents outside the data plate.
+
+    Attributes:
+        values: Their values by name, those of auxiliary sites among them.
+        kl: log q - log p of the draw, nats.
+        is_point: Whether the guide has one value for each (``Delta``).
+    """
+
+    values: Values
+    kl: Tensor
+    is_point: bool
+
+
 class Particles:
     """Draws from a pair under evaluation conditions; nothing of the pair changes.
 
@@ -81,6 +101,9 @@ class Particles:
         batch_size: Rows per pass.
         chunk_size: Particles per pass.
         seed: Seed of the draws.
+        unit: Name of the plate whose rows are the data; found by default.
+        globals_too: Whether latents may lie outside that plate. They have no part in what
+            is per datum, and are to be given by :meth:`fix_globals`.
 
     Attributes:
         plate: The data plate; known from the first batch on, as are the other two.
@@ -102,9 +125,12 @@ class Particles:
         batch_size: int = 128,
         chunk_size: int = 50,
         seed: int = 0,
+        unit: str | None = None,
+        globals_too: bool = False,
     ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 particle per pass, but got {chunk_size}.")
+
         self.pair = Pair(model, guide)
         self.fixed = FixedRows()
         self.model, self.guide = self.fixed(model), self.fixed(guide)
@@ -115,7 +141,11 @@ class Particles:
             tensors = getattr(getattr(batches, "source", None), "tensors", ())
             place = next((t.device for t in tensors), torch.device("cpu"))
         self.place, self.batches = place, batches.to(place)
+
         self.chunk_size, self.seed = chunk_size, seed
+        self.unit, self.globals_too = unit, globals_too
+        self._programs = self.model, self.guide
+        self._is_known = False
 
     # rows
 
@@ -165,10 +195,11 @@ class Particles:
         return size if total is None else min(size, total - before)
 
     def _passes(self) -> Iterator[Args]:
-        for number, batch in enumerate(self.batches.epoch(self.seed, 0, self.place)):
+        for batch in self.batches.epoch(self.seed, 0, self.place):
             args = self.pair.arguments(batch)
-            if number == 0:
+            if not self._is_known:
                 self._find_way(args)
+                self._is_known = True
 
             if self.all_data is not None:
                 yield from self._blocks(self.all_data)
@@ -181,6 +212,7 @@ class Particles:
         all_data = self._all_data(args)
         of_all = None if all_data is None else self._try_plate(all_data)
 
+        # a program that draws its own rows is to see all of them
         if isinstance(of_all, DataPlate) and of_all.full_size is not None:
             assert all_data is not None
             self.plate, self.all_data, args = of_all, all_data, all_data
@@ -192,16 +224,24 @@ class Particles:
                 self._raise_known_problems(args)
             raise of_batch
 
+        if self.plate.global_sites:
+            self.vectorized = False
+            return  # there are densities per datum once these are given
+
         with preserve_rng():
             self._validate(args)
-
-            self.vectorized = True
-            self.vectorized = self._broadcasts(args)
+            self.vectorized = broadcasts(self.model, self.guide, args, self.plate)
 
     def _try_plate(self, args: Args) -> DataPlate | Exception:
         """The data plate on these rows, or why there is none."""
         try:
-            return find_data_plate(self.model, self.guide, args)
+            return find_data_plate(
+                self.model,
+                self.guide,
+                args,
+                self.unit,
+                globals_too=self.globals_too,
+            )
         except FAILURES as error:
             return error
 
@@ -219,6 +259,55 @@ class Particles:
         for rows in torch.arange(self.plate.full_size or size).split(size):
             self.fixed.index = pad(rows, (0, size - len(rows)))
             yield all_data
+
+    # globals
+
+    def first_rows(self) -> Args:
+        """The arguments of the first pass; afterwards the plate is known."""
+        with self.rows() as rows:
+            return next(iter(rows))
+
+    def all_globals(self, args: Args, num: int) -> list[GlobalDraw]:
+        """So many draws of the latents outside the data plate; one where they are points."""
+        with self.pair.evaluating(), poutine.block():
+            pyro.util.set_rng_seed(self.seed)
+            draws = [self.draw_globals(args)]
+            while len(draws) < num and not draws[0].is_point:
+                draws.append(self.draw_globals(args))
+        return draws
+
+    def draw_globals(self, args: Args) -> GlobalDraw:
+        """One draw of the latents outside the data plate, from the original guide."""
+        model, guide = self._programs
+        traces = run_pair(model, guide, args)
+
+        totals = []
+        for trace in traces:
+            total = torch.zeros(())
+            for site in self._outside(trace).values():
+                total = total + log_density(site, scaled=False).sum()
+            totals.append(total.double().cpu())
+
+        drawn = self._outside(traces.guide)
+        is_point = all(isinstance(innermost(s["fn"]), Delta) for s in drawn.values())
+        log_q, log_p = totals
+        return GlobalDraw(values_of(drawn), log_q - log_p, is_point)
+
+    def _outside(self, trace: Trace) -> Sites:
+        """The latents of a trace outside the data plate."""
+        drawn = sites(trace, DRAWN)
+        return {n: s for n, s in drawn.items() if not self._is_local(s)}
+
+    def fix_globals(self, values: Values) -> None:
+        """Go on with the pair given these values of its global latents."""
+        first = self.model is self._programs[0]
+        model, guide = (poutine.condition(p, data=values) for p in self._programs)
+        self.model = poutine.block(model, hide=list(values))
+        self.guide = poutine.block(guide, hide=list(values))
+        self._is_known = not first
+
+    def _is_local(self, site: Message) -> bool:
+        return is_inside(site, self.plate.name)
 
     # draws, to be taken inside the loop over the rows
 
@@ -239,12 +328,29 @@ class Particles:
         pairs = [run_pair(model, guide, args) for _ in passes]
 
         guide_traces, model_traces = zip(*pairs, strict=True)
-        log_weights = self.log_prob(model_traces) - self.log_prob(guide_traces)
+        # a guide that runs the model observes what the model does: no draws of its own
+        seen = sites(guide_traces[0], Role.OBSERVED).keys()
+        log_q = self.log_prob(guide_traces, lambda name: name not in seen)
+        log_weights = self.log_prob(model_traces) - log_q
         return Draws(log_weights, self._gathered(guide_traces), self._gathered(model_traces, read))
 
-    def log_weights(self, args: Args, num: int, guide: Program | None = None) -> Tensor:
-        """Log importance weights ``(num, B)`` on the CPU, drawn chunk by chunk."""
-        return torch.cat([self.draw(args, k, guide).log_weights.cpu() for k in self.chunks(num)])
+    def log_weights(
+        self,
+        args: Args,
+        num: int,
+        guide: Program | None = None,
+    ) -> Tensor:
+        """Log importance weights ``(num, B)`` on the CPU, drawn chunk by chunk.
+
+        Raises:
+            ValueError: A guide's site has no density at its draws.
+        """
+        each = []
+        for size in self.chunks(num):
+            draws = self.draw(args, size, guide)
+            refuse_points(draws.guide_sites, draws.model_sites)
+            each.append(draws.log_weights.cpu())
+        return torch.cat(each)
 
     def log_density(self, program: Program, args: Args, given: Values) -> Tensor:
         """Unscaled log-density ``(K, B)`` of a program at given values ``(K, *batch, *event)`` of its random sites."""
@@ -297,7 +403,18 @@ class Particles:
     def log_prob(self, traces: Sequence[Trace], keep: Callable[[str], bool] = lambda name: True) -> Tensor:
         """Unscaled log-density ``(K, B)`` of :meth:`traces`, of the sites whose names to keep."""
         dim, particles = self.plate.dim, self.vectorized
-        each = [per_datum_log_prob(t, dim, particles=particles, keep=keep) for t in traces]
+        each = []
+        for trace in traces:
+            local = {n for n, s in sites(trace).items() if self._is_local(s)}
+            kept = {name for name in local if keep(name)}
+            log_prob = per_datum_log_prob(
+                trace,
+                dim,
+                particles=particles,
+                keep=kept.__contains__,
+            )
+            each.append(log_prob)
+
         if particles or each[0].dim() == 0:  # nothing has a density
             return each[0]
         return torch.stack(each)
@@ -314,7 +431,10 @@ class Particles:
         each = []
         for trace in traces:
             found = sites(trace, VALUED)
-            for name, site in found.items():
+            for name, site in list(found.items()):
+                if not self._is_local(site):
+                    del found[name]
+                    continue
                 found[name] = expanded(site) if name in given else read(site)
             each.append(found)
 
@@ -326,43 +446,21 @@ class Particles:
 
     def _validate(self, args: Args) -> None:
         """One validated pass: data outside a support and parameters that are not finite end here."""
+        self.vectorized = False
         try:
             with pyro.validation_enabled(True):
-                for trace in run_pair(self.model, self.guide, args):
-                    per_datum_log_prob(trace, self.plate.dim, particles=False)
+                traces = run_pair(self.model, self.guide, args)
+                for trace in traces:
+                    self.log_prob([trace])
         except ValueError:
             self._raise_known_problems(args)
             raise
+        refuse_swapped(*traces)
 
     def _raise_known_problems(self, args: Args) -> None:
         """Raise what is wrong with the programs on these rows in words, where it is known."""
         with torch.enable_grad():
             check(self.model, self.guide, args).raise_if_fatal()
-
-    def _broadcasts(self, args: Args) -> bool:
-        """Whether one pass for several particles gives the densities of one pass per particle."""
-        try:
-            self._compare_with_single_passes(args)
-        except Exception as error:  # whatever the programs raise: one by one they have just run
-            logger.info("The programs do not broadcast over particles (%s); drawing them one by one.", error)
-            return False
-        return True
-
-    def _compare_with_single_passes(self, args: Args) -> None:
-        model, guide, dim = self.model, self.guide, self.plate.dim
-        traces = run_pair(self._wide(model, 2), self._wide(guide, 2), args)
-
-        drawn = self._gathered([traces.guide])
-        # a Delta has a density only at the very value that the guide computes
-        free = {n: s for n, s in drawn.items() if not isinstance(s["fn"], Delta)}
-
-        for program, trace, given in ((model, traces.model, drawn), (guide, traces.guide, free)):
-            together = self.log_prob([trace])
-            for k in range(2):
-                values = {n: s["value"][k] for n, s in given.items()}
-                alone = per_datum_log_prob(run(program, args, given=values), dim, particles=False)
-                if not torch.allclose(alone, together[k], rtol=1e-3, atol=1e-2, equal_nan=True):
-                    raise ValueError("several particles in one pass give other densities than one by one")
 
 
 def values_of(sites: Sites) -> Values:

@@ -9,7 +9,7 @@ from torch.distributions import Distribution, TransformedDistribution
 
 from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.guides import Latents
-from pyro_vaes.programs import DataPlate, Sites, plates
+from pyro_vaes.programs import DataPlate, Sites, expanded, plates
 
 Args = tuple[object, ...]
 
@@ -51,14 +51,6 @@ def vector_site(sites: Sites, latents: Latents) -> str | None:
         if not torch.allclose(value, sites[latent.name]["value"], equal_nan=True):
             return None
     return extra[0]
-
-
-def expanded(site: Message) -> Message:
-    """A site whose value has all batch dimensions of its distribution (a view)."""
-    value, event_shape = site["value"], site["fn"].event_shape
-    own_shape = value.shape[: value.dim() - len(event_shape)]
-    batch_shape = torch.broadcast_shapes(site["fn"].batch_shape, own_shape)
-    return {**site, "value": value.expand(batch_shape + event_shape)}
 
 
 def scored(site: Message, *, pointwise: bool) -> Message:
@@ -130,6 +122,13 @@ def rows_first(tensor: Tensor, event_dim: int, plate_dim: int) -> Tensor:
 def innermost(fn: Distribution) -> Distribution:
     """The distribution of the independent elements."""
     while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def unmasked(fn: Distribution) -> Distribution:
+    """The distribution without its own mask (``dist.mask()``)."""
+    while isinstance(fn, MaskedDistribution):
         fn = fn.base_dist
     return fn
 

@@ -36,6 +36,7 @@ from .bounds.sticking_the_landing import StickingTheLanding_ELBO
 from .bounds.stratified_mixture import StratifiedMixture_ELBO
 from .callback import Callback, Run
 from .checks.check import CheckReport, check
+from .checks.describe import Description, SiteRow, describe
 from .checks.problems import Problem
 from .engines import Compile
 from .handlers import scale_latents
@@ -72,6 +73,7 @@ __all__ = [
     "ClipGradNorm",
     "Compile",
     "DReG_ELBO",
+    "Description",
     "Diverse",
     "EarlyStopping",
     "FreeBits_ELBO",
@@ -89,6 +91,7 @@ __all__ = [
     "ProgressiveRungs",
     "RecursiveMixture_ELBO",
     "Run",
+    "SiteRow",
     "SoftFreeBits",
     "SourceBatches",
     "Standardised",
@@ -99,6 +102,7 @@ __all__ = [
     "as_batches",
     "check",
     "derived_seed",
+    "describe",
     "evaluate",
     "facts_of",
     "find_normal_sites",

@@ -19,6 +19,7 @@ from .densities import (
     per_datum_log_prob,
     per_datum_log_weights,
     per_datum_terms,
+    run_particles,
 )
 from .dependencies import dependencies, mean_field_violations
 from .evaluation_handlers import FixedRows, WithoutData
@@ -37,6 +38,7 @@ from .marks import (
     was_observed,
 )
 from .pair import Pair
+from .particles import broadcasts, find_particle_plate
 from .plates import Plate, enclosing_plates, find_plate, loop_row, plates
 from .reach import (
     Program,
@@ -62,12 +64,15 @@ from .sites import (
     VALUED,
     Role,
     Sites,
+    expanded,
     is_latent,
     log_density,
     log_density_sum,
     mask_of,
+    own_scale,
     role,
     sites,
+    weighed_sites,
 )
 from .structure import Findings
 from .swap import Answer, HiddenPlates, SwapPriors, copied_buffers, outside_the_run, run_swapped
@@ -107,6 +112,7 @@ __all__ = [
     "argument_names",
     "bind_keywords",
     "copied_buffers",
+    "broadcasts",
     "crossed_plates",
     "data_plate",
     "dependencies",
@@ -114,7 +120,9 @@ __all__ = [
     "dry_run_pair",
     "enclosing_plates",
     "evidence_for",
+    "expanded",
     "find_data_plate",
+    "find_particle_plate",
     "find_plate",
     "find_unit",
     "has_analytic_kl",
@@ -139,6 +147,7 @@ __all__ = [
     "objective_terms",
     "outside_the_run",
     "over_particles",
+    "own_scale",
     "per_datum_log_prob",
     "per_datum_log_weights",
     "per_datum_terms",
@@ -150,9 +159,11 @@ __all__ = [
     "run",
     "run_pair",
     "run_swapped",
+    "run_particles",
     "share_dry_runs",
     "shared_plates",
     "sites",
     "unbind_keywords",
     "was_observed",
+    "weighed_sites",
 ]

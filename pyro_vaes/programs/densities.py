@@ -8,16 +8,17 @@ unless they are asked for; masks are kept. Factors of the objective alone are no
 either, and are left out likewise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pyro
 import torch
+from pyro.distributions import Unit
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from .reach import Program
-from .runs import run_pair
+from .runs import PairTraces, run_pair
 from .sites import DENSITIES, OBJECTIVE, Role, log_density, sites
 from .units import DataPlate
 
@@ -73,16 +74,29 @@ def per_datum_log_prob(
     return sum(terms[1:], start=terms[0])
 
 
-def objective_terms(model_trace: Trace, guide_trace: Trace, dim: int) -> Tensor | float:
+def objective_terms(
+    model_trace: Trace,
+    guide_trace: Trace,
+    dim: int,
+    *,
+    particles: bool = True,
+) -> Tensor | float:
     """What factors of the objective alone add to a bound, ``(B,)``; 0 without any.
 
     They are averaged over the particles; those of the guide count negatively.
+
+    Arguments:
+        model_trace, guide_trace: The runs.
+        dim: The data plate's batch dimension, negative.
+        particles: Whether their outermost dimension is one of particles.
     """
     total: Tensor | float = 0.0
     for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
         for site in sites(trace, Role.OBJECTIVE_ONLY).values():
-            term = _per_datum(site, dim, particles=True, scaled=False)
-            total = total + sign * term.mean(0)
+            term = _per_datum(site, dim, particles=particles, scaled=False)
+            if particles:
+                term = term.mean(0)
+            total = total + sign * term
     return total
 
 
@@ -96,19 +110,60 @@ def over_particles(program: Program, num_particles: int, plate: DataPlate) -> Pr
     return vectorised
 
 
-def per_datum_log_weights(
-    model: Program, guide: Program, args: Args, num_particles: int, plate: DataPlate
-) -> tuple[Tensor, Trace, Trace]:
-    """Log importance weights ``(K, B)`` in one pass of each program, and the two traces.
+def run_particles(
+    model: Program,
+    guide: Program,
+    args: Args,
+    num_particles: int,
+    plate: DataPlate,
+) -> Iterator[PairTraces]:
+    """Runs of a pair with that many particles: one for all, or one after the other."""
+    if not plate.broadcasts:
+        for _ in range(num_particles):
+            yield run_pair(model, guide, args)
+        return
 
-    The programs must broadcast over a leading dimension of particles, as for Pyro's
-    ``vectorize_particles``. Differentiable with respect to every parameter through
-    reparameterised sites.
-    """
     many_models = over_particles(model, num_particles, plate)
     many_guides = over_particles(guide, num_particles, plate)
-    guide_trace, model_trace = run_pair(many_models, many_guides, args)
+    yield run_pair(many_models, many_guides, args)
 
-    log_p = per_datum_log_prob(model_trace, plate.dim, particles=True)
-    log_q = per_datum_log_prob(guide_trace, plate.dim, particles=True)
-    return log_p - log_q, guide_trace, model_trace
+
+def per_datum_log_weights(
+    model: Program,
+    guide: Program,
+    args: Args,
+    num_particles: int,
+    plate: DataPlate,
+) -> tuple[Tensor, Trace, Trace]:
+    """Log importance weights ``(K, B)``, and a trace of each program.
+
+    All particles are drawn in one pass where the programs broadcast over a leading
+    dimension, as for Pyro's ``vectorize_particles``; ``plate.broadcasts`` says so
+    (:func:`find_particle_plate` finds out). Else the traces are those of the first
+    particle, with the factors of the objective alone of all of them. Differentiable with
+    respect to every parameter through reparameterised sites.
+    """
+    pairs, weights = [], []
+    for traces in run_particles(model, guide, args, num_particles, plate):
+        # at once: a flow knows the densities of its latest draw alone
+        pairs.append(traces)
+        log_p = per_datum_log_prob(traces.model, plate.dim, particles=plate.broadcasts)
+        log_q = per_datum_log_prob(traces.guide, plate.dim, particles=plate.broadcasts)
+        weights.append(log_p - log_q)
+
+    if plate.broadcasts:
+        return weights[0], *pairs[0]
+    guide_traces, model_traces = zip(*pairs, strict=True)
+    log_w = torch.stack(weights)
+    return log_w, _with_factors(guide_traces), _with_factors(model_traces)
+
+
+def _with_factors(traces: Sequence[Trace]) -> Trace:
+    """The first of several traces, with the objective's own factors of all, ``(K, ...)``."""
+    found = traces[0].copy()
+    for name, site in sites(found, Role.OBJECTIVE_ONLY).items():
+        each = [log_density(t.nodes[name], scaled=False) for t in traces]
+        joined = Unit(torch.stack(each), has_rsample=False)
+        own = {"fn": joined, "value": joined.sample(), "mask": None}
+        found.nodes[name] = {**site, **own}
+    return found

@@ -27,6 +27,7 @@ from .marks import (
     ENUMERATE,
     OBJECTIVE_ONLY,
 )
+from .plates import enclosing_plates
 
 Sites = dict[str, Message]
 
@@ -99,6 +100,14 @@ def sites(trace: Trace, roles: frozenset[Role] | Role | None = None) -> Sites:
     return found
 
 
+def expanded(site: Message) -> Message:
+    """A site whose value has all batch dimensions of its distribution (a view)."""
+    value, event_shape = site["value"], site["fn"].event_shape
+    own_shape = value.shape[: value.dim() - len(event_shape)]
+    batch_shape = torch.broadcast_shapes(site["fn"].batch_shape, own_shape)
+    return {**site, "value": value.expand(batch_shape + event_shape)}
+
+
 def is_latent(site: Message) -> bool:
     """Whether a message is a statement that draws a latent or auxiliary variable."""
     return site["type"] == "sample" and role(site) in DRAWN
@@ -132,6 +141,27 @@ def mask_of(site: Message) -> Tensor | None:
             mask = mask & found.to(mask.device)
         found = mask
     return found
+
+
+def own_scale(site: Message) -> float:
+    """The scale of a site beside that of its subsampling plates: a KL weight, say.
+
+    Where it differs between elements, its mean.
+    """
+    scale = torch.as_tensor(site["scale"], dtype=torch.float64).mean().item()
+    for plate in enclosing_plates(site):
+        scale = scale / plate.scale
+    return scale
+
+
+def weighed_sites(found: Sites) -> dict[str, float]:
+    """The sites with an :func:`own_scale`, and these scales."""
+    weighed = {}
+    for name, site in found.items():
+        scale = own_scale(site)
+        if abs(scale - 1) > 1e-6:
+            weighed[name] = scale
+    return weighed
 
 
 def log_density(site: Message, *, scaled: bool = True) -> Tensor:

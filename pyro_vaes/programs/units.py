@@ -38,6 +38,7 @@ class DataPlate:
         full_size: Number of data that the plate stood for if it subsampled in that run;
             None if it did not.
         global_sites: Names of the latent sites outside it.
+        broadcasts: Whether one pass of the programs may hold several particles.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DataPlate:
     size: int
     full_size: int | None
     global_sites: frozenset[str] = frozenset()
+    broadcasts: bool = True
 
     def scale(self, trace: Trace) -> float:
         """How many data a row of this run stands for: other batches may have others."""
@@ -95,12 +97,18 @@ def data_plate(
     if plate is None:
         raise _no_plate(model_sites | guide_sites)
 
-    outside = []
+    if plate.is_loop:
+        raise _is_loop(plate.name)
+
+    outside, all_sites = [], model_sites | guide_sites
     for name, site in [*guide_sites.items(), *model_sites.items()]:
         if not is_inside(site, plate.name):
             outside.append(name)
+    apart = [name for name in outside if all_sites[name]["cond_indep_stack"]]
     if outside and not globals_too:
-        raise _is_global(outside[0], model_sites | guide_sites)
+        if unit is None and len(apart) == len(outside):
+            raise _share_none(all_sites)
+        raise _is_global(outside[0], all_sites)
     _refuse_missing(guide_sites, model_sites)
 
     # the particles' dimension lies to the left of all of these
@@ -120,7 +128,6 @@ def data_plate(
 
 
 def _no_plate(all_sites: Sites) -> UsageError:
-    names = sorted(all_sites)
     crossed = [plate.name for plate in crossed_plates(all_sites)]
     if crossed:
         return UsageError(
@@ -132,15 +139,29 @@ def _no_plate(all_sites: Sites) -> UsageError:
         if not site["cond_indep_stack"]:
             return _is_global(name, all_sites)
 
+    return _share_none(all_sites)
+
+
+def _share_none(all_sites: Sites) -> UsageError:
     words = "put them into one data plate, `with pyro.plate('data', len(x)):`"
     return UsageError(
-        f"The sites {names} share no plate, so nothing can be said per datum.",
+        f"The sites {sorted(all_sites)} share no plate, so nothing can be said per datum.",
         Cure("plate", words=words),
     )
 
 
 def _cures(names: list[str]) -> list[Cure]:
     return [Cure("unit", name) for name in names]
+
+
+def _is_loop(name: str) -> UsageError:
+    words = f"write `with pyro.plate({name!r}, ...):` around sites that hold all rows"
+    return UsageError(
+        f"The programs loop over the rows of the plate {name!r}, so no pass of them holds "
+        "all rows side by side, as weights per datum need them.",
+        Cure("plate", words=words),
+        use_bound(detail=", which takes loops, if this is a bound"),
+    )
 
 
 def _is_global(name: str, all_sites: Sites) -> UsageError:

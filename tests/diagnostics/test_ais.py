@@ -11,8 +11,9 @@ from pyro import poutine
 from torch import nn
 
 from pyro_vaes.diagnostics import ais, bdmc
+from pyro_vaes.diagnostics.handlers import prior_of
 from pyro_vaes.diagnostics.likelihood.annealing import Annealing, leapfrog, sigmoidal, tempered, transition
-from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair, prior_of
+from pyro_vaes.diagnostics.likelihood.unconstrained import UnconstrainedPair
 from pyro_vaes.diagnostics.particles import Particles
 from pyro_vaes.guides import AmortizedMixture, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vaes.infer import scale_latents

@@ -333,7 +333,7 @@ def test_global_latent_is_refused():
         pyro.sample("w", dist.Normal(0.0, 1.0))
 
     with pytest.raises(ValueError, match="latent site 'w' lies outside the data plate"):
-        log_likelihood(global_model, global_guide, X)
+        log_weights(global_model, global_guide, X)
 
 
 def test_what_the_guide_lacks_is_refused():

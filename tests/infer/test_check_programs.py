@@ -1,6 +1,7 @@
 """check never refuses what SVI trains under Pyro's validation, and says what would be silently wrong."""
 
 import functools
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.guide import GuideMessenger
 from torch import nn
 
-from pyro_vaes.infer import check, evaluate, fit
+from pyro_vaes.infer import DReG_ELBO, ImportanceWeighted_ELBO, check, describe, evaluate, fit, scale_latents
 
 N = 12
 X = torch.randn(N, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -243,3 +244,82 @@ def test_a_global_under_an_unscaled_plate_is_said(caplog):
     assert "counts once for each batch" not in caplog.text
     quick(with_global, global_guide, X, batch_size=4)
     assert "counts once for each batch" in caplog.text
+
+
+# P11: bounds without a KL leave scales out, and say so
+
+
+@pytest.mark.parametrize("kind", [ImportanceWeighted_ELBO, DReG_ELBO])
+def test_p11_scales_without_effect_are_said(kind, caplog):
+    weighed = scale_latents(1e-3)
+    report = check(weighed(model), weighed(guide), X, loss=kind(3))
+    assert report.ok and re.search(rf"{kind.__name__} has no KL term.*'z': 0.001.*no effect", str(report))
+    assert check(weighed(model), weighed(guide), X, loss=Trace_ELBO()).problems == ()
+    assert check(model, guide, X, loss=kind(3)).problems == ()
+
+    caplog.clear()
+    bound, values = kind(3), []
+    for beta in (1e-3, 1e-3, 1.0):
+        pyro.set_rng_seed(0)
+        with scale_latents(beta):
+            values.append(bound.loss(model, guide, X))
+    assert values[0] == values[1] == values[2]
+    assert caplog.text.count("have no effect") == 1 and "'z'" in caplog.text
+
+
+def test_p11_the_scale_of_a_subsampling_plate_is_no_weight(caplog):
+    def rows(x):
+        return pyro.plate("data", 100, subsample_size=len(x))
+
+    def subsampled(x):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def subsampled_guide(x):
+        with rows(x):
+            pyro.sample("z", dist.Normal(pyro.param("loc", x.new_zeros(())) + x / 2, 0.5**0.5))
+
+    assert check(subsampled, subsampled_guide, X, loss=ImportanceWeighted_ELBO(3)).problems == ()
+    wanted = -100 * dist.Normal(0.0, X.new_tensor(2.0).sqrt()).log_prob(X).mean().item()
+    assert ImportanceWeighted_ELBO(3).loss(subsampled, subsampled_guide, X) == pytest.approx(wanted, abs=1e-9)
+    assert "no effect" not in caplog.text
+
+
+# describe
+
+
+def test_describe_shows_what_each_site_is():
+    class Ruled:
+        def __call__(self, x):
+            masked_guide(x)
+
+        def describe_rule(self, name):
+            return f"half of x for {name}"
+
+    found = describe(masked, Ruled(), X)
+    rows = {(row.program, row.name): row for row in found.rows}
+    z = rows["model", "z"]
+    assert (z.role, z.shape, z.plates, z.scale, z.per) == ("latent", "(12) ()", "data[12]", 1.0, "data")
+    assert z.mask == f"{int((X > 0).sum())} of 12" and rows["model", "x"].role == "observed"
+    assert rows["guide", "z"].rule == "half of x for z" and "half of x for z" in str(found)
+    assert found.unit == "data" and "per row of the plate 'data'" in repr(found)
+
+
+def test_describe_tells_globals_and_crossed_plates():
+    found = describe(functools.partial(with_global, size=100), global_guide, X)
+    w, x = found.rows[:2]
+    assert (w.per, x.per, x.plates, x.scale) == ("all data", "data", "data[12 of 100]", 1.0)
+
+    def crossed(x):
+        users, items = pyro.plate("users", 4, dim=-2), pyro.plate("items", 3, dim=-1)
+        with users:
+            u = pyro.sample("u", dist.Normal(x.new_zeros(()), 1.0))
+        with items:
+            v = pyro.sample("v", dist.Normal(x.new_zeros(()), 1.0))
+        with users, items:
+            pyro.sample("x", dist.Normal(u + v, 1.0), obs=x.reshape(4, 3))
+
+    found = describe(crossed, poutine.block(crossed, hide=["x"]), X)
+    assert found.unit is None and found.candidates == ("users", "items") and "pass unit=" in str(found)
+    assert describe(crossed, poutine.block(crossed, hide=["x"]), X, unit="items").unit == "items"

@@ -26,10 +26,16 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vaes.programs import DataPlate, Program, Sites, mean_field_violations
+from pyro_vaes.programs import (
+    DataPlate,
+    Program,
+    Sites,
+    mask_of,
+    mean_field_violations,
+)
 
 from ..particles import Draws, Particles
-from ..sites import mean_or_draw, rows_first
+from ..sites import mean_or_draw, rows_first, unmasked
 from ..summaries import require_positive, standard_error
 from .collapse_tables import CollapseReport, SiteCollapse
 
@@ -43,6 +49,7 @@ def collapse_report(
     max_mixture: int = 2000,
     batch_size: int = 256,
     seed: int = 0,
+    unit: str | None = None,
 ) -> CollapseReport:
     """Measure the collapse of every latent site of a pair on data.
 
@@ -59,9 +66,19 @@ def collapse_report(
             batches are taken at even distances.
         batch_size: Rows per pass.
         seed: Seed of the draws.
+        unit: Name of the plate whose rows are the data, where there are several.
     """
     require_positive(num_particles=num_particles, max_mixture=max_mixture)
-    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
+
+    particles = Particles(
+        model,
+        guide,
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        unit=unit,
+    )
+
     violating: set[str] | None = None
     dependent: set[str] = set()
     parts: dict[_Entry, list[_Part]] = {}
@@ -119,6 +136,8 @@ class _Part:
         plate: The data plate.
         analytic: Whether the KLs are closed forms.
         one_prior: Whether the prior is the same for all data.
+        is_masked: Whether some elements do not count. A mutual information of the others
+            is not defined.
     """
 
     kl: Tensor
@@ -128,6 +147,7 @@ class _Part:
     plate: DataPlate
     analytic: bool
     one_prior: bool
+    is_masked: bool
 
     def log_densities(self, of: "_Part") -> Tensor:
         """log q(z_j | x_i) of the draws z_j of a part under the posteriors of this one, ``(of.size, self.size)``."""
@@ -155,6 +175,9 @@ def _measure(entry: _Entry, draws: list[Draws], plate: DataPlate, size: int, *, 
         kl = kl.mean(0, keepdim=True)
 
     first = draws[0]
+    is_masked = False
+    for name in entry.latents:
+        is_masked = is_masked or mask_of(first.model_sites[name]) is not None
     posterior = [first.guide_sites[n] for n in entry.posterior]
     return _Part(
         kl=kl,
@@ -164,6 +187,7 @@ def _measure(entry: _Entry, draws: list[Draws], plate: DataPlate, size: int, *, 
         plate=plate,
         analytic=analytic,
         one_prior=all(_same_for_all(first.model_sites[n], plate) for n in entry.latents),
+        is_masked=is_masked,
     )
 
 
@@ -174,24 +198,39 @@ def _kl(entry: _Entry, draw: Draws, plate: DataPlate, closed: bool) -> tuple[Ten
         return log_q - _log_density(draw.model_sites, entry.latents, plate), False
 
     (name,) = entry.latents
-    site = draw.guide_sites[name]
-    q, p, value, event_dim = site["fn"], draw.model_sites[name]["fn"], site["value"][0], 0
+    site, prior = draw.guide_sites[name], draw.model_sites[name]
+    q, p, value, event_dim = unmasked(site["fn"]), unmasked(prior["fn"]), site["value"][0], 0
     if isinstance(q, Independent) and isinstance(p, Independent):  # one KL for each unit
         if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
             event_dim = q.reinterpreted_batch_ndims
             q, p = q.base_dist, p.base_dist
 
+    analytic, kl = False, torch.zeros(())
     if closed and not isinstance(q, Delta):
         with contextlib.suppress(NotImplementedError):
-            return rows_first(kl_divergence(q, p), event_dim, plate.dim), True
-    return rows_first(q.log_prob(value) - p.log_prob(value), event_dim, plate.dim), False
+            kl, analytic = kl_divergence(q, p), True
+    if not analytic:
+        kl = q.log_prob(value) - p.log_prob(value)
+
+    kl = _masked(kl, prior, event_dim)
+    return rows_first(kl, event_dim, plate.dim), analytic
+
+
+def _masked(values: Tensor, site: Message, event_dim: int) -> Tensor:
+    """Values ``(*batch, *event)``, 0 where the site is masked."""
+    mask = mask_of(site)
+    if mask is None:
+        return values
+    mask = mask.reshape(mask.shape + (1,) * event_dim)
+    return torch.where(mask, values, torch.zeros_like(values))
 
 
 def _log_density(sites: Sites, names: tuple[str, ...], plate: DataPlate) -> Tensor:
     """log-density of the first draws of some sites together, ``(B, 1)``."""
     each = []
     for site in (sites[name] for name in names):
-        log_prob = rows_first(site["fn"].log_prob(site["value"][0]), 0, plate.dim)
+        log_prob = _masked(site["fn"].log_prob(site["value"][0]), site, 0)
+        log_prob = rows_first(log_prob, 0, plate.dim)
         each.append(log_prob.sum(1, keepdim=True))
     return torch.cat(each, dim=1).sum(1, keepdim=True)
 
@@ -215,7 +254,7 @@ def _summarise(entry: _Entry, parts: list[_Part], max_mixture: int, *, dependent
 
     used = _spread(parts, max_mixture)
     size = sum(p.size for p in used)
-    if dependent:
+    if dependent or parts[0].is_masked:
         information = torch.full((size,), math.nan, dtype=kl.dtype)
     else:
         information = _mutual_information(used)

@@ -19,12 +19,13 @@ from tqdm.auto import tqdm
 
 from pyro_vaes.programs import Program
 
+from ..handlers import prior_of
 from ..importance_weights import average_weights
 from ..particles import Particles
 from ..sites import Args
 from ..summaries import mean_and_error
 from .annealing import Annealing, Schedule, Walk
-from .unconstrained import UnconstrainedPair, prior_of
+from .unconstrained import UnconstrainedPair
 
 
 def share(rates: Tensor) -> str:

@@ -92,6 +92,7 @@ def code_length(
     batch_size: int = 128,
     chunk_size: int = 50,
     seed: int = 0,
+    unit: str | None = None,
 ) -> CodeLength:
     """Measure both code lengths of a pair on data.
 
@@ -105,6 +106,7 @@ def code_length(
         batch_size: Rows per pass.
         chunk_size: Draws per pass.
         seed: Seed of the draws.
+        unit: Name of the plate whose rows are the data, where there are several.
 
     Raises:
         ValueError: ``num_particles`` is below 1, or the pair does not fit the data.
@@ -118,7 +120,8 @@ def code_length(
         True
     """
     require_positive(num_particles=num_particles)
-    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
+
+    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed, unit=unit)
 
     def measured(args: Args) -> CodeLength:
         # distributions of single passes are not stacked: each pass is measured by itself

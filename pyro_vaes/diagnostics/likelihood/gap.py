@@ -111,6 +111,7 @@ def inference_gap(
     batch_size: int = 128,
     chunk_size: int = 50,
     seed: int = 0,
+    unit: str | None = None,
 ) -> InferenceGap:
     """Split log p(x) - ELBO of each datum into approximation gap and amortisation gap.
 
@@ -135,6 +136,7 @@ def inference_gap(
         batch_size: Rows per pass.
         chunk_size: Particles per pass.
         seed: Seed of all draws.
+        unit: Name of the plate whose rows are the data, where there are several.
 
     Raises:
         ValueError: A number is out of its range, ``log_evidence`` is not one number per datum, or the model's latents
@@ -157,7 +159,8 @@ def inference_gap(
         raise ValueError(f"lr is Adam's first step size and must be positive, but got {lr}.")
     if start not in ("guide", "prior"):
         raise ValueError(f"start must be 'guide' or 'prior', but got {start!r}.")
-    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
+
+    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed, unit=unit)
 
     def optimise_and_evaluate(args: Args) -> InferenceGap:
         latents = find_latents(particles.model, *args)

@@ -9,7 +9,6 @@ by conditioning the programs on the values that belong to z and tracing them, al
 from collections.abc import Mapping
 
 import torch
-from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution
 from torch import Tensor
 from torch.distributions.distribution import Distribution
@@ -19,16 +18,6 @@ from pyro_vaes.programs import VALUED, Program, Sites, run, sites
 
 from ..particles import Particles
 from ..sites import Args, aligned, innermost, vector_site
-
-
-def prior_of(model: Program) -> Program:
-    """The guide that draws a model's latents from their prior: the model, of which nobody sees the observations."""
-
-    def prior(*args: object) -> None:
-        with poutine.block(hide_fn=lambda message: message["type"] == "sample" and message["is_observed"]):
-            model(*args)
-
-    return prior
 
 
 class UnconstrainedPair:

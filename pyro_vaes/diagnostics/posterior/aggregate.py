@@ -41,6 +41,7 @@ def aggregate_report(
     max_mixture: int = 500,
     batch_size: int = 256,
     seed: int = 0,
+    unit: str | None = None,
 ) -> AggregateReport:
     """Measure the aggregate posterior of a pair with normal posteriors and priors.
 
@@ -56,6 +57,7 @@ def aggregate_report(
         max_mixture: Posteriors in its mixture (the cost is quadratic); of more data, some at even distances.
         batch_size: Rows per pass.
         seed: Seed of the draws.
+        unit: Name of the plate whose rows are the data, where there are several.
 
     Raises:
         ValueError: There are fewer than two data, a posterior or a prior is not normal, or a number is out of range.
@@ -73,7 +75,14 @@ def aggregate_report(
             f"num_sensitivity must be at least 0, num_particles and max_mixture at least 2, but got {num_sensitivity}, "
             f"{num_particles} and {max_mixture}."
         )
-    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
+    particles = Particles(
+        model,
+        guide,
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        unit=unit,
+    )
     found: tuple[NormalSite, ...] = ()
     parts = []
     with particles.rows() as rows:
@@ -85,7 +94,15 @@ def aggregate_report(
 
     sensitivity = torch.full((q.loc.shape[1],), math.nan)
     if num_sensitivity:
-        few = Particles(model, guide, data, batch_size=ROWS, chunk_size=UNITS, seed=seed)
+        few = Particles(
+            model,
+            guide,
+            data,
+            batch_size=ROWS,
+            chunk_size=UNITS,
+            seed=seed,
+            unit=unit,
+        )
         sensitivity = _sensitivity(few, found, num_sensitivity)
     sizes = _sizes(found, model_sites, len(q.loc))
     return _summarise(particles.joined(parts), sizes, sensitivity, num_particles, max_mixture)

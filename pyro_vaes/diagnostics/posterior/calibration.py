@@ -133,6 +133,7 @@ def calibration(
     batch_size: int = 128,
     chunk_size: int = 50,
     seed: int = 0,
+    unit: str | None = None,
 ) -> Calibration:
     """Simulate from the model, infer with the guide, and rank the truths among the guide's draws.
 
@@ -154,6 +155,7 @@ def calibration(
         batch_size: Rows per pass.
         chunk_size: Draws per pass.
         seed: Seed of all draws.
+        unit: Name of the plate whose rows are the data, where there are several.
 
     Raises:
         ValueError: A number is below 1, an observed value is none of the arguments, the latents are not continuous in
@@ -173,7 +175,8 @@ def calibration(
         (('z', 'log p(x, z)'), True)
     """
     require_positive(num_samples=num_samples, repeats=repeats)
-    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
+
+    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed, unit=unit)
 
     def simulate_and_rank(args: Args) -> list[Calibration]:
         found = []

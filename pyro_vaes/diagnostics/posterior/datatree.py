@@ -56,6 +56,7 @@ def to_datatree(
     batch_size: int = 128,
     chunk_size: int = 50,
     seed: int = 0,
+    unit: str | None = None,
 ) -> DataTree:
     """Draw from a pair and collect everything into an ArviZ ``DataTree``.
 
@@ -75,6 +76,7 @@ def to_datatree(
         batch_size: Rows per pass.
         chunk_size: Draws per pass.
         seed: Seed of the draws.
+        unit: Name of the plate whose rows are the data, where there are several.
 
     Returns:
         A tree that ``tree.to_netcdf(path)`` writes and ``xarray.open_datatree(path)`` reads.
@@ -91,7 +93,17 @@ def to_datatree(
     if unknown:
         raise ValueError(f"groups must be among {list(GROUPS)}, but got {unknown}.")
     require_positive(num_samples=num_samples)
-    particles = Particles(model, guide, data, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
+
+    particles = Particles(
+        model,
+        guide,
+        data,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        seed=seed,
+        unit=unit,
+    )
+
     collector = _Collector(particles, num_samples, dims or {}, set(groups), pointwise)
     collected = collector.collect()
 

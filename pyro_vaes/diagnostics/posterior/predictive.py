@@ -6,17 +6,26 @@ import torch
 
 from pyro_vaes.programs import Program
 
+from ..handlers import prior_of
 from ..particles import Particles, Values
 from ..sites import Args
 from ..summaries import require_positive
 
 
 def posterior_predictive(
-    model: Program, guide: Program, data: object, num_samples: int = 1, *, batch_size: int = 128, seed: int = 0
+    model: Program,
+    guide: Program,
+    data: object,
+    num_samples: int = 1,
+    *,
+    batch_size: int = 128,
+    seed: int = 0,
+    unit: str | None = None,
 ) -> Values:
     """Replicates of the observations given latents drawn from the guide, on the CPU.
 
-    Unlike ``pyro.infer.Predictive(model, guide=guide)(x)``, which returns the observed x itself.
+    Unlike ``pyro.infer.Predictive(model, guide=guide)(x)``, which returns the observed x
+    itself. A latent outside the data plate is drawn once for each replicate of all data.
 
     Arguments:
         model: The model.
@@ -25,6 +34,7 @@ def posterior_predictive(
         num_samples: Replicates S of each datum.
         batch_size: Rows per pass.
         seed: Seed of the draws.
+        unit: Name of the plate whose rows are the data, where there are several.
 
     Returns:
         For each observed site a tensor with shape ``(S, N, *event)``.
@@ -32,28 +42,83 @@ def posterior_predictive(
     Raises:
         ValueError: ``num_samples`` is below 1, or the pair does not fit the data.
     """
-    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
-    return _draws(particles, num_samples, lambda args, k: particles.replicate(args, particles.draw(args, k)))
+    require_positive(num_samples=num_samples)
+    particles = Particles(
+        model,
+        guide,
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        unit=unit,
+        globals_too=True,
+    )
+
+    def replicate(args: Args, num: int) -> Values:
+        return particles.replicate(args, particles.draw(args, num))
+
+    first = particles.first_rows()
+    if not particles.plate.global_sites:
+        return _draws(particles, num_samples, replicate)
+
+    each = []
+    draws = particles.all_globals(first, num_samples)
+    for number in range(num_samples):
+        draw = draws[min(number, len(draws) - 1)]  # of points there is one
+        particles.fix_globals(draw.values)
+        particles.seed = seed + number
+        each.append(_draws(particles, 1, replicate))
+    return _side_by_side(each)
 
 
 def prior_predictive(
-    model: Program, guide: Program, data: object, num_samples: int = 1, *, batch_size: int = 128, seed: int = 0
+    model: Program,
+    guide: Program | None,
+    data: object,
+    num_samples: int = 1,
+    *,
+    batch_size: int = 128,
+    seed: int = 0,
+    unit: str | None = None,
 ) -> Values:
     """New observations from the program run forward, one for each row of ``data`` (whose covariates it uses).
 
-    Arguments and result are those of :func:`posterior_predictive`.
+    Arguments and result are those of :func:`posterior_predictive`. The guide has no effect
+    and may be None.
     """
-    particles = Particles(model, guide, data, batch_size=batch_size, seed=seed)
-    return _draws(particles, num_samples, lambda args, k: particles.simulated(particles.prior(args, k)))
+    require_positive(num_samples=num_samples)
+    particles = Particles(
+        model,
+        prior_of(model),
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        unit=unit,
+        globals_too=True,
+    )
+
+    def simulate(args: Args, num: int) -> Values:
+        return particles.simulated(particles.prior(args, num))
+
+    return _draws(particles, num_samples, simulate)
+
+
+def _side_by_side(each: Sequence[Values]) -> Values:
+    """Draws of several passes, one after the other."""
+    joined = {}
+    for name in each[0]:
+        joined[name] = torch.cat([values[name] for values in each])
+    return joined
 
 
 def _draws(particles: Particles, num_samples: int, draw: Callable[[Args, int], Values]) -> Values:
     """So many draws for each row, chunk by chunk, on the CPU."""
-    require_positive(num_samples=num_samples)
 
     def draws(args: Args) -> Values:
-        chunks = [{n: v.cpu() for n, v in draw(args, k).items()} for k in particles.chunks(num_samples)]
-        return {n: torch.cat([c[n] for c in chunks]) for n in chunks[0]}
+        chunks = []
+        for size in particles.chunks(num_samples):
+            drawn = draw(args, size)
+            chunks.append({name: value.cpu() for name, value in drawn.items()})
+        return _side_by_side(chunks)
 
     return particles.joined(particles.for_each_pass(draws), dim=1)
 

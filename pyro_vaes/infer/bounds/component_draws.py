@@ -8,7 +8,7 @@ model is replayed against it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -24,6 +24,7 @@ from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs import (
     DataPlate,
     Program,
+    broadcasts,
     data_plate,
     dry_run_pair,
     over_particles,
@@ -153,8 +154,8 @@ class MixtureBound(Bound):
     """What the bounds of a mixture guide share: draws from the mixture's components.
 
     Attributes:
-        vectorize_components: Whether the model, which must then broadcast over a leading
-            dimension, runs on all draws at once; else on one after the other.
+        vectorize_components: Whether the model runs on all draws at once where it
+            broadcasts over a leading dimension; else on one after the other.
     """
 
     plain_draws = False
@@ -195,7 +196,15 @@ class MixtureBound(Bound):
                 f"shape is {tuple(mixture.batch_shape)}. Make the other plates event dimensions "
                 "of the components with .to_event?"
             )
-        return data_plate(traces), mixture.num_components
+        plate = data_plate(traces)
+        may_broadcast = self.vectorize_components and broadcasts(
+            model,
+            guide,
+            args,
+            plate,
+            guide_too=False,
+        )
+        return replace(plate, broadcasts=may_broadcast), mixture.num_components
 
     def _draw(
         self,
@@ -226,7 +235,7 @@ class MixtureBound(Bound):
             return per_datum_terms(trace, plate.dim, particles=particles, scaled=True)
 
         size = len(drawn.draws)
-        if self.vectorize_components:
+        if plate.broadcasts:
             at_all_draws = over_particles(model, size, plate)
             log_p = model_terms(at_all_draws, guide_trace, particles=True)
         else:

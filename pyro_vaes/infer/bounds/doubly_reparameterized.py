@@ -16,6 +16,7 @@ References:
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -37,8 +38,9 @@ from pyro_vaes.programs import (
     sites,
 )
 
+from .bound import Args
 from .importance_weighted import ImportanceWeighted_ELBO
-from .path_derivative import gated_trace
+from .path_derivative import Gates, gated_trace
 
 
 class DReG_ELBO(ImportanceWeighted_ELBO):
@@ -69,28 +71,75 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-sum_n log 1/K sum_k w_nk, with the doubly reparameterised gradient for the guide."""
         plate, num = self._plate(model, guide, args), self.num_particles
-        many_models, many_guides = (over_particles(p, num, plate) for p in (model, guide))
+        num_passes = num
+        if plate.broadcasts:
+            num_passes = 1
+            model, guide = (over_particles(p, num, plate) for p in (model, guide))
+        passes = []
+        for _ in range(num_passes):
+            passes.append(self._run(model, guide, args, plate))
 
-        guide_trace, gates = gated_trace(many_guides, args, type(self).__name__)
+        self._warn_of_scales(passes[0].model)
+
+        log_w = torch.cat([one.log_p - one.log_q.detach() for one in passes])  # (K, B)
+        v = log_w.detach().softmax(0)
+        bound = (log_w.logsumexp(0) - math.log(num)).sum()
+
+        rest = log_w.new_zeros(())
+        for one, share in zip(passes, v.split(num // num_passes), strict=True):
+            terms = _objective(one, one.drawn, plate)
+            rest = rest + torch.as_tensor(terms).sum() / num_passes
+            rest = rest + _whole_gradients(one, share, plate, num_passes)
+
+            # by v_k what log p sends back to z_k, which has one v_k already
+            for site in _draws(one.handed_over).values():
+                factor = _aligned(share, site, plate)
+                site["value"].register_hook(partial(torch.mul, factor))
+            rest = rest - one.gates.path(one.log_q, share.square())
+
+        return -plate.scale(passes[0].model) * (bound + rest)
+
+    def _run(
+        self,
+        model: Program,
+        guide: Program,
+        args: Args,
+        plate: DataPlate,
+    ) -> "_Pass":
+        """Run the guide behind gates, and the model at its draws."""
+        guide_trace, gates = gated_trace(guide, args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)
         self._refuse_score_function(drawn)
         handed_over = _handed_over(guide_trace)
-        model_trace = prune_subsample_sites(run(many_models, args, against=handed_over))
+        model_trace = prune_subsample_sites(run(model, args, against=handed_over))
 
-        log_q = per_datum_log_prob(drawn, plate.dim, particles=True)  # (K, B)
-        log_p = per_datum_log_prob(model_trace, plate.dim, particles=True)
-        log_w = log_p - log_q.detach()
-        v = log_w.detach().softmax(0)
+        log_q = per_datum_log_prob(drawn, plate.dim, particles=plate.broadcasts)
+        log_p = per_datum_log_prob(model_trace, plate.dim, particles=plate.broadcasts)
+        if not plate.broadcasts:  # one particle
+            log_q, log_p = log_q.unsqueeze(0), log_p.unsqueeze(0)
+        return _Pass(guide_trace, gates, drawn, handed_over, model_trace, log_q, log_p)
 
-        whole = _whole_gradients(model_trace, guide_trace, handed_over, v, plate)
-        # by v_k what log p sends back to z_k, which has one v_k already
-        for site in _draws(handed_over).values():
-            site["value"].register_hook(partial(torch.mul, _aligned(v, site, plate)))
 
-        bound = log_w.logsumexp(0) - math.log(num)
-        bound = (bound + objective_terms(model_trace, drawn, plate.dim)).sum()
-        path = gates.path(log_q, v.square())
-        return -plate.scale(model_trace) * (bound + whole - path)
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of both programs, with all k particles or with one.
+
+    Attributes:
+        guide: The guide's trace, its draws behind gates.
+        gates: These gates.
+        drawn: The same trace without the subsampling of plates.
+        handed_over: The same draws as tensors of their own.
+        model: The model's trace at these.
+        log_q, log_p: The densities, ``(k, B)``.
+    """
+
+    guide: Trace
+    gates: Gates
+    drawn: Trace
+    handed_over: Trace
+    model: Trace
+    log_q: Tensor
+    log_p: Tensor
 
 
 def _handed_over(guide_trace: Trace) -> Trace:
@@ -110,26 +159,44 @@ def _draws(trace: Trace) -> Sites:
 
 
 def _aligned(factor: Tensor, site: Message, plate: DataPlate) -> Tensor:
-    """A factor ``(K, B)`` that broadcasts against the draws of a site."""
-    shape = [1] * (plate.depth + 1)  # batch dimensions, the particles' one first
-    shape[0], shape[plate.dim] = factor.shape
-    return factor.reshape(*shape, *[1] * len(site["fn"].event_shape))
+    """A factor ``(k, B)`` that broadcasts against the draws of a site."""
+    event_dim = len(site["fn"].event_shape)
+    batch_dim = site["value"].dim() - event_dim
+    shape = [1] * batch_dim
+    shape[plate.dim] = factor.shape[1]
+
+    if plate.broadcasts:  # the particles' dimension is the first one
+        shape[0] = len(factor)
+    return factor.reshape(*shape, *[1] * event_dim)
+
+
+def _objective(one: _Pass, guide_trace: Trace, plate: DataPlate) -> Tensor | float:
+    """The terms of the objective alone, of the model and of a guide's trace."""
+    particles = plate.broadcasts
+    return objective_terms(one.model, guide_trace, plate.dim, particles=particles)
 
 
 def _whole_gradients(
-    model_trace: Trace, guide_trace: Trace, handed_over: Trace, factor: Tensor, plate: DataPlate
+    one: _Pass,
+    factor: Tensor,
+    plate: DataPlate,
+    num_passes: int,
 ) -> Tensor:
-    """A number equal to 0 whose gradient is the share that a factor takes from the model's terms of the objective."""
-    terms = objective_terms(model_trace, Trace(), plate.dim)
-    draws = _draws(handed_over)
+    """A number equal to 0 with the gradient of what a factor takes from the objective.
+
+    That is the share which the factor takes from the model's terms of it.
+    """
+    terms = _objective(one, Trace(), plate)
+    draws = _draws(one.handed_over)
     zero = factor.new_zeros(())
     if not isinstance(terms, Tensor) or not terms.requires_grad or not draws:
         return zero
 
+    total = terms.sum() / num_passes
     values = [site["value"] for site in draws.values()]
-    gradients = torch.autograd.grad(terms.sum(), values, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
     for (name, site), gradient in zip(draws.items(), gradients, strict=True):
         if gradient is not None:
             missing = (1 - _aligned(factor, site, plate)) * gradient
-            zero = zero + (missing * guide_trace.nodes[name]["value"]).sum()
+            zero = zero + (missing * one.guide.nodes[name]["value"]).sum()
     return zero - zero.detach()

@@ -43,6 +43,7 @@ from .silent_problems import (
     global_problems,
     mask_problems,
     observing_problems,
+    scale_problems_without_kl,
 )
 from .tables import Args, trace_table
 
@@ -217,8 +218,11 @@ def _problems(pair: Pair, bound: ELBO, args: Args, guide: ProgramRecord, model: 
     problems += shape_problems(model, nesting)
     problems += plate_problems(guide, model, args)
     problems += scale_problems(guide, model)
+
     problems += mask_problems(guide, model)
     problems += observing_problems(guide)
+    if not facts.has_kl:
+        problems += scale_problems_without_kl(model, bound)
 
     if facts.analytic_kl and not any(p.fatal for p in problems):
         problems += mean_field_problems(pair, args)

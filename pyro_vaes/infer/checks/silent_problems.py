@@ -7,9 +7,10 @@ observe.
 from collections.abc import Iterator
 
 from pyro.distributions import Delta
+from pyro.infer import ELBO
 from torch import Tensor, broadcast_tensors
 
-from pyro_vaes.errors import Cure
+from pyro_vaes.errors import Cure, use_bound
 from pyro_vaes.programs import (
     Role,
     find_unit,
@@ -18,6 +19,7 @@ from pyro_vaes.programs import (
     is_inside,
     mask_of,
     role,
+    weighed_sites,
 )
 
 from .problems import Problem
@@ -42,8 +44,8 @@ def mask_problems(guide: ProgramRecord, model: ProgramRecord) -> Iterator[Proble
             yield Problem(
                 f"The latent site {name!r} is masked in the {where}: where they "
                 "differ, only one of log p and log q counts, so the number is no "
-                "bound. Put both under one poutine.mask; what others depend on is to be "
-                "drawn from the prior where it is masked.",
+                "bound. Put both under one poutine.mask; what others depend on is to "
+                "be drawn from the prior where it is masked.",
                 fatal=False,
             )
 
@@ -67,6 +69,18 @@ def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
     except RuntimeError:
         return False
     return bool((one == other.to(one.device)).all())
+
+
+def scale_problems_without_kl(model: ProgramRecord, bound: ELBO) -> Iterator[Problem]:
+    """Scales of sites under a bound that has no KL term to weigh."""
+    weighed = weighed_sites(model.sites)
+    if weighed:
+        yield Problem(
+            f"{type(bound).__name__} has no KL term and leaves the scales of sites "
+            f"out: those of {weighed} have no effect.",
+            fatal=False,
+            cures=(use_bound(),),
+        )
 
 
 def global_problems(model: ProgramRecord) -> Iterator[Problem]:

@@ -64,7 +64,7 @@ def trace_table(*programs: ProgramRecord) -> str:
         lines.append(program.label)
         for name, site in program.all_sites.items():
             fn = site["fn"]
-            kind = _family(fn) + (" (observed)" if site["is_observed"] else "")
+            kind = family(fn) + (" (observed)" if site["is_observed"] else "")
             shapes = f"{tuple(fn.batch_shape)!s:<16}{tuple(fn.event_shape)!s:<16}"
             around = [f"{plate.name}[{plate.size}]" for plate in program.plates[name]]
             lines.append(f"  {name:<22}{kind:<40}{shapes}{', '.join(around)}")
@@ -72,7 +72,7 @@ def trace_table(*programs: ProgramRecord) -> str:
     return "\n".join(lines)
 
 
-def _family(fn: object) -> str:
+def family(fn: object) -> str:
     """Name of a distribution's class, under ``to_event`` and ``expand``."""
     while isinstance(fn, Independent | ExpandedDistribution):
         fn = fn.base_dist
