@@ -19,7 +19,12 @@ from .names import BOUNDS, NETWORKS, TABLES, choose, suitable_likelihood
 REPLACEABLE = ("epochs", "root", "device", "on_nan", "compile")
 """What may differ when a run is resumed: how long, where, how quickly, and what about NaN; the rest defines the run."""
 
-ENGINES: dict[str, Compile] = {"auto": "auto", "capture": "capture", "yes": True, "no": False}
+ENGINES: dict[str, Compile] = {
+    "auto": "auto",
+    "capture": "capture",
+    "yes": True,
+    "no": False,
+}
 """What may be typed for --compile."""
 
 NUMBERS = ("latent_dim", "hidden", "image_shape")
@@ -123,7 +128,7 @@ class Options:
     device: Device = None
     compile: Annotated[
         str,
-        Option(help="How steps are run: auto, capture (as recorded graphs), yes (compiled) or no (as Pyro runs them)."),
+        Option(help="How steps run: auto, capture (as graphs), yes (compiled), no."),
     ] = "auto"
     on_nan: Annotated[OnNaN, Option(help="What to do about a loss that is NaN: raise, skip or rollback.")] = "raise"
 

@@ -196,7 +196,9 @@ class Adversarial_ELBO(Bound):
 
     def left_behind(self) -> tuple[Tensor, ...]:
         """The images of the latest loss."""
-        return () if self._images is None else tuple(self._images)
+        if self._images is None:
+            return ()
+        return tuple(self._images)
 
     def leave_behind(self, tensors: Sequence[Tensor]) -> int:
         """Take up the images of a loss."""

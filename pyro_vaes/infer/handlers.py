@@ -81,13 +81,16 @@ class scale_latents(Messenger):
     @property
     def form(self) -> Hashable:
         """The names of the sites, where each has a weight of its own."""
-        return tuple(self.beta) if isinstance(self.beta, Mapping) else None
+        if isinstance(self.beta, Mapping):
+            return tuple(self.beta)
+        return None
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """The weights."""
-        weights = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
-        return tuple(float(weight) for weight in weights)
+        if isinstance(self.beta, Mapping):
+            return tuple(map(float, self.beta.values()))
+        return (float(self.beta),)
 
     def with_numbers(self, numbers: Sequence[Tensor]) -> "scale_latents":
         """The same sites weighed by tensors."""

@@ -112,7 +112,8 @@ def as_labels(labels: Tensor | None, x: Tensor | None, num_clusters: int) -> Ten
     looked_at = len(labels) and (labels.device.type == "cpu" or not torch.is_grad_enabled())
     if looked_at and is_capturing():
         known = (labels >= -1) & (labels < num_clusters)
-        assert_in_graph(known, f"Labels must lie in 0..{num_clusters - 1}, or be -1 for none.")
+        wanted = f"Labels must lie in 0..{num_clusters - 1}, or be -1 for none."
+        assert_in_graph(known, wanted)
     elif looked_at and not -1 <= labels.min() <= labels.max() < num_clusters:
         raise ValueError(
             f"Labels run from {labels.min().item()} to {labels.max().item()}, but there are {num_clusters} clusters: "

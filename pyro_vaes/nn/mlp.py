@@ -111,11 +111,15 @@ class OneHot(nn.Module):
         num_classes = self.eye.shape[0]
         if labels.dtype.is_floating_point:
             raise ValueError(f"Class labels are whole numbers, but the covariate has dtype {labels.dtype}.")
+
+        # on other devices, looking would wait for them
         if is_capturing():
-            assert_in_graph((labels >= 0) & (labels < num_classes), f"Labels must lie in 0..{num_classes - 1}.")
+            known = (labels >= 0) & (labels < num_classes)
+            assert_in_graph(known, f"Labels must lie in 0..{num_classes - 1}.")
         elif labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
             raise ValueError(
                 f"Labels run from {labels.min().item()} to {labels.max().item()}, but this model has {num_classes} "
                 f"classes, 0..{num_classes - 1}. Relabel them, or build the model with more classes?"
             )
+
         return self.eye[labels]

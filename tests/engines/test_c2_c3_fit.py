@@ -73,7 +73,8 @@ def test_c2_captured_training_equals_eager_training(name):
     assert found[1][1].engine == "captured" and found[1][1].engine_note == ""
 
 
-def test_c2_enumerated_sites_with_a_kl_weight():
+def test_c2_enumerated_sites():
+    """To rounding: a graph sums the costs of probability zero as well."""
     ends = []
     for mode in (False, "capture"):
         torch.manual_seed(0)
@@ -82,7 +83,10 @@ def test_c2_enumerated_sites_with_a_kl_weight():
         history = fit(model, guide, x, loss=loss, epochs=2, seed=1, progress=False, compile=mode, batch_size=8)
         ends.append((weights(networks), history))
         pyro.clear_param_store()
-    assert equal(*ends) and ends[1][1].engine == "captured"
+    (wanted, eager), (found, captured) = ends
+    assert captured.engine == "captured" and captured.train == pytest.approx(eager.train, rel=1e-6)
+    for name, tensor in wanted.items():
+        assert (tensor - found[name]).abs().max() < 1e-6
 
 
 def test_c2_steps_that_are_not_finite_change_nothing():

@@ -268,7 +268,8 @@ class Lineariser:
         hessian = self._tangents(grad(energy), z, basis).movedim(0, -1)
         floored, eigenvalues = floor_eigenvalues(0.5 * (hessian + hessian.mT))
         lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
-        if not is_capturing() and bool((lowest < -1e-4 * highest.abs().clamp(min=1e-3)).any()):
+        is_below = lowest < -1e-4 * highest.abs().clamp(min=1e-3)
+        if not is_capturing() and bool(is_below.any()):
             warnings.warn(
                 f"The log-density of the sites {names} is not concave at the mode of some "
                 "data; negative eigenvalues of its Hessian count as zero in the Laplace "

@@ -31,10 +31,14 @@ def difference(
     if not bool(wanted.value.isfinite()):  # the policy for such losses sees to it
         return None if not bool(found.value.isfinite()) else "the loss"
     if not agree(found.value, wanted.value, compiled=compiled):
-        return f"the loss ({found.value.item():.8g} instead of {wanted.value.item():.8g})"
+        here, there = found.value.item(), wanted.value.item()
+        return f"the loss ({here:.8g} instead of {there:.8g})"
 
-    sizes = [g.abs().max() for g in wanted.gradients if g is not None and g.numel()]
-    largest = float(torch.stack([s.double().cpu() for s in sizes]).max()) if sizes else 0.0
+    largest = 0.0
+    for gradient in wanted.gradients:
+        if gradient is not None and gradient.numel():
+            largest = max(largest, float(gradient.abs().max()))
+
     for name, one, two in zip(names, found.gradients, wanted.gradients, strict=True):
         if (one is None) != (two is None):
             return f"whether {name} has a gradient"

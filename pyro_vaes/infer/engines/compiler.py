@@ -1,4 +1,7 @@
-"""Graphs compiled by Inductor, with torch's own stream of random numbers."""
+"""Graphs as one call each: compiled by Inductor on the CPU, as a CUDA graph on a GPU.
+
+Random numbers are those of torch's own stream.
+"""
 
 import functools
 import logging
@@ -9,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .reads import CannotCapture
+from .cuda_graphs import CudaGraph
+from .loss_graph import as_function
+from .reads import CannotCapture, in_one_line
 
 logger = logging.getLogger(__name__)
 OPTIONS: dict[str, Any] = {"fallback_random": True}  # torch's own random numbers
@@ -18,11 +23,13 @@ OPTIONS: dict[str, Any] = {"fallback_random": True}  # torch's own random number
 @functools.cache
 def missing_compiler(device_type: str) -> str:
     """What is missing for compilation on a kind of device, in words; "" where nothing is."""
+    if device_type == "cuda":
+        return ""
     try:
-        from torch._inductor import compile_fx  # noqa: F401 - private: it may be missing
+        from torch._inductor import compile_fx  # noqa: F401 - it is private
     except ImportError:
         return "this version of torch has no compiler"
-    if device_type == "cpu" and not find_cpp_compiler():
+    if not find_cpp_compiler():
         return "there is no C++ compiler on the path (install g++ or clang)"
     return ""
 
@@ -37,12 +44,24 @@ def find_cpp_compiler() -> str | None:
     return shutil.which("clang++")
 
 
-def compile_graph(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """A graph as compiled code; it is run once, on copies of these tensors.
+def compile_graph(
+    module: fx.GraphModule,
+    tensors: Sequence[Tensor],
+    num_fixed: int = 0,
+) -> Callable[..., Sequence[Tensor]]:
+    """A graph as compiled code; it is run on copies of these tensors.
+
+    Arguments:
+        module: The graph.
+        tensors: Its inputs.
+        num_fixed: How many of the last inputs are the same tensors in every call.
 
     Raises:
         CannotCapture: It cannot be compiled.
     """
+    if any(tensor.is_cuda for tensor in tensors):
+        return CudaGraph(as_function(module), tensors, num_fixed)
+
     options = dict(OPTIONS)
     skip_all_guards = getattr(torch.compiler, "skip_all_guards_unsafe", None)
     if skip_all_guards is not None:  # the engine has looked at the inputs already
@@ -57,6 +76,5 @@ def compile_graph(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable
             compiled(*(t.clone() for t in tensors))
     except Exception as error:
         logger.debug("compilation failed", exc_info=True)
-        said = str(error).splitlines()
-        raise CannotCapture(f"compilation failed ({type(error).__name__}: {said[0][:120] if said else ''})") from error
+        raise CannotCapture(f"compilation failed ({in_one_line(error)})") from error
     return compiled

@@ -32,6 +32,9 @@ Handler = AbstractContextManager[object]
 Loss = Callable[[], Tensor]
 SubStep = Callable[[], Tensor]
 
+CHANGES = "changes from step to step; a tensor that is changed in place is followed"
+DIFFERS = "a graph of the programs gives other numbers than the programs"
+TOO_FEW = "the steps are too few to earn back the recording of a graph"
 MAX_KINDS = 16
 MAX_VARIANTS = 4  # of a kind: states of the programs, such as their modes
 FIRST_CHECKS = 3
@@ -96,6 +99,17 @@ class _StepAhead:
     kind: _Kind
 
 
+@dataclass
+class _Check:
+    """A loss that is evaluated both ways; the eager one has copies of the batch's tensors."""
+
+    ahead: _StepAhead
+    variant: _Variant
+    index: int
+    loss: Loss
+    clones: list[Tensor]
+
+
 class Engine:
     """Evaluates the losses of steps and their gradients, eagerly or as graphs.
 
@@ -126,7 +140,7 @@ class Engine:
 
         self._counts: Counter[str] = Counter()  # steps of this epoch by engine
         self._notes = {EAGER: "compile=False" if mode is False else ""}
-        self.outcome: Outcome | None = None  # of a step that moved the parameters as well
+        self.outcome: Outcome | None = None  # of a step that moved the parameters too
         self.replayed = 0  # steps since the epoch's start that rely on graphs
         self._off = mode is False
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
@@ -160,8 +174,14 @@ class Engine:
         self._off, self._notes[EAGER] = True, reason
         self._kinds.clear()
 
-    def sub_steps(self, args: Args, num_data: float, handlers: Sequence[Handler], stack: ExitStack) -> list[SubStep]:
-        """What to call in turn for this step: each puts gradients in place and returns its loss.
+    def sub_steps(
+        self,
+        args: Args,
+        num_data: float,
+        handlers: Sequence[Handler],
+        stack: ExitStack,
+    ) -> list[SubStep]:
+        """What to call in turn: each puts gradients in place and returns its loss.
 
         Arguments:
             args: The programs' arguments.
@@ -179,27 +199,40 @@ class Engine:
         if variant is None:
             return self._eagerly(args, handlers, stack)
 
+        if variant.whole is not None and not variant.whole.holds():
+            variant.whole, variant.engine, variant.checks = None, CAPTURED, 0
         if self._is_checked(variant):
             variant.runs += 1
             self.replayed += 1
             self._counts[variant.engine] += 1
-            if variant.whole is not None and variant.whole.holds():
+            if variant.whole is not None:
                 return [partial(self._take_whole, ahead, variant.whole)]
-            return [self._replay(ahead, variant, i) for i in range(ahead.kind.num_losses)]
+            every = range(ahead.kind.num_losses)
+            return [partial(self._replay, ahead, variant, i) for i in every]
 
         variant.runs = 0
         clones = [t.clone() for t in ahead.inputs.tensors]
         losses = self.eager.losses(ahead.inputs.arguments(clones))
         ahead.kind.num_losses = len(losses)
-        last = len(losses) - 1
-        return [self._checked(ahead, variant, i, loss, clones, last) for i, loss in enumerate(losses)]
+
+        sub_steps: list[SubStep] = []
+        for index, loss in enumerate(losses):
+            checked = _Check(ahead, variant, index, loss, clones)
+            sub_steps.append(partial(self._checked, checked))
+        return sub_steps
 
     # which engine
 
-    def _look_ahead(self, args: Args, num_data: float, handlers: Sequence[Handler]) -> _StepAhead | None:
+    def _look_ahead(
+        self,
+        args: Args,
+        num_data: float,
+        handlers: Sequence[Handler],
+    ) -> _StepAhead | None:
         """The step as the input of a graph; None where it is to be eager."""
-        if self.mode == "auto" and not recording_pays(self._steps + self.remaining()):
-            self._notes[EAGER] = "the steps are too few to earn back the recording of a graph"
+        is_auto = self.mode == "auto"
+        if is_auto and not recording_pays(self._steps + self.remaining()):
+            self._notes[EAGER] = TOO_FEW
             return None
         if torch.is_autocast_enabled(self.device.type):
             self.turn_off("autocast is on")
@@ -216,10 +249,11 @@ class Engine:
         kind = self._kinds.setdefault(key, _Kind())
         kind.seen += 1
         if len(self._kinds) > MAX_KINDS:
-            self.turn_off(f"the steps are of more than {MAX_KINDS} kinds (shapes of batches, numbers of handlers)")
+            self.turn_off(f"there are more than {MAX_KINDS} kinds of steps")
             return None
 
-        if self.mode == "auto" and not kind.variants and not recording_pays(self._expected(kind)):
+        is_new = not kind.variants
+        if is_auto and is_new and not recording_pays(self._expected(kind)):
             return None
         tensors = [*inputs.tensors, *as_tensors(numbers, self.device)]
         return _StepAhead(args, inputs, tensors, handlers, kind)
@@ -237,7 +271,7 @@ class Engine:
                 return variant
 
         if len(ahead.kind.variants) >= MAX_VARIANTS:
-            self.turn_off(f"{where} changes from step to step; a tensor that is changed in place is followed")
+            self.turn_off(f"{where} {CHANGES}")
             return None
         variant = _Variant(Watch(self.eager.roots()))
         ahead.kind.variants.append(variant)
@@ -249,7 +283,12 @@ class Engine:
 
     # taking a step
 
-    def _eagerly(self, args: Args, handlers: Sequence[Handler], stack: ExitStack) -> list[SubStep]:
+    def _eagerly(
+        self,
+        args: Args,
+        handlers: Sequence[Handler],
+        stack: ExitStack,
+    ) -> list[SubStep]:
         for handler in handlers:
             stack.enter_context(handler)
         self._counts[EAGER] += 1
@@ -265,11 +304,8 @@ class Engine:
         gradients = [p.grad for p in self.parameters]
         return Evaluated(value.detach(), gradients, self.eager.left_behind())
 
-    def _replay(self, ahead: _StepAhead, variant: _Variant, index: int) -> SubStep:
-        def run() -> Tensor:
-            return self._take(variant.graphs[index](ahead.tensors))
-
-        return run
+    def _replay(self, ahead: _StepAhead, variant: _Variant, index: int) -> Tensor:
+        return self._take(variant.graphs[index](ahead.tensors))
 
     def _take_whole(self, ahead: _StepAhead, whole: WholeStep) -> Tensor:
         stepped = whole(ahead.tensors)
@@ -283,45 +319,34 @@ class Engine:
         self.eager.leave_behind(found.left_behind)
         return found.value
 
-    def _checked(
-        self,
-        ahead: _StepAhead,
-        variant: _Variant,
-        index: int,
-        loss: Loss,
-        clones: list[Tensor],
-        last: int,
-    ) -> SubStep:
+    def _checked(self, check: "_Check") -> Tensor:
         """An eager evaluation and one of the graph, from one state, which must agree."""
+        ahead, variant, index = check.ahead, check.variant, check.index
+        before = Moment(self.eager.buffers(), self.device)
+        with ExitStack() as stack:
+            for handler in ahead.handlers:
+                stack.enter_context(handler)
+            wanted = self._backward(check.loss)
+        after = Moment(self.eager.buffers(), self.device)
 
-        def run() -> Tensor:
-            before = Moment(self.eager.buffers(), self.device)
-            with ExitStack() as stack:
-                for handler in ahead.handlers:
-                    stack.enter_context(handler)
-                wanted = self._backward(loss)
-            after = Moment(self.eager.buffers(), self.device)
+        try:
+            if index not in variant.graphs:
+                self._refuse_side_effects(variant, before)
+                variant.graphs[index] = self._record(ahead, index, after)
+            if self._should_compile(ahead, variant, index):
+                self._compile(ahead, variant, index, after)
+            found = self._agreeing(ahead, variant, index, before, after, wanted)
+        except CannotCapture as error:
+            after.back()
+            self._give_up(str(error), check.clones, ahead)
+            self.eager.leave_behind(wanted.left_behind)
+            return wanted.value
 
-            try:
-                if index not in variant.graphs:
-                    self._refuse_side_effects(variant, before)
-                    variant.graphs[index] = self._record(ahead, index, after)
-                if self._should_compile(ahead, variant, index):
-                    self._compile(ahead, variant, index, after, alone=last == 0)
-                found = self._agreeing(ahead, variant, index, before, after, wanted)
-            except CannotCapture as error:
-                after.back()
-                self._give_up(str(error), clones, ahead)
-                self.eager.leave_behind(wanted.left_behind)
-                return wanted.value
-
-            if index == last:
-                variant.checks += 1
-                self._counts[variant.engine] += 1
-                self._notes[variant.engine] = self._why_not_compiled(variant)
-            return self._take(found)
-
-        return run
+        if index == ahead.kind.num_losses - 1:
+            variant.checks += 1
+            self._counts[variant.engine] += 1
+            self._notes[variant.engine] = self._why_not_compiled(variant)
+        return self._take(found)
 
     def _refuse_side_effects(self, variant: _Variant, before: Moment) -> None:
         outside = before.drew_outside_torch()
@@ -345,7 +370,7 @@ class Engine:
                     return self.eager.losses(ahead.inputs.arguments(given))[index]()
 
         others = [*map(_other_rows, ahead.inputs.tensors), *ahead.tensors[num_inputs:]]
-        torch.rand(7, device=self.device)  # other noise; the generators go back afterwards
+        torch.rand(7, device=self.device)  # other noise; afterwards it is as before
         try:
             return LossGraph(loss, others, self.parameters, self.eager.left_behind)
         finally:
@@ -361,7 +386,10 @@ class Engine:
         after: Moment,
         wanted: Evaluated,
     ) -> Evaluated:
-        """The graph's evaluation, which agrees with the eager one; without the compiler if need be."""
+        """The graph's evaluation, which agrees with the eager one.
+
+        Where compiled code does not, the graph goes on without it.
+        """
         graph, whole = variant.graphs[index], variant.whole
         before.back()
         if whole is None:
@@ -380,7 +408,11 @@ class Engine:
             self.outcome = None
             if variant.engine != COMPILED or self.replayed:
                 raise
-            self._no_compiler, variant.engine, variant.whole = str(error), CAPTURED, None
+            self._no_compiler, variant.engine, variant.whole = (
+                str(error),
+                CAPTURED,
+                None,
+            )
             graph.run = as_function(graph.module)
             return self._agreeing(ahead, variant, index, before, after, wanted)
         return found
@@ -392,9 +424,19 @@ class Engine:
             return f"not compiled: {self._no_compiler}"
         if self.mode == "auto":
             return "not compiled: the steps are too few to earn back the compilation"
-        return "" if self.mode == "capture" else "not compiled: too few steps are of this kind"
+        if self.mode == "capture":
+            return ""
+        return "not compiled: too few steps are of this kind"
 
-    def _compare(self, found: Evaluated, wanted: Evaluated, after: Moment, *, compiled: bool) -> None:
+    def _compare(
+        self,
+        found: Evaluated,
+        wanted: Evaluated,
+        after: Moment,
+        *,
+        compiled: bool,
+    ) -> None:
+        """Raise where two evaluations from one state differ, or leave different states."""
         where = difference(found, wanted, self.names, compiled=compiled)
         now = Moment(self.eager.buffers(), self.device)
         if where is None and not now.same_generators(after):
@@ -404,7 +446,7 @@ class Engine:
             if not all(agree(a, b, compiled=compiled) for a, b in pairs):
                 where = "a buffer"
         if where is not None:
-            raise CannotCapture(f"a graph of the programs gives other numbers than the programs do: {where}")
+            raise CannotCapture(f"{DIFFERS}: {where}")
 
     def _give_up(self, reason: str, clones: list[Tensor], ahead: _StepAhead) -> None:
         """Go on eagerly; the epoch has to be done again where its steps relied on graphs."""
@@ -424,18 +466,31 @@ class Engine:
             return False
         if self.mode is True:
             return 2 * ahead.kind.seen >= self._steps  # most steps are of this kind
-        return compiling_pays(self._expected(ahead.kind), variant.graphs[index].num_operations)
+        if self.device.type == "cuda":  # no compiler runs
+            return recording_pays(self._expected(ahead.kind))
+        size = variant.graphs[index].num_operations
+        return compiling_pays(self._expected(ahead.kind), size)
 
-    def _compile(self, ahead: _StepAhead, variant: _Variant, index: int, after: Moment, *, alone: bool) -> None:
-        """Compile the graph of a loss, and the whole step if it is the only one; or leave it as it is."""
+    def _compile(
+        self,
+        ahead: _StepAhead,
+        variant: _Variant,
+        index: int,
+        after: Moment,
+    ) -> None:
+        """Compile the graph of a loss, with the optimiser's step if it is the only one.
+
+        Where that fails the graph stays as it is.
+        """
         self._no_compiler = missing_compiler(self.device.type)
         if self._no_compiler:
             return
+
         self.announce("compiling, once")
         graph = variant.graphs[index]
         try:
-            update = self.update() if alone else None
-            if update is None:
+            update = self.update()
+            if update is None or ahead.kind.num_losses > 1:
                 graph.run = compile_graph(graph.module, ahead.tensors)
             else:
                 variant.whole = WholeStep(graph, ahead.tensors, update, self.parameters)

@@ -59,8 +59,17 @@ def _split(value: object, tensors: list[Tensor], keys: list[Hashable]) -> object
     """A part of the template; tensors and keys are added on the way."""
     if isinstance(value, Tensor):
         if type(value) is not Tensor or value.layout is not torch.strided:
-            raise CannotCapture(f"an argument is a {type(value).__name__} of layout {value.layout}")
-        keys.append((value.shape, value.stride(), value.dtype, value.device, value.requires_grad))
+            kind = type(value).__name__
+            raise CannotCapture(f"an argument is a {kind} of layout {value.layout}")
+        keys.append(
+            (
+                value.shape,
+                value.stride(),
+                value.dtype,
+                value.device,
+                value.requires_grad,
+            )
+        )
         tensors.append(value)
         return _Slot(len(tensors) - 1)
 

@@ -19,11 +19,13 @@ from torch import Tensor, fx
 from pyro_vaes.ops import capturing
 
 from .enumeration import costs_summed_as_they_are
-from .reads import CannotCapture, RefuseReads
+from .reads import CannotCapture, RefuseReads, in_one_line
 
 Loss = Callable[[Sequence[Tensor]], Tensor]
 LeftBehind = Callable[[], tuple[Tensor, ...]]
+LOOKED_UP = re.compile(r"\b(?P<root>torch|self)\.(?P<path>(?:ops\.|_)[\w.]+)")
 NO_PRIVATE_API = "this version of torch lacks the function that records graphs"
+READ = "the programs read a number of a tensor into Python (.item(), bool() or float())"
 READS_A_NUMBER = ("aten._local_scalar_dense", "data-dependent", "tracing tensor")
 KEPT = ("_assert_async", "_assert_tensor_metadata", "sym_constrain_range")
 
@@ -95,7 +97,10 @@ class LossGraph:
         return Evaluated(value, gradients, tuple(rest[len(self.reached) :]))
 
 
-def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> fx.GraphModule:
+def record(
+    function: Callable[..., list[Tensor]],
+    tensors: Sequence[Tensor],
+) -> fx.GraphModule:
     """The graph of a function of tensors, which is evaluated once on these.
 
     Raises:
@@ -108,10 +113,9 @@ def record(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> 
     except CannotCapture as error:
         raise CannotCapture(f"{error}{_place(error)}") from error
     except Exception as error:
-        said = str(error)
-        what = f"{type(error).__name__}: {said.splitlines()[0][:120] if said else ''}"
-        if any(mark in said for mark in READS_A_NUMBER):
-            what = "the programs read a number of a tensor into Python (.item(), bool() or float())"
+        what = in_one_line(error)
+        if any(mark in str(error) for mark in READS_A_NUMBER):
+            what = READ
         raise CannotCapture(f"{what}{_place(error)}") from error
 
     for node in module.graph.nodes:
@@ -128,12 +132,16 @@ def as_function(module: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
     names = dict(python.globals)
 
     def bound(found: re.Match[str]) -> str:
-        value = operator.attrgetter(found["path"])(torch if found["root"] == "torch" else module)
-        name = f"_bound_{found['root']}_{found['path'].replace('.', '_')}"
-        names[name] = value._op if isinstance(value, torch._ops.OpOverload) else value
+        root, path = found["root"], found["path"]
+        value = operator.attrgetter(path)({"torch": torch, "self": module}[root])
+        if isinstance(value, torch._ops.OpOverload):
+            value = value._op  # without Python's part of the call
+
+        name = f"_bound_{root}_{path.replace('.', '_')}"
+        names[name] = value
         return name
 
-    source = re.sub(r"\b(?P<root>torch|self)\.(?P<path>(?:ops\.|_)[\w.]+)", bound, python.src)
+    source = LOOKED_UP.sub(bound, python.src)
     exec(source, names)  # torch itself runs graphs so
     return functools.partial(names["forward"], module)
 
@@ -151,7 +159,10 @@ def torchs_recorder() -> Callable[..., Callable[..., fx.GraphModule]]:
     return make_fx
 
 
-def _as_accumulated(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+def _as_accumulated(
+    gradients: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
     """The gradients that are there, laid out as ``backward()`` would leave them in ``.grad``.
 
     Each has the strides of its parameter and a memory of its own.
@@ -183,7 +194,8 @@ def _simplify(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
 
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and not _has_effect(node.target):
+        is_idle = node.op == "call_function" and not node.users
+        if is_idle and not _has_effect(node.target):
             graph.erase_node(node)
 
     graph.lint()
@@ -204,5 +216,6 @@ def _place(error: BaseException) -> str:
     libraries = ("/torch/", "/pyro/", "/pyro_vaes/", "/contextlib.py", "/functools.py")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not any(part in frame.filename for part in libraries):
-            return f" [{pathlib.Path(frame.filename).name}, line {frame.lineno}: {frame.line}]"
+            file = pathlib.Path(frame.filename).name
+            return f" [{file}, line {frame.lineno}: {frame.line}]"
     return ""

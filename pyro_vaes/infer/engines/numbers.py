@@ -40,7 +40,10 @@ def as_tensors(numbers: Sequence[float], device: torch.device) -> list[Tensor]:
     return [torch.tensor(n, dtype=torch.float64, device=device) for n in numbers]
 
 
-def with_tensors(handlers: Sequence[Handler], tensors: Sequence[Tensor]) -> list[Handler]:
+def with_tensors(
+    handlers: Sequence[Handler],
+    tensors: Sequence[Tensor],
+) -> list[Handler]:
     """The handlers with tensors in place of their numbers."""
     found, rest = [], list(tensors)
     for handler in handlers:
@@ -55,11 +58,13 @@ def _plain_form(handler: Handler) -> Hashable:
     """The plain attributes of an effect handler that has nothing else."""
     name = type(handler).__name__
     if not isinstance(handler, Messenger):
-        raise CannotCapture(f"a callback's handler is a {name}, whose numbers are not known")
+        unknown = f"a callback's handler is a {name}, whose numbers are not known"
+        raise CannotCapture(unknown)
 
     held: list[Hashable] = []
     for attribute, value in sorted(vars(handler).items()):
         if not isinstance(value, PLAIN):
-            raise CannotCapture(f"a callback's handler {name} holds a {type(value).__name__} ({attribute})")
+            what = f"a {type(value).__name__} ({attribute})"
+            raise CannotCapture(f"a callback's handler {name} holds {what}")
         held.append((attribute, value))
     return type(handler), tuple(held)

@@ -26,6 +26,17 @@ class CannotCapture(Exception):
     """Why a function cannot be captured, in words that end a sentence."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """The kind of an error and the beginning of what it says.
+
+    Example:
+        >>> in_one_line(ValueError("too small"))
+        'ValueError: too small'
+    """
+    first, _, _ = str(error).partition("\n")
+    return f"{type(error).__name__}: {first[:120]}"
+
+
 class RefuseReads(TorchFunctionMode):
     """Inside, ways to read a tensor into Python that torch does not notice are refused.
 
@@ -41,7 +52,8 @@ class RefuseReads(TorchFunctionMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         if func in READS:
-            raise CannotCapture(f"the programs read tensors into Python ({READS[func]})")
+            how = READS[func]
+            raise CannotCapture(f"the programs read tensors into Python ({how})")
         if func is one_hot:
             return _one_hot(*args, **(kwargs or {}))  # type: ignore[arg-type]
         return func(*args, **(kwargs or {}))
@@ -50,8 +62,9 @@ class RefuseReads(TorchFunctionMode):
 def _one_hot(labels: Tensor, num_classes: int = -1) -> Tensor:
     """What ``one_hot`` returns, whose check of the labels is a part of the graph."""
     if num_classes < 1:
-        raise CannotCapture("one_hot without num_classes reads the largest label into Python")
+        reads = "one_hot without num_classes reads the largest label into Python"
+        raise CannotCapture(reads)
     known = (labels >= 0) & (labels < num_classes)
     assert_in_graph(known, f"Labels must lie in 0..{num_classes - 1}.")
     classes = torch.arange(num_classes, device=labels.device)
-    return (labels.unsqueeze(-1) == classes).long()
+    return (labels.unsqueeze(-1) == classes).long().contiguous()  # as torch lays it out

@@ -52,7 +52,14 @@ class AdamUpdate:
         """The numbers that a graph holds as they are."""
         groups = []
         for group in self.optimizer.param_groups:
-            groups.append((group["betas"], group["eps"], group["weight_decay"], len(group["params"])))
+            groups.append(
+                (
+                    group["betas"],
+                    group["eps"],
+                    group["weight_decay"],
+                    len(group["params"]),
+                )
+            )
         return tuple(groups)
 
     def numbers(self) -> list[float]:
@@ -67,9 +74,10 @@ class AdamUpdate:
         for parameter in parameters:
             kept = self.optimizer.state[parameter]
             if not kept:
-                kept["step"] = torch.zeros((), dtype=torch.float32, device=self._place(parameter))
-                kept["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                kept["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                counter = torch.zeros((), dtype=torch.float32)
+                kept["step"] = counter.to(self._place(parameter))
+                kept["exp_avg"] = torch.zeros_like(parameter)
+                kept["exp_avg_sq"] = torch.zeros_like(parameter)
             found += [kept["step"], kept["exp_avg"], kept["exp_avg_sq"]]
         return found
 
@@ -92,9 +100,9 @@ class AdamUpdate:
         good = torch.isfinite(loss + norm)
 
         groups = self._groups()
-        for index, (parameter, gradient) in enumerate(zip(parameters, clipped, strict=True)):
+        states = zip(state[0::3], state[1::3], state[2::3], strict=True)
+        for parameter, gradient, own in zip(parameters, clipped, states, strict=True):
             number = groups[id(parameter)]
-            own = state[3 * index : 3 * index + 3]
             self._move(parameter, gradient, own, rates[number], number, good)
         return clipped, Outcome(norm, good)
 
@@ -127,7 +135,8 @@ class AdamUpdate:
         t = new_step.double()
         correction1 = (1 - torch.pow(beta1, t)).to(value.dtype)
         correction2 = (1 - torch.pow(beta2, t)).sqrt().to(value.dtype)
-        moved = start - (rate / correction1) * new_mean / (new_square.sqrt() / correction2 + eps)
+        size = new_square.sqrt() / correction2 + eps
+        moved = start - (rate / correction1) * new_mean / size
 
         value.copy_(torch.where(good, moved, value))
         step.copy_(torch.where(good, new_step, step))

@@ -21,7 +21,15 @@ from pyro_vaes.programs import Findings
 
 from .inputs import PLAIN
 
-LIBRARIES = ("torch", "pyro", "pyro_vaes", "numpy", "functools", "builtins", "contextlib")
+LIBRARIES = (
+    "torch",
+    "pyro",
+    "pyro_vaes",
+    "numpy",
+    "functools",
+    "builtins",
+    "contextlib",
+)
 SKIPPED = (
     Findings,
     WeakKeyDictionary,
@@ -115,8 +123,14 @@ class Watch:
         elif hasattr(value, "__dict__"):
             self._visit_object(value, where, depth)
 
-    def _visit_function(self, function: types.FunctionType, where: str, depth: int) -> None:
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    def _visit_function(
+        self,
+        function: types.FunctionType,
+        where: str,
+        depth: int,
+    ) -> None:
+        variables, cells = function.__code__.co_freevars, function.__closure__ or ()
+        for name, cell in zip(variables, cells, strict=True):
             content = _content(cell)
             self._cells.append((cell, content, f"{name} of {where}"))
             self._visit(content, f"{where}.{name}", depth + 1)
@@ -130,9 +144,10 @@ class Watch:
             if name not in function.__globals__:
                 continue
             content = function.__globals__[name]
-            if inspect.ismodule(content) or _is_library(getattr(content, "__module__", None)):
-                if not hasattr(content, "__dict__") or callable(content):
-                    continue
+            if inspect.ismodule(content):
+                continue
+            if callable(content) and _is_library(getattr(content, "__module__", None)):
+                continue
             self._items.append((function.__globals__, name, content, name))
             self._visit(content, name, depth + 1)
 
@@ -158,10 +173,12 @@ class Watch:
             if of_library and name.startswith("_"):
                 continue
 
+            # a library's handlers hold tensors of their latest run
+            of_a_run = isinstance(owner, Messenger) and isinstance(value, Tensor)
+            is_noted = isinstance(value, (*PLAIN, Tensor)) and not of_a_run
             label = f"{where}.{name}"
-            if isinstance(value, (*PLAIN, Tensor)) or not of_library:
-                if not (of_library and isinstance(owner, Messenger) and isinstance(value, Tensor)):
-                    self._items.append((attributes, name, value, label))
+            if is_noted or not of_library:
+                self._items.append((attributes, name, value, label))
             self._visit(value, label, depth + 1)
 
     def _visit_container(self, value: object, where: str, depth: int) -> None:

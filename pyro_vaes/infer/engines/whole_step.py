@@ -1,5 +1,6 @@
 """A whole training step as one compiled call: loss, gradients, clipping, norm, optimiser."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -51,16 +52,25 @@ class WholeStep:
             value, *found = graph.module(*batch)
 
             num = len(self.moved)
-            clipped, outcome = update.apply(value, self.moved, found[:num], numbers, state)
-            return [value, outcome.norm, outcome.good, *clipped, *found[num:]]
+            gradients, left = found[:num], found[num:]
+            moved = update.apply(value, self.moved, gradients, numbers, state)
+            clipped, (norm, good) = moved
+            return [value, norm, good, *clipped, *left]
 
         inputs = self._inputs(tensors)
+        in_place = self.device.type == "cuda"  # a CUDA graph knows places in memory
+        self.kept = inputs[sum(sizes) :] if in_place else None
         with untouched([*self.moved, *inputs[sum(sizes) :]]), torch.no_grad():
-            self.run: Callable[..., Sequence[Tensor]] = compile_graph(record(step, inputs), inputs)
+            self.run: Callable[..., Sequence[Tensor]] = compile_graph(
+                record(step, inputs), inputs, num_fixed=len(inputs) - sum(sizes)
+            )
 
     def holds(self) -> bool:
-        """Whether the optimiser's fixed numbers are those of the graph."""
-        return self.update.form() == self.form
+        """Whether the optimiser is what the graph has of it: its fixed numbers, its state."""
+        if self.update.form() != self.form:
+            return False
+        state = self.update.state(self.moved)
+        return self.kept is None or all(map(operator.is_, state, self.kept))
 
     def __call__(self, tensors: Sequence[Tensor]) -> Stepped:
         """Take the step."""

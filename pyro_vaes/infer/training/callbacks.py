@@ -94,7 +94,7 @@ class KLWarmup(Callback):
         return self.begin + (self.end - self.begin) * min(1.0, share)
 
     def handler(self, run: Run) -> Handler | None:
-        return scale_latents(self.beta(run.step))  # at 1 too, so that all steps are alike
+        return scale_latents(self.beta(run.step))  # at 1 too: all steps are alike
 
 
 class SoftFreeBits(Callback):

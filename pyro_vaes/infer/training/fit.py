@@ -114,12 +114,14 @@ def fit(
         2
     """
     plan = Plan(
+        # what is trained, and on what
         loss=loss,
         optim=optim,
         epochs=epochs,
         batch_size=batch_size,
         callbacks=callbacks,
         seed=seed,
+        # how it runs
         device=device,
         checkpoint=checkpoint,
         resume=resume,

@@ -102,9 +102,10 @@ def _steps_of_epoch(training: Training, bar: "tqdm[object]") -> tuple[Tensor, fl
     try:
         return _steps(training, bar)
     except GraphDiffers as error:
+        number = training.run.epoch + 1
         warnings.warn(
-            f"The steps of epoch {training.run.epoch + 1} ran as a recorded graph, but {error}. "
-            "The epoch is done again, and the steps to come are taken eagerly (compile=False).",
+            f"The steps of epoch {number} ran as a graph, but {error}. The epoch "
+            "is done again, and all steps to come are taken eagerly (compile=False).",
             stacklevel=4,
         )
 
@@ -120,7 +121,7 @@ def _steps(training: Training, bar: "tqdm[object]") -> tuple[Tensor, float]:
     bar.set_description(title)
 
     def announce(what: str) -> None:
-        bar.set_description(f"{title} ({what})" if what else title)
+        bar.set_description(f"{title} {what}".rstrip())
 
     training.step.engine.announce = announce
     pyro.util.set_rng_seed(derived_seed(training.seed, run.epoch, prepared.plan.rank))
@@ -154,12 +155,20 @@ class _EpochStart:
     def of(cls, training: Training) -> "_EpochStart":
         """What there is before the first step."""
         run, batches = training.run, training.prepared.batches
+
+        callbacks = []
+        for callback in run.callbacks:
+            callbacks.append(copy.deepcopy(callback.state_dict()))
+        loader = []
+        if isinstance(batches, LoaderBatches):
+            loader = batches.state()
+
         return cls(
             weights=run.pair.snapshot(),
             optimizer=copy.deepcopy(run.optimizer.state_dict()),
-            callbacks=[copy.deepcopy(c.state_dict()) for c in run.callbacks],
+            callbacks=callbacks,
             guard=training.guard.state(),
-            loader=batches.state() if isinstance(batches, LoaderBatches) else [],
+            loader=loader,
             step=run.step,
             skipped=run.history.skipped,
         )
@@ -169,6 +178,7 @@ class _EpochStart:
         run, batches = training.run, training.prepared.batches
         run.pair.load_state(self.weights)
         run.optimizer.load_state_dict(copy.deepcopy(dict(self.optimizer)))
+
         for callback, state in zip(run.callbacks, self.callbacks, strict=True):
             callback.load_state_dict(state)
         training.guard.load_state(self.guard)

@@ -86,7 +86,13 @@ class Guard:
             for callback in self.run.callbacks:
                 callback.kept(self.run)
 
-    def step(self, args: Args, value: Tensor, size: float, outcome: Outcome | None = None) -> None:
+    def step(
+        self,
+        args: Args,
+        value: Tensor,
+        size: float,
+        outcome: Outcome | None = None,
+    ) -> None:
         """Take the optimiser's step unless the loss or a gradient is not finite.
 
         Arguments:
@@ -104,11 +110,14 @@ class Guard:
         if self.deferred:
             if outcome is None:
                 step_where(self.run.optimizer, good)
+
             zero = torch.zeros_like(value)
-            self._count(torch.where(good, value, zero), torch.where(good, norm, zero), size)
+            counted = torch.where(good, value, zero), torch.where(good, norm, zero)
+            self._count(*counted, size)
             self.pending.append(_Deferred(args, good, value, size))
             if len(self.pending) >= self.interval:
                 self._read_flags()
+
         elif bool(good):
             if outcome is None:
                 self.run.optimizer.step()

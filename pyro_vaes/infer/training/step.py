@@ -62,7 +62,10 @@ class Step:
         self.run, self.loss = run, loss
         self.parameters = list(run.pair.parameters.values())
         self.num_data = 1.0
-        self._bounds = [layer for layer in layers(loss) if isinstance(layer, Bound)]
+        self._bounds: list[Bound] = []
+        for layer in layers(loss):
+            if isinstance(layer, Bound):
+                self._bounds.append(layer)
 
         self.engine = Engine(
             compile,
@@ -122,14 +125,15 @@ class Step:
             if type(callback).gradients is not Callback.gradients:
                 changing.append(callback)
 
-        clipping = [c for c in changing if c.max_norm is not None]
-        if len(clipping) < len(changing) or len(clipping) > 1:
+        if len(changing) > 1 or any(callback.max_norm is None for callback in changing):
             return None
-        return update_of(
-            self.run.optimizer,
-            lambda: clipping[0].max_norm if clipping else None,
-            self.engine.device,
-        )
+
+        def max_norm() -> float | None:
+            for callback in changing:
+                return callback.max_norm
+            return None
+
+        return update_of(self.run.optimizer, max_norm, self.engine.device)
 
     def _show_gradients(self) -> None:
         for callback in self.run.callbacks:
@@ -177,7 +181,10 @@ class Step:
         def per_datum(loss: Loss) -> Tensor:
             return loss() / num_data
 
-        return [functools.partial(per_datum, loss) for loss in losses]
+        found: list[Loss] = []
+        for loss in losses:
+            found.append(functools.partial(per_datum, loss))
+        return found
 
     def surroundings(self) -> contextlib.AbstractContextManager[None]:
         """What surrounds each of them."""
@@ -200,7 +207,8 @@ class Step:
         """The buffers that an evaluation may change."""
         found: dict[int, Tensor] = {}
         for module in self.run.pair.modules.values():
-            found |= {id(buffer): buffer for buffer in module.buffers()}
+            for buffer in module.buffers():
+                found[id(buffer)] = buffer
         return list(found.values())
 
     def roots(self) -> dict[str, object]:
