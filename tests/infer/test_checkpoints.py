@@ -104,7 +104,8 @@ SCRIPT = """
     grey = torch.rand(700, 12, generator=torch.Generator().manual_seed(0))
     data = from_tensors(grey).preprocess(Binarize())
     fit(vae.model, vae.guide, data, epochs=int(sys.argv[2]), batch_size=64, seed=3, checkpoint=sys.argv[1],
-        resume=True, progress=False, callbacks=[EarlyStopping(10**6), KLWarmup(100)])
+        resume=True, progress=False, callbacks=[EarlyStopping(10**6), KLWarmup(100)],
+        compile="capture")  # by itself a run of 100,000 epochs would be compiled, a short one not
 """
 
 

@@ -120,6 +120,8 @@ class Engine:
         device: Where they are.
         remaining: How many steps are still to come, as far as that is known.
         update: The optimiser's step as a part of the graph, where that is possible.
+        resumes: The engine of the run that this one goes on from. Compiled steps differ from
+            others by rounding, so a run that was compiled stays so.
         announce: Told in a word or two what takes long, and "" when it is over.
     """
 
@@ -132,6 +134,7 @@ class Engine:
         *,
         remaining: Callable[[], int],
         update: Callable[[], AdamUpdate | None] = lambda: None,
+        resumes: str = EAGER,
         announce: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.mode, self.eager, self.device = mode, eager, device
@@ -140,6 +143,7 @@ class Engine:
 
         self._counts: Counter[str] = Counter()  # steps of this epoch by engine
         self._notes = {EAGER: "compile=False" if mode is False else ""}
+        self._was_compiled = resumes == COMPILED
         self.outcome: Outcome | None = None  # of a step that moved the parameters too
         self.replayed = 0  # steps since the epoch's start that rely on graphs
         self._off = mode is False
@@ -230,7 +234,7 @@ class Engine:
         handlers: Sequence[Handler],
     ) -> _StepAhead | None:
         """The step as the input of a graph; None where it is to be eager."""
-        is_auto = self.mode == "auto"
+        is_auto = self.mode == "auto" and not self._was_compiled
         if is_auto and not recording_pays(self._steps + self.remaining()):
             self._notes[EAGER] = TOO_FEW
             return None
@@ -464,7 +468,7 @@ class Engine:
     def _should_compile(self, ahead: _StepAhead, variant: _Variant, index: int) -> bool:
         if self.mode == "capture" or variant.engine == COMPILED or self._no_compiler:
             return False
-        if self.mode is True:
+        if self.mode is True or self._was_compiled:
             return 2 * ahead.kind.seen >= self._steps  # most steps are of this kind
         if self.device.type == "cuda":  # no compiler runs
             return recording_pays(self._expected(ahead.kind))

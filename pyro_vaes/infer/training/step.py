@@ -74,6 +74,7 @@ class Step:
             device or torch.device("cpu"),
             remaining=self._remaining,
             update=self._update,
+            resumes=run.history.engine,
         )
         self._backward: Callable[[Args, float], Tensor] | None = None
         if fabric is not None:
