@@ -34,8 +34,10 @@ class Given:
         upstream: Values of sites that are drawn already, and rows of plates, by name.
         keywords: What networks are called with beside the arguments, by keyword.
         latents: The latent sites in question; None for all of the program.
-        layout: Where the rows of the posterior lie; None for the rows of one data plate.
-        placement: Where the batch dimensions of what a network returns belong; likewise.
+        layout: Where the rows of the posterior lie; None for the rows of one data
+            plate.
+        placement: Where the batch dimensions of what a network returns belong;
+            likewise.
     """
 
     args: Args
@@ -53,7 +55,8 @@ class Given:
         return batch_rows(self.args, self.kwargs)
 
     def in_rows(self, vectors: Tensor) -> Tensor:
-        """Vectors ``(..., d)`` that a network returned as the rows of a matrix, ``(N, d)``."""
+        """Vectors ``(..., d)`` that a network returned as the rows of a matrix, ``(N,
+        d)``."""
         if self.layout is None or self.placement is None:
             return vectors
         move = self.placement.move(vectors.shape[:-1])
@@ -63,7 +66,8 @@ class Given:
         return vectors.expand(*self.layout.shape, length).reshape(-1, length)
 
     def laid_out(self, q: TorchDistribution, placement: Placement) -> TorchDistribution:
-        """A posterior, of rows or as a network returned it, where the plates of its sites are."""
+        """A posterior, of rows or as a network returned it, where the plates of its
+        sites are."""
         if self.layout is not None and q.batch_shape == (self.layout.num_rows,):
             return reshape_rows(q, self.layout)
         return place(q, placement)
@@ -72,15 +76,17 @@ class Given:
         """With the rows that the program's own plate is to hold when a guide runs it on them.
 
         Raises:
-            ValueError: The program would draw some of its rows, and it is not known which.
+            ValueError: The program would draw some of its rows, and it is not known
+                which.
         """
         size, drawn = self.size, latents.subsample_size
         if drawn is None or self.rows is not None or size is None:
             return self
         if size == latents.full_size:
             raise ValueError(
-                f"The model draws {drawn} of its {size} rows itself, so a posterior needs to know "
-                "which: pass rows=torch.arange(...) with that many indices, or call the guide."
+                f"The model draws {drawn} of its {size} rows itself, so a posterior "
+                "needs to know which: pass rows=torch.arange(...) with that many "
+                "indices, or call the guide."
             )
         return replace(self, rows=torch.arange(size))
 
@@ -94,7 +100,8 @@ Rows = Tensor | Given | None  # the rows that a plate drew, or all that is known
 
 
 def as_given(args: Args, kwargs: Mapping[str, object], rows: Rows) -> Given:
-    """What a posterior is asked for: these arguments and rows, or what they stand for."""
+    """What a posterior is asked for: these arguments and rows, or what they stand
+    for."""
     return rows if isinstance(rows, Given) else Given(args, kwargs, rows)
 
 
@@ -102,7 +109,8 @@ def as_given(args: Args, kwargs: Mapping[str, object], rows: Rows) -> Given:
 def differentiable(given: Given) -> Iterator[Given]:
     """Leave ``torch.inference_mode()`` for ``torch.no_grad()``, with ordinary copies of the tensors made in it.
 
-    Guides that differentiate the program to find q need that: nothing has a derivative there.
+    Guides that differentiate the program to find q need that: nothing has a derivative
+        there.
     """
     if not torch.is_inference_mode_enabled():
         yield given

@@ -26,34 +26,31 @@ from pyro_vaes.nn import ProgramModule, StandardNormal, observe, of_length
 
 
 class GroupedVAE(ProgramModule):
-    """A model/guide pair with a latent vector for each group and for each of its members.
+    """A model/guide pair with a latent for each group and for each of its members.
 
-        Sites: ``"u"`` (latent) in the plate ``"groups"`` (dimension -2), and ``"z"``
-            (latent) and ``"x"`` (observation) in
-        the plate ``"members"`` (dimension -1) inside it. The unit of "per datum" is a
-        group.
+    Sites: ``"u"`` (latent) in the plate ``"groups"`` (dimension -2), and ``"z"`` (latent)
+    and ``"x"`` (observation) in the plate ``"members"`` (dimension -1) inside it. The unit
+    of "per datum" is a group.
 
-        Arguments:
-            group_encoder: ``(x, mask) -> distribution`` of u, batch shape
-                ``(groups,)``, such as :class:`MeanOfMembers`; the mask is None where no
-                member is missing.
-            member_encoder: ``(x, u) -> distribution`` of z, where u has the shape
-                ``(groups, 1, d)``.
-            decoder: ``(u, z) -> parameters`` of the likelihood, batch dimensions
-                broadcast.
-            likelihood: ``parameters -> distribution`` of x, see
-                :mod:`pyro_vaes.nn.likelihoods`.
-            latent_dims: Dimensions of u and of z.
+    Arguments:
+        group_encoder: ``(x, mask) -> distribution`` of u, batch shape ``(groups,)``, such
+            as :class:`MeanOfMembers`; the mask is None where no member is missing.
+        member_encoder: ``(x, u) -> distribution`` of z, where u has the shape
+            ``(groups, 1, d)``.
+        decoder: ``(u, z) -> parameters`` of the likelihood, batch dimensions broadcast.
+        likelihood: ``parameters -> distribution`` of x, see
+            :mod:`pyro_vaes.nn.likelihoods`.
+        latent_dims: Dimensions of u and of z.
 
-        Example:
-            >>> import torch
-            >>> from pyro_vaes.distributions import map_parameters
-    from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
-            >>> group = MeanOfMembers(MLP(6, [8], 8), NormalHead(8, 2))
-            >>> member = Chain(MLP(6 + 2, [8], 8), NormalHead(8, 3))
-            >>> vae = GroupedVAE(group, member, MLP(2 + 3, [8], 6), GaussianLikelihood(0.3), latent_dims=(2, 3))
-            >>> vae.model(size=(4, 5)).shape
-            torch.Size([4, 5, 6])
+    Example:
+        >>> import torch
+        >>> from pyro_vaes.nn import MLP, Chain, GaussianLikelihood, NormalHead
+        >>> group = MeanOfMembers(MLP(6, [8], 8), NormalHead(8, 2))
+        >>> member = Chain(MLP(6 + 2, [8], 8), NormalHead(8, 3))
+        >>> decoder, likelihood = MLP(2 + 3, [8], 6), GaussianLikelihood(0.3)
+        >>> vae = GroupedVAE(group, member, decoder, likelihood, latent_dims=(2, 3))
+        >>> vae.model(size=(4, 5)).shape
+        torch.Size([4, 5, 6])
     """
 
     def __init__(

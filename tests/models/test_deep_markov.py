@@ -37,9 +37,7 @@ class ExactContext(nn.Module):
             for t in range(1, len(values)):
                 slope = post[t, t - 1] / post[t - 1, t - 1]
                 scale = (post[t, t] - slope * post[t, t - 1]).sqrt()
-                factors.append(
-                    torch.stack([slope, mean[t] - slope * mean[t - 1], scale])
-                )
+                factors.append(torch.stack([slope, mean[t] - slope * mean[t - 1], scale]))
             rows.append(torch.stack(factors))
         return torch.stack(rows)
 
@@ -51,9 +49,7 @@ class ExactContext(nn.Module):
         cov = cov + NOISE**2 * torch.eye(x.shape[1])
         total = 0.0
         for values, there in zip(x.squeeze(-1), seen, strict=True):
-            part = dist.MultivariateNormal(
-                torch.zeros(int(there.sum())), cov[there][:, there]
-            )
+            part = dist.MultivariateNormal(torch.zeros(int(there.sum())), cov[there][:, there])
             total = total + part.log_prob(values[there])
         return float(total)
 
@@ -68,9 +64,7 @@ class Combine(nn.Module):
 def test_the_exact_smoother_gives_the_evidence_at_every_length(has_gaps):
     torch.set_default_dtype(torch.float64)
     likelihood = GaussianLikelihood(NOISE)
-    vae = DeepMarkovVAE(
-        Transition(), nn.Identity(), likelihood, Combine(), ExactContext(), 1
-    )
+    vae = DeepMarkovVAE(Transition(), nn.Identity(), likelihood, Combine(), ExactContext(), 1)
     x, lengths = torch.randn(5, STEPS, 1), torch.arange(1, 6)
     seen = None
     if has_gaps:

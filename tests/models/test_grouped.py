@@ -49,9 +49,7 @@ def evidence(x, mask):
         seen = row[there]
         cov = torch.ones(len(seen), len(seen)) + (1 + NOISE**2) * torch.eye(len(seen))
         if len(seen):
-            total = total + dist.MultivariateNormal(
-                torch.zeros(len(seen)), cov
-            ).log_prob(seen)
+            total = total + dist.MultivariateNormal(torch.zeros(len(seen)), cov).log_prob(seen)
     return float(total)
 
 
@@ -80,9 +78,7 @@ def test_what_stands_at_a_missing_member_does_not_matter(linear):
 def learnt():
     group = MeanOfMembers(MLP(6, [8], 8), NormalHead(8, 2))
     member = Chain(MLP(6 + 2, [8], 8), NormalHead(8, 3))
-    return GroupedVAE(
-        group, member, MLP(2 + 3, [8], 6), GaussianLikelihood(0.5), (2, 3)
-    )
+    return GroupedVAE(group, member, MLP(2 + 3, [8], 6), GaussianLikelihood(0.5), (2, 3))
 
 
 def test_it_learns_and_draws():
@@ -92,9 +88,7 @@ def test_it_learns_and_draws():
     losses = [svi.step(x, mask) for _ in range(200)]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
     assert Predictive(vae.model, num_samples=3)(size=(4, 7))["x"].shape == (3, 4, 7, 6)
-    particles = Trace_ELBO(
-        num_particles=3, vectorize_particles=True, max_plate_nesting=2
-    )
+    particles = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=2)
     particles.loss(vae.model, vae.guide, x, mask)
 
 
@@ -108,9 +102,7 @@ def test_a_masked_member_is_masked_in_both_programs():
 
 @pytest.mark.parametrize("mask", [torch.ones(2, 3), torch.ones(3, 2, dtype=torch.bool)])
 def test_masks_that_do_not_fit_are_named(mask):
-    with pytest.raises(
-        ValueError, match=r"mask says which members are there: boolean, shape \(2, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"mask says which members are there: boolean, shape \(2, 3\)"):
         learnt().model(torch.randn(2, 3, 6), mask)
 
 

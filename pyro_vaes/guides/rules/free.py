@@ -101,7 +101,8 @@ class Free(Rule):
         return reals.push(MultivariateNormal(loc, scale_tril=scale_tril))
 
     def prepare_state(self, state: Mapping[str, Tensor]) -> None:
-        """Make the parameters of sites that a saved state has and this rule has not seen."""
+        """Make the parameters of sites that a saved state has and this rule has not
+        seen."""
         found: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             folder, _, rest = name.partition(".")
