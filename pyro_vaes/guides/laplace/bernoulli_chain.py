@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .linear_region import ReluChain, find_region, select
+from .linear_region import ReluChain, select
 from .linearise import Linearised
 
 
@@ -26,7 +26,7 @@ class BernoulliChain(ReluChain):
 
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around ``z`` with shape ``(B, d)``; see :class:`~pyro_vaes.guides.laplace.linearise.Lineariser`."""
-        hidden, region = find_region(self.layers, z)
+        hidden, region = self.around(z)
         probs = self.last(hidden).sigmoid()
         information = self.weight * probs * (1 - probs)
 

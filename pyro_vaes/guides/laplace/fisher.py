@@ -20,7 +20,8 @@ from torch.distributions.distribution import Distribution
 
 from pyro_vaes.distributions import AutoregressiveFlow
 
-Terms = Callable[..., tuple[Tensor, ...]]
+Tensors = tuple[Tensor, ...]
+Terms = Callable[..., Tensors]
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ def _location_scale(
 ) -> Fisher:
     """eta = (loc, log scale) with the curvatures of loc, times scale², and of log scale; diagonal by symmetry."""
 
-    def parameters(fn: dist.Normal, value: Tensor) -> tuple[Tensor, ...]:
+    def parameters(fn: dist.Normal, value: Tensor) -> Tensors:
         return fn.loc - value, fn.scale.log()
 
-    def product(fn: dist.Normal, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def product(fn: dist.Normal, tangents: Tensors) -> Tensors:
         (of_loc, of_scale), (loc, log_scale) = curvature(fn), tangents
         return of_loc * loc / fn.scale.square(), of_scale * log_scale
 
@@ -116,13 +117,13 @@ def _binary_variance(fn: dist.Bernoulli) -> Tensor:
     return torch.sigmoid(fn.logits) * torch.sigmoid(-fn.logits)  # p (1 - p) without cancellation
 
 
-def _categorical(fn: dist.Categorical, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _categorical(fn: dist.Categorical, tangents: Tensors) -> Tensors:
     """(diag p - p pᵀ) t, applied to the last dimension without forming the matrix."""
     (tangent,) = tangents
     return (fn.probs * (tangent - (fn.probs * tangent).sum(-1, keepdim=True)),)
 
 
-def _multivariate_normal(fn: dist.MultivariateNormal, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _multivariate_normal(fn: dist.MultivariateNormal, tangents: Tensors) -> Tensors:
     tangent = tangents[0].unsqueeze(-1)
     scale_tril = fn.scale_tril.expand(tangent.shape[:-2] + fn.scale_tril.shape[-2:])
     return (torch.cholesky_solve(tangent, scale_tril).squeeze(-1),)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .gram import Congruence, Gram, GramResidual
-from .linear_region import LinearRegion, ReluChain, find_region, select
+from .linear_region import LinearRegion, ReluChain, select
 from .linearise import Linearised
 
 
@@ -49,7 +49,7 @@ class GaussianChain(ReluChain):
     def __call__(self, z: Tensor, *, score: bool = True, constant: bool = False) -> Linearised:
         """Linearise around ``z`` with shape ``(B, d)``; see :class:`~pyro_vaes.guides.laplace.linearise.Lineariser`."""
         with torch.no_grad():  # gradients of the score pass by the residual
-            hidden, region = find_region(self.layers, z)
+            hidden, region = self.around(z)
             gradient = self._score(z, hidden, region) if score else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
             precision = self._curvature(z, region) + torch.diag_embed(self.prior_precision)

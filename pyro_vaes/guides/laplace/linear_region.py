@@ -19,37 +19,6 @@ CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's
 
 
 @dataclass(frozen=True)
-class ReluChain:
-    """A chain with the distributions at both of its ends.
-
-    Arguments:
-        module: The network.
-        layers: Its layers, linear and (leaky) ReLU, the last one linear.
-        x: Data, shape ``(B, D)``.
-        weight: What the curvature of the data is multiplied by: the precision of Gaussian noise, shape ``(D,)``, or the
-            scale of a Bernoulli site, a number.
-        prior_loc, prior_precision: Mean and diagonal precision of z, shape ``(B, d)``.
-    """
-
-    module: nn.Module
-    layers: tuple[nn.Module, ...]
-    x: Tensor
-    weight: Tensor | float
-    prior_loc: Tensor
-    prior_precision: Tensor
-
-    def prepare(self) -> Self:
-        """The chain with what all steps share."""
-        return self
-
-    @property
-    def last(self) -> nn.Linear:
-        layer = self.layers[-1]
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-
-@dataclass(frozen=True)
 class LinearRegion:
     """The linear network up to the last hidden layer, which tangents and cotangents pass.
 
@@ -92,7 +61,7 @@ class LinearRegion:
         There are so many data in each part that tangents of this width fill a CPU's cache. Where one Jacobian holds for
         all data, it comes once, with b = 1.
         """
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        basis = z.new_ones(z.shape[-1]).diag()
         size = len(z)
         if z.device.type == "cpu" and any(part.dim() == 3 for part in self.parts):
             size = max(1, CACHE // max(1, z.shape[-1] * width))
@@ -108,7 +77,7 @@ class LinearRegion:
         The others contribute nothing: after a training in which latents were idle for a while that may be most. A GPU
         keeps them; it would have to wait for their number.
         """
-        kept: list[Tensor] = []
+        kept = []
         used: Tensor | None = None  # the units of the layer that the parts so far lead to; None for all
 
         for part in self.parts:
@@ -124,24 +93,55 @@ class LinearRegion:
         return LinearRegion(kept), used
 
 
-def find_region(layers: Sequence[nn.Module], z: Tensor) -> tuple[Tensor, LinearRegion]:
-    """The last hidden layer ``(B, H)`` of a chain at z, and the linear network that the chain is there."""
-    value = z
-    parts: list[Tensor] = []
+@dataclass(frozen=True)
+class ReluChain:
+    """A chain with the distributions at both of its ends.
 
-    for layer in layers[:-1]:
-        before, value = value, layer(value)
-        if isinstance(layer, nn.Linear):
-            parts.append(layer.weight)
-            if layer.bias is not None:
-                parts.append(layer.bias)
-        elif isinstance(layer, nn.LeakyReLU):
-            slopes = torch.where(before > 0, value.new_ones(()), layer.negative_slope)
-            parts.append(slopes.unsqueeze(-2))
-        else:
-            parts.append(value.detach().sign().unsqueeze(-2))
+    Arguments:
+        module: The network.
+        layers: Its layers, linear and (leaky) ReLU, the last one linear.
+        x: Data, shape ``(B, D)``.
+        weight: What the curvature of the data is multiplied by: the precision of Gaussian noise, shape ``(D,)``, or the
+            scale of a Bernoulli site, a number.
+        prior_loc, prior_precision: Mean and diagonal precision of z, shape ``(B, d)``.
+    """
 
-    return value, LinearRegion(parts)
+    module: nn.Module
+    layers: tuple[nn.Module, ...]
+    x: Tensor
+    weight: Tensor | float
+    prior_loc: Tensor
+    prior_precision: Tensor
+
+    def prepare(self) -> Self:
+        """The chain with what all steps share."""
+        return self
+
+    @property
+    def last(self) -> nn.Linear:
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def around(self, z: Tensor) -> tuple[Tensor, LinearRegion]:
+        """The last hidden layer ``(B, H)`` at z, and the linear network that the chain is there."""
+        value = z
+        parts = []
+
+        for layer in self.layers[:-1]:
+            before, value = value, layer(value)
+            if isinstance(layer, nn.Linear):
+                parts.append(layer.weight)
+                if layer.bias is not None:
+                    parts.append(layer.bias)
+            elif isinstance(layer, nn.LeakyReLU):
+                one = value.new_ones(())
+                slopes = torch.where(before > 0, one, layer.negative_slope)
+                parts.append(slopes.unsqueeze(-2))
+            else:
+                parts.append(value.detach().sign().unsqueeze(-2))
+
+        return value, LinearRegion(parts)
 
 
 def used_units(on: Tensor) -> Tensor | None:
