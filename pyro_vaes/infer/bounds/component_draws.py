@@ -72,6 +72,7 @@ class ComponentDraws:
         leading = values.shape[: values.dim() - len(self.mixture.batch_shape)]
         return values.reshape((*leading, -1))
 
+    @property
     def log_alpha(self) -> Tensor:
         """log alpha_m of all components, ``(M + 1, B)``."""
         return self.per_datum(self.mixture.log_alpha.movedim(-1, 0))
@@ -99,6 +100,7 @@ class ComponentDraws:
         return log_p - total_q
 
 
+@dataclass(eq=False)
 class _DrawComponents(Messenger):
     """Give the guide's mixture site draws from the components as its value.
 
@@ -112,16 +114,10 @@ class _DrawComponents(Messenger):
         name, mixture, chosen, draws, points: What was met and given in the latest run.
     """
 
-    def __init__(
-        self,
-        plate: DataPlate,
-        indices: Sequence[int] | None,
-        num_particles: int,
-        detached: bool,
-    ) -> None:
-        super().__init__()
-        self.plate, self.indices = plate, indices
-        self.num_particles, self.detached = num_particles, detached
+    plate: DataPlate
+    indices: Sequence[int] | None
+    num_particles: int
+    detached: bool
 
     def _pyro_sample(self, msg: Message) -> None:
         fn = msg["fn"]
@@ -234,7 +230,7 @@ class MixtureBound(Bound):
             for index in range(size):
                 at_one = _at_draw(guide_trace, index, plate)
                 each.append(model_terms(model, at_one, particles=False))
-            log_p = [torch.stack(terms) for terms in zip(*each, strict=True)]
+            log_p = list(map(torch.stack, zip(*each, strict=True)))
 
         site = guide_trace.nodes[drawn.name]
         ones = torch.ones_like(drawn.mixture.log_alpha[..., 0])
@@ -257,12 +253,9 @@ def _at_draw(trace: Trace, index: int, plate: DataPlate) -> Trace:
 
     What does not depend on the mixture is the same for all draws.
     """
-    one = Trace()
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample":
-            continue
+    one = trace.copy()
+    for name, site in sites(trace).items():
         value = site["value"]
         if value.dim() - len(site["fn"].event_shape) > plate.depth:
-            value = value[index]
-        one.add_node(name, **{**site, "value": value})
+            one.nodes[name] = {**site, "value": value[index]}
     return one

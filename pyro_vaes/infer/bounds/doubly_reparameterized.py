@@ -29,7 +29,6 @@ from pyro_vaes.programs import (
     DataPlate,
     Program,
     Sites,
-    is_latent,
     objective_terms,
     over_particles,
     per_datum_log_prob,
@@ -74,7 +73,14 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         guide_trace, gates = gated_trace(many_guides, args, type(self).__name__)
         drawn = prune_subsample_sites(guide_trace)
         self._refuse_score_function(drawn)
-        handed_over = _handed_over(guide_trace)
+
+        # tensors of their own, whose gradients are those of the model alone
+        handed_over, draws = guide_trace.copy(), {}
+        for name, site in sites(guide_trace, DRAWN).items():
+            own: Message = {**site, "value": site["value"].view_as(site["value"])}
+            handed_over.nodes[name] = own
+            if own["value"].requires_grad:
+                draws[name] = own
         model_trace = prune_subsample_sites(run(many_models, args, against=handed_over))
 
         log_q = per_datum_log_prob(drawn, plate.dim, particles=True)  # (K, B)
@@ -82,31 +88,15 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         log_w = log_p - log_q.detach()
         v = log_w.detach().softmax(0)
 
-        whole = _whole_gradients(model_trace, guide_trace, handed_over, v, plate)
+        whole = _whole_gradients(model_trace, guide_trace, draws, v, plate)
         # by v_k what log p sends back to z_k, which has one v_k already
-        for site in _draws(handed_over).values():
+        for site in draws.values():
             site["value"].register_hook(partial(torch.mul, _aligned(v, site, plate)))
 
         bound = log_w.logsumexp(0) - math.log(num)
         bound = (bound + objective_terms(model_trace, drawn, plate.dim)).sum()
         path = gates.path(log_q, v.square())
         return -plate.scale(model_trace) * (bound + whole - path)
-
-
-def _handed_over(guide_trace: Trace) -> Trace:
-    """The guide's draws as tensors of their own, whose gradients are those of the model alone."""
-    trace = Trace()
-    for name, site in guide_trace.nodes.items():
-        if is_latent(site):
-            site = {**site, "value": site["value"].view_as(site["value"])}
-        trace.add_node(name, **site)
-    return trace
-
-
-def _draws(trace: Trace) -> Sites:
-    """The draws that carry a gradient."""
-    drawn = sites(trace, DRAWN)
-    return {n: s for n, s in drawn.items() if s["value"].requires_grad}
 
 
 def _aligned(factor: Tensor, site: Message, plate: DataPlate) -> Tensor:
@@ -116,12 +106,9 @@ def _aligned(factor: Tensor, site: Message, plate: DataPlate) -> Tensor:
     return factor.reshape(*shape, *[1] * len(site["fn"].event_shape))
 
 
-def _whole_gradients(
-    model_trace: Trace, guide_trace: Trace, handed_over: Trace, factor: Tensor, plate: DataPlate
-) -> Tensor:
+def _whole_gradients(model_trace: Trace, guide_trace: Trace, draws: Sites, factor: Tensor, plate: DataPlate) -> Tensor:
     """A number equal to 0 whose gradient is the share that a factor takes from the model's terms of the objective."""
     terms = objective_terms(model_trace, Trace(), plate.dim)
-    draws = _draws(handed_over)
     zero = factor.new_zeros(())
     if not isinstance(terms, Tensor) or not terms.requires_grad or not draws:
         return zero
