@@ -11,7 +11,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pyro import distributions as dist
@@ -24,8 +24,7 @@ Tensors = tuple[Tensor, ...]
 Terms = Callable[..., Tensors]
 
 
-@dataclass(frozen=True)
-class Fisher:
+class Fisher(NamedTuple):
     """How to read a family's parameters, and how to multiply tangents of them by its Fisher information.
 
     Arguments:

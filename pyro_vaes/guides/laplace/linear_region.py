@@ -8,7 +8,7 @@ the data, has shape ``(F', F)``, a bias a ``(F',)``, and slopes M ``(B, 1, F)``.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,7 @@ LANES = 16  # single-precision numbers in a CPU's widest vector
 CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 
 
-@dataclass(frozen=True)
-class LinearRegion:
+class LinearRegion(NamedTuple):
     """The linear network up to the last hidden layer, which tangents and cotangents pass.
 
     Arguments:

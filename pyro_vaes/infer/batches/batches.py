@@ -79,9 +79,8 @@ class SourceBatches:
             return
 
         order = torch.randperm(self.num_data, generator=_generator("cpu", seed, epoch, 0))
-        rest = -len(order) % self.world_size
-        if rest:
-            order = torch.cat([order, order[torch.arange(rest) % len(order)]])
+        filled = len(order) + -len(order) % self.world_size
+        order = order[torch.arange(filled) % len(order)]
 
         noise = _generator(device, seed, epoch, 1 + self.rank)
         for index in order.to(device).split(self.batch_size)[: len(self)]:

@@ -10,6 +10,7 @@ its event is one unit.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,8 +73,7 @@ class _FullNormals(_Normals):
         return torch.stack(list(map(multivariate_normal_pairwise_kl, *blocks))).sum(0)
 
 
-@dataclass(frozen=True)
-class _Elements:
+class _Elements(NamedTuple):
     """Divergences of each pair and unit, ``(n, n, U)``."""
 
     values: Tensor
