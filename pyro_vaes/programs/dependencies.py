@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .reach import Program
 from .runs import Args, run
-from .sites import sites
+from .sites import DRAWN, sites
 
 Key = TypeVar("Key")
 
@@ -56,12 +56,9 @@ def mean_field_violations(model: Program, guide: Program, args: Args) -> tuple[s
     of, every variable on which its prior depends.
     """
     with torch.no_grad(), poutine.block():
-        guide_sites, model_sites = sites(run(guide, args)), sites(run(model, args))
-
-    values = {}
-    for name, site in guide_sites.items():
-        if name in model_sites and not site["is_observed"]:
-            values[name] = site["value"]
+        guide_sites = sites(run(guide, args), DRAWN)
+        model_sites = sites(run(model, args))
+    values = {n: s["value"] for n, s in guide_sites.items() if n in model_sites}
 
     # a joint density in an auxiliary site: nothing is analytic
     if any(isinstance(guide_sites[n]["fn"], Delta) for n in values):

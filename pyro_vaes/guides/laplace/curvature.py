@@ -14,8 +14,8 @@ from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
 from ..joint import Joint, refuse_dependence
+from .chains import ReluChain
 from .fisher import clipped_bernoulli
-from .linear_region import ReluChain
 from .linearise import DEPENDENT, Linearised, Lineariser, ProgramRun, run_program
 from .relu_chain import find_chain, record_chains
 

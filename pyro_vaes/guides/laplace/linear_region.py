@@ -7,11 +7,10 @@ the data, has shape ``(F', F)``, a bias a ``(F',)``, and slopes M ``(B, 1, F)``.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 LANES = 16  # single-precision numbers in a CPU's widest vector
@@ -90,57 +89,6 @@ class LinearRegion(NamedTuple):
                 kept.append(select(part, 2, used))
 
         return LinearRegion(kept), used
-
-
-@dataclass(frozen=True)
-class ReluChain:
-    """A chain with the distributions at both of its ends.
-
-    Arguments:
-        module: The network.
-        layers: Its layers, linear and (leaky) ReLU, the last one linear.
-        x: Data, shape ``(B, D)``.
-        weight: What the curvature of the data is multiplied by: the precision of Gaussian noise, shape ``(D,)``, or the
-            scale of a Bernoulli site, a number.
-        prior_loc, prior_precision: Mean and diagonal precision of z, shape ``(B, d)``.
-    """
-
-    module: nn.Module
-    layers: tuple[nn.Module, ...]
-    x: Tensor
-    weight: Tensor | float
-    prior_loc: Tensor
-    prior_precision: Tensor
-
-    def prepare(self) -> Self:
-        """The chain with what all steps share."""
-        return self
-
-    @property
-    def last(self) -> nn.Linear:
-        layer = self.layers[-1]
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-    def around(self, z: Tensor) -> tuple[Tensor, LinearRegion]:
-        """The last hidden layer ``(B, H)`` at z, and the linear network that the chain is there."""
-        value = z
-        parts = []
-
-        for layer in self.layers[:-1]:
-            before, value = value, layer(value)
-            if isinstance(layer, nn.Linear):
-                parts.append(layer.weight)
-                if layer.bias is not None:
-                    parts.append(layer.bias)
-            elif isinstance(layer, nn.LeakyReLU):
-                one = value.new_ones(())
-                slopes = torch.where(before > 0, one, layer.negative_slope)
-                parts.append(slopes.unsqueeze(-2))
-            else:
-                parts.append(value.detach().sign().unsqueeze(-2))
-
-        return value, LinearRegion(parts)
 
 
 def used_units(on: Tensor) -> Tensor | None:

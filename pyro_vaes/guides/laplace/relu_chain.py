@@ -15,8 +15,7 @@ from torch.distributions.distribution import Distribution
 from pyro_vaes.nn import MLP, Chain
 
 from ..joint import JointSite
-from .bernoulli_chain import BernoulliChain
-from .gaussian_chain import GaussianChain
+from .chains import BernoulliChain, GaussianChain
 from .linearise import depends
 
 _CONTAINERS = (nn.Sequential, MLP, Chain)  # exact types: a subclass may compute something else

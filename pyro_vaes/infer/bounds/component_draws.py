@@ -41,7 +41,7 @@ class ComponentDraws:
 
     Attributes:
         mixture: Q, batch shape with B elements.
-        indices: Which components were drawn from, C of them.
+        indices: Which components were drawn from, each as often as the others.
         draws: The draws, with gradients for the components' parameters, with shape
             ``(C, *batch_shape, *event_shape)``.
         points: The values that the programs met: the draws, or leaves of their own with the
@@ -53,7 +53,7 @@ class ComponentDraws:
     """
 
     mixture: RecursiveMixture
-    indices: tuple[int, ...]
+    indices: Sequence[int]
     draws: Tensor
     points: Tensor
     model_terms: list[Tensor]
@@ -239,7 +239,7 @@ class MixtureBound(Bound):
 
         return ComponentDraws(
             mixture=drawn.mixture,
-            indices=tuple(i for i in drawn.chosen for _ in range(num_particles)),
+            indices=drawn.chosen,
             draws=drawn.draws,
             points=drawn.points,
             model_terms=log_p,
