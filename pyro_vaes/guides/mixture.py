@@ -75,9 +75,7 @@ class AmortizedMixture(AmortizedGuide):
 class MixtureEncoder(nn.Module):
     """Several encoders and their weights as one encoder that returns a mixture."""
 
-    def __init__(
-        self, components: Sequence[nn.Module], weights: Sequence[nn.Module], trunk: nn.Module | None = None
-    ) -> None:
+    def __init__(self, components: Sequence[nn.Module], weights: Sequence[nn.Module], trunk: nn.Module | None) -> None:
         super().__init__()
         components, weights = list(components), list(weights)
         for label, parts in (("components", components), ("weights", weights)):
@@ -113,11 +111,11 @@ class MixtureEncoder(nn.Module):
             q = output_of(network, others if m else given)
             components.append(as_posterior(q, f"component {m}"))
         for m, part in enumerate(self.weights, start=1):
-            logits.append(self._logit(m, output_of(part, others)))
-        return RecursiveMixture(components, logits)
+            raw = output_of(part, others)
+            assert isinstance(raw, Tensor)
+            raw = raw.squeeze(-1) if raw.dim() > 1 else raw
 
-    def _logit(self, m: int, raw: object) -> Tensor:
-        """logit eps_m, 1 / (m + 1) at raw = 0, within MAX_LOGIT: smoothly, since a hard clamp has no gradient back."""
-        assert isinstance(raw, Tensor)
-        raw = raw.squeeze(-1) if raw.dim() > 1 else raw
-        return MAX_LOGIT * torch.tanh(raw / MAX_LOGIT + math.atanh(-math.log(m) / MAX_LOGIT))
+            # eps_m is 1 / (m + 1) at raw = 0; a hard clamp would have no gradient back
+            at_zero = math.atanh(-math.log(m) / MAX_LOGIT)
+            logits.append(MAX_LOGIT * torch.tanh(raw / MAX_LOGIT + at_zero))
+        return RecursiveMixture(components, logits)

@@ -3,9 +3,8 @@
     p(x, u, z) = prod_g p(u_g) prod_m p(z_gm) p(x_gm | u_g, z_gm)
     q(u, z | x) = prod_g q(u_g | x_g) prod_m q(z_gm | x_gm, u_g)
 
-A group may have any number of members: members that are missing are masked. Their
-    latents follow the prior, and nothing
-is counted for them.
+A group may have any number of members: members that are missing are masked. Their latents
+follow the prior, and nothing is counted for them.
 
 References:
     | Multi-Level Variational Autoencoder (Bouchacourt, Tomioka & Nowozin, 2018)

@@ -4,16 +4,18 @@ Where the guide draws a site before a variable on which its prior depends, and t
 variable from it, an analytic KL divergence of the site is wrong.
 """
 
+from typing import TypeVar
+
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 
 from .reach import Program
-from .runs import run
-from .sites import sites
+from .runs import Args, run
+from .sites import DRAWN, sites
 
-Args = tuple[object, ...]
+Key = TypeVar("Key")
 
 
 def dependencies(program: Program, values: dict[str, Tensor], args: Args) -> dict[str, set[str]]:
@@ -35,16 +37,16 @@ def dependencies(program: Program, values: dict[str, Tensor], args: Args) -> dic
         for name, value in values.items():
             log_prob = trace.nodes[name]["fn"].log_prob(value.detach()).sum()
             others = {n: leaf for n, leaf in leaves.items() if n != name}
-            found[name] = _reached(log_prob, others)
+            found[name] = reached(log_prob, others)
     return found
 
 
-def _reached(log_prob: Tensor, leaves: dict[str, Tensor]) -> set[str]:
-    """Names of the leaves that a gradient reaches."""
-    if not leaves or not log_prob.requires_grad:
+def reached(value: object, leaves: dict[Key, Tensor]) -> set[Key]:
+    """The keys of the leaves that a gradient of the value reaches."""
+    if not leaves or not isinstance(value, Tensor) or not value.requires_grad:
         return set()
-    gradients = torch.autograd.grad(log_prob, list(leaves.values()), allow_unused=True, retain_graph=True)
-    return {n for n, g in zip(leaves, gradients, strict=True) if g is not None}
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, retain_graph=True)
+    return {k for k, g in zip(leaves, gradients, strict=True) if g is not None}
 
 
 def mean_field_violations(model: Program, guide: Program, args: Args) -> tuple[set[str], set[str]]:
@@ -54,12 +56,9 @@ def mean_field_violations(model: Program, guide: Program, args: Args) -> tuple[s
     of, every variable on which its prior depends.
     """
     with torch.no_grad(), poutine.block():
-        guide_sites, model_sites = sites(run(guide, args)), sites(run(model, args))
-
-    values = {}
-    for name, site in guide_sites.items():
-        if name in model_sites and not site["is_observed"]:
-            values[name] = site["value"]
+        guide_sites = sites(run(guide, args), DRAWN)
+        model_sites = sites(run(model, args))
+    values = {n: s["value"] for n, s in guide_sites.items() if n in model_sites}
 
     # a joint density in an auxiliary site: nothing is analytic
     if any(isinstance(guide_sites[n]["fn"], Delta) for n in values):
@@ -72,14 +71,14 @@ def mean_field_violations(model: Program, guide: Program, args: Args) -> tuple[s
 
     def ancestors(name: str) -> set[str]:
         direct = posterior[name]
-        return direct.union(*(ancestors(d) for d in direct)) if direct else set()
+        return direct.union(*map(ancestors, direct))
 
     violating = set()
-    order = list(values)
-    for name in order:
-        for parent in prior[name]:
-            drawn_later = order.index(parent) > order.index(name)
-            if drawn_later and name in ancestors(parent):
+    drawn_before: set[str] = set()
+    for name in values:
+        for parent in prior[name] - drawn_before:
+            if name in ancestors(parent):
                 violating.add(name)
+        drawn_before.add(name)
 
-    return violating, {name for name in order if posterior[name]}
+    return violating, {name for name in values if posterior[name]}

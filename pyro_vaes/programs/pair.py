@@ -17,10 +17,10 @@ from .aside import (
     preserve_rng,
     untouched_store,
 )
+from .dependencies import reached
 from .reach import Program, modules_of, num_positional
-from .runs import run_pair
+from .runs import Args, run_pair
 
-Args = tuple[object, ...]
 NO_FORWARD = (nn.Module.forward, pyro.nn.PyroModule.forward)
 OF_MODULES = (nn.Module.__call__, pyro.nn.PyroModule.__call__)
 
@@ -61,6 +61,7 @@ class Pair:
                 taken = label in self.modules
                 name = f"{label}.{len(self.modules)}" if taken else label
                 self.modules[name] = module
+        self._all = nn.ModuleList(self.modules.values())
 
         self.parameters: dict[str, Tensor] = {}
         self.unreached: list[str] = []
@@ -74,18 +75,13 @@ class Pair:
 
     def device(self) -> torch.device | None:
         """Where the modules' parameters live; None when there are none."""
-        for module in self.modules.values():
-            for parameter in module.parameters():
-                return parameter.device
-        return None
+        return getattr(next(self._all.parameters(), None), "device", None)
 
     def to(self, device: torch.device | str) -> None:
-        for module in self.modules.values():
-            module.to(device)
+        self._all.to(device)
 
     def train(self, mode: bool = True) -> None:
-        for module in self.modules.values():
-            module.train(mode)
+        self._all.train(mode)
 
     # running aside
 
@@ -100,7 +96,7 @@ class Pair:
                 inside stay in the store.
         """
         buffers = []
-        for owner in {m for module in self.modules.values() for m in module.modules()}:
+        for owner in self._all.modules():
             for name, buffer in owner._buffers.items():
                 if buffer is not None and not is_lazy(buffer):
                     buffers.append((owner, name, buffer, buffer.clone()))
@@ -116,7 +112,7 @@ class Pair:
 
     def in_evaluation_mode(self) -> contextlib.AbstractContextManager[None]:
         """Inside, all modules are in evaluation mode; each part's own mode comes back."""
-        return modes(*self.modules.values(), training=False)
+        return modes(self._all, training=False)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -135,18 +131,19 @@ class Pair:
 
     def _note_params(self, recorder: ParameterRecorder) -> dict[int, tuple[str, Tensor]]:
         """The leaves of all param statements by identity; keeps the free-standing ones."""
-        names = {}
-        for label, module in self.modules.items():
-            for name, parameter in module.named_parameters():
-                names[id(parameter)] = f"{label}.{name}"
+        known = self._parameters_of(*self.modules)
 
         self.free = {}
         found = {}
         for name, value in recorder.found:
-            leaf = _leaf(value)
-            if id(leaf) not in names:
-                self.free[f"param.{name}"] = leaf
-            found[id(leaf)] = (names.get(id(leaf), f"param.{name}"), leaf)
+            if hasattr(value, "unconstrained"):
+                value = value.unconstrained()
+            assert isinstance(value, Tensor)
+
+            free = f"param.{name}"
+            if id(value) not in known:
+                self.free[free] = value
+            found[id(value)] = known.get(id(value), (free, value))
         return found
 
     def discover(self, loss: ELBO, args: Args) -> Tensor | None:
@@ -168,23 +165,19 @@ class Pair:
     def find_parameters(self, loss: ELBO, args: Args) -> Tensor | None:
         """The same for those who run the pair aside already."""
         with ParameterRecorder() as recorder:
-            value = _dry_loss(loss, self, args)
+            # with a graph where the bound has a loss of that kind; else a number
+            evaluate = getattr(loss, "differentiable_loss", loss.loss)
+            value = evaluate(self.model, self.guide, *args)
         named = self._note_params(recorder)
+        own = self._parameters_of("model", "guide")
 
-        candidates = {}
-        for key, (name, parameter) in (self._own_parameters() | named).items():
-            if parameter.requires_grad:
-                candidates[key] = (name, parameter)
-        leaves = {key: parameter for key, (_, parameter) in candidates.items()}
-        reached = self._reached(loss, value, args, leaves)
+        leaves = {key: p for key, (_, p) in (own | named).items() if p.requires_grad}
+        moved = self._reached(loss, value, args, leaves)
 
-        found = []
-        for key, item in candidates.items():
-            if key in named or key in reached:
-                found.append(item)
-        found.sort(key=lambda item: item[0])
-        self.parameters = dict(found)
-        self.unreached = [name for name, p in found if id(p) not in reached]
+        trained = leaves.keys() & (named.keys() | moved)
+        names = {(own | named)[key][0]: key for key in trained}
+        self.parameters = {name: leaves[key] for name, key in sorted(names.items())}
+        self.unreached = sorted(name for name, key in names.items() if key not in moved)
 
         if not self.parameters:
             raise ValueError(
@@ -194,10 +187,10 @@ class Pair:
             )
         return value.detach() if isinstance(value, Tensor) else None
 
-    def _own_parameters(self) -> dict[int, tuple[str, Tensor]]:
-        """The parameters of the owners of the two programs, by identity."""
+    def _parameters_of(self, *labels: str) -> dict[int, tuple[str, Tensor]]:
+        """The parameters of the modules of these names, by identity."""
         found: dict[int, tuple[str, Tensor]] = {}
-        for label in ("model", "guide"):
+        for label in labels:
             if label in self.modules:
                 for name, parameter in self.modules[label].named_parameters():
                     found[id(parameter)] = (f"{label}.{name}", parameter)
@@ -205,27 +198,24 @@ class Pair:
 
     def _reached(self, loss: ELBO, value: object, args: Args, leaves: dict[int, Tensor]) -> set[int]:
         """Which of these leaves a gradient of the loss reaches."""
-        if isinstance(value, Tensor) and value.requires_grad and leaves:
-            gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-            return {i for i, g in zip(leaves, gradients, strict=True) if g is not None}
         if hasattr(loss, "differentiable_loss"):
-            return set()
+            return reached(value, leaves)
 
         # a bound without a differentiable loss puts its gradients into .grad
         before = [(p, p.grad) for p in leaves.values()]
         for parameter, _ in before:
             parameter.grad = None
         loss.loss_and_grads(self.model, self.guide, *args)
-        reached = {i for i, p in leaves.items() if p.grad is not None}
+        found = {i for i, p in leaves.items() if p.grad is not None}
         for parameter, gradient in before:
             parameter.grad = gradient
-        return reached
+        return found
 
     # state
 
     def state(self) -> dict[str, Tensor]:
         """All parameters and buffers by name, each tensor once."""
-        tensors: dict[str, Tensor] = {}
+        tensors = {}
         for label, module in self.modules.items():
             for name, value in module.state_dict(keep_vars=True).items():
                 if isinstance(value, Tensor):  # a module may add state of other kinds
@@ -294,18 +284,3 @@ def _refuse_no_program(label: str, program: object) -> None:
             f"The {label} is a {type(program).__name__}, which has no forward: pass its "
             "method, as in fit(vae.model, vae.guide, data)."
         )
-
-
-def _dry_loss(loss: ELBO, pair: Pair, args: Args) -> object:
-    """The loss as a tensor with a graph where the bound has one; else a number."""
-    if hasattr(loss, "differentiable_loss"):
-        return loss.differentiable_loss(pair.model, pair.guide, *args)
-    return loss.loss(pair.model, pair.guide, *args)
-
-
-def _leaf(value: object) -> Tensor:
-    """The unconstrained leaf tensor of a param statement's value."""
-    if hasattr(value, "unconstrained"):
-        value = value.unconstrained()
-    assert isinstance(value, Tensor)
-    return value

@@ -8,6 +8,7 @@ from pyro.poutine.messenger import Messenger, unwrap
 from torch import nn
 
 Program = Callable[..., object]
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 MAX_DEPTH = 4  # functions that call functions, wrappers in wrappers
 
 
@@ -82,13 +83,12 @@ def num_positional(program: Program) -> int | None:
     parameters = _parameters(program)
     if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return sum(p.kind in POSITIONAL for p in parameters)
 
 
 def required_arguments(program: Program) -> list[str]:
     """The names of the positional arguments without which a program cannot run, as far as its signature says."""
-    parameters = _parameters(program) or ()
-    positional = (p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    positional = (p for p in _parameters(program) or () if p.kind in POSITIONAL)
     return [p.name for p in positional if p.default is p.empty]
 
 

@@ -5,7 +5,7 @@ The closed form is compared with the generic one at the first batch, and left wh
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -14,15 +14,9 @@ from pyro.distributions import Bernoulli
 from torch import Tensor, nn
 
 from ..joint import Joint, refuse_dependence
+from .chains import ReluChain
 from .fisher import clipped_bernoulli
-from .linear_region import ReluChain
-from .linearise import (
-    DEPENDENT,
-    Linearised,
-    Lineariser,
-    ProgramRun,
-    run_program,
-)
+from .linearise import DEPENDENT, Linearised, Lineariser, ProgramRun, run_program
 from .relu_chain import find_chain, record_chains
 
 Linearise = Callable[..., Linearised]
@@ -44,10 +38,11 @@ class Curvature:
     chunk_size: int | None
     s_jitter: float
     fallback: Literal["hessian"] | None
-    verdicts: WeakKeyDictionary[nn.Module, bool] = field(default_factory=WeakKeyDictionary, init=False)
-    independent: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        self.verdicts = WeakKeyDictionary[nn.Module, bool]()
+        self.independent = False
+
         if self.path not in ("auto", "generic", "fast"):
             raise ValueError(f"path must be 'auto', 'generic' or 'fast', but got {self.path!r}.")
         if self.fallback not in (None, "hessian"):
@@ -105,7 +100,12 @@ class Curvature:
 
         with torch.no_grad():
             found, wanted = by_hand(mu), generic(mu)
-        agrees = _agree(found, wanted)
+        assert found.score is not None and wanted.score is not None
+
+        whole, largest = wanted.precision.norm(), float(wanted.precision.abs().max())
+        close = (found.precision - wanted.precision).norm() <= 1e-4 * whole
+        same = torch.allclose(found.score, wanted.score, rtol=1e-3, atol=1e-3 * largest)
+        agrees = same and bool(close)
         if not agrees:
             warnings.warn(
                 "The closed form for ReLU networks disagrees with the generic curvature of this program, which is "
@@ -114,12 +114,6 @@ class Curvature:
             )
         # a decoder that starts at zero says nothing yet: look again at the next call
         of_data = wanted.precision - torch.diag_embed(chain.prior_precision)
-        if not agrees or bool(of_data.norm() > 1e-6 * wanted.precision.norm()):
+        if not agrees or bool(of_data.norm() > 1e-6 * whole):
             self.verdicts[chain.module] = agrees
         return agrees
-
-
-def _agree(one: Linearised, two: Linearised) -> bool:
-    assert one.score is not None and two.score is not None
-    close = (one.precision - two.precision).norm() <= 1e-4 * two.precision.norm()
-    return bool(close) and torch.allclose(one.score, two.score, rtol=1e-3, atol=1e-3 * float(two.precision.abs().max()))

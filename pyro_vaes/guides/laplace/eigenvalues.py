@@ -6,24 +6,18 @@ from torch import Tensor
 from pyro_vaes.ops import GradientContext
 
 
-def floor_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest positive semi-definite matrices to symmetric ones, and the eigenvalues of these in ascending order.
+class FloorEigenvalues(torch.autograd.Function):
+    """V max(l, 0) Vᵀ of symmetric matrices V l Vᵀ, with the derivative of Daleckii and Krein.
+
+    These are the nearest positive semi-definite matrices; the eigenvalues l come with them, in ascending order.
+    Autograd through ``eigh`` divides by differences of eigenvalues, which vanish where several sites have none.
 
     Arguments:
         matrix: Symmetric, with shape ``(..., d, d)``.
 
     Example:
-        >>> floor_eigenvalues(torch.diag(torch.tensor([2.0, -1.0])))[0].diagonal()
+        >>> FloorEigenvalues.apply(torch.diag(torch.tensor([2.0, -1.0])))[0].diagonal()
         tensor([2., 0.])
-    """
-    floored, eigenvalues = _FloorEigenvalues.apply(matrix)
-    return floored, eigenvalues
-
-
-class _FloorEigenvalues(torch.autograd.Function):
-    """V max(l, 0) Vᵀ of symmetric matrices V l Vᵀ, with the derivative of Daleckii and Krein.
-
-    Autograd through ``eigh`` divides by differences of eigenvalues, which vanish where several sites have none.
     """
 
     @staticmethod

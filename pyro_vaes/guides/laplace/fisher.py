@@ -11,7 +11,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pyro import distributions as dist
@@ -20,11 +20,11 @@ from torch.distributions.distribution import Distribution
 
 from pyro_vaes.distributions import AutoregressiveFlow
 
-Terms = Callable[..., tuple[Tensor, ...]]
+Tensors = tuple[Tensor, ...]
+Terms = Callable[..., Tensors]
 
 
-@dataclass(frozen=True)
-class Fisher:
+class Fisher(NamedTuple):
     """How to read a family's parameters, and how to multiply tangents of them by its Fisher information.
 
     Arguments:
@@ -102,10 +102,10 @@ def _location_scale(
 ) -> Fisher:
     """eta = (loc, log scale) with the curvatures of loc, times scale², and of log scale; diagonal by symmetry."""
 
-    def parameters(fn: dist.Normal, value: Tensor) -> tuple[Tensor, ...]:
+    def parameters(fn: dist.Normal, value: Tensor) -> Tensors:
         return fn.loc - value, fn.scale.log()
 
-    def product(fn: dist.Normal, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def product(fn: dist.Normal, tangents: Tensors) -> Tensors:
         (of_loc, of_scale), (loc, log_scale) = curvature(fn), tangents
         return of_loc * loc / fn.scale.square(), of_scale * log_scale
 
@@ -116,13 +116,13 @@ def _binary_variance(fn: dist.Bernoulli) -> Tensor:
     return torch.sigmoid(fn.logits) * torch.sigmoid(-fn.logits)  # p (1 - p) without cancellation
 
 
-def _categorical(fn: dist.Categorical, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _categorical(fn: dist.Categorical, tangents: Tensors) -> Tensors:
     """(diag p - p pᵀ) t, applied to the last dimension without forming the matrix."""
     (tangent,) = tangents
     return (fn.probs * (tangent - (fn.probs * tangent).sum(-1, keepdim=True)),)
 
 
-def _multivariate_normal(fn: dist.MultivariateNormal, tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _multivariate_normal(fn: dist.MultivariateNormal, tangents: Tensors) -> Tensors:
     tangent = tangents[0].unsqueeze(-1)
     scale_tril = fn.scale_tril.expand(tangent.shape[:-2] + fn.scale_tril.shape[-2:])
     return (torch.cholesky_solve(tangent, scale_tril).squeeze(-1),)

@@ -168,7 +168,7 @@ class AmortizedLaplace(AmortizedGuide):
     def _refine(self, start: Tensor, joint: Joint) -> PrecisionNormal:
         """The updates from the start, and the Gaussian where they end."""
         if is_dry_run():  # of which only the shapes are looked at
-            identity = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
+            identity = start.new_ones(start.shape[-1]).diag()
             return PrecisionNormal(start, identity.expand(*start.shape, -1))
 
         linearise_at = self._curvature.of(joint, start)

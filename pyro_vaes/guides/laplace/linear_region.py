@@ -7,11 +7,10 @@ the data, has shape ``(F', F)``, a bias a ``(F',)``, and slopes M ``(B, 1, F)``.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from pyro_vaes.ops import is_capturing
@@ -20,39 +19,7 @@ LANES = 16  # single-precision numbers in a CPU's widest vector
 CACHE = 2**18  # numbers in an intermediate result of the curvature that a CPU's cache holds: 1 MB in single precision
 
 
-@dataclass(frozen=True)
-class ReluChain:
-    """A chain with the distributions at both of its ends.
-
-    Arguments:
-        module: The network.
-        layers: Its layers, linear and (leaky) ReLU, the last one linear.
-        x: Data, shape ``(B, D)``.
-        weight: What the curvature of the data is multiplied by: the precision of Gaussian noise, shape ``(D,)``, or the
-            scale of a Bernoulli site, a number.
-        prior_loc, prior_precision: Mean and diagonal precision of z, shape ``(B, d)``.
-    """
-
-    module: nn.Module
-    layers: tuple[nn.Module, ...]
-    x: Tensor
-    weight: Tensor | float
-    prior_loc: Tensor
-    prior_precision: Tensor
-
-    def prepare(self) -> Self:
-        """The chain with what all steps share."""
-        return self
-
-    @property
-    def last(self) -> nn.Linear:
-        layer = self.layers[-1]
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-
-@dataclass(frozen=True)
-class LinearRegion:
+class LinearRegion(NamedTuple):
     """The linear network up to the last hidden layer, which tangents and cotangents pass.
 
     Arguments:
@@ -94,7 +61,7 @@ class LinearRegion:
         There are so many data in each part that tangents of this width fill a CPU's cache. Where one Jacobian holds for
         all data, it comes once, with b = 1.
         """
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        basis = z.new_ones(z.shape[-1]).diag()
         size = len(z)
         if z.device.type == "cpu" and any(part.dim() == 3 for part in self.parts):
             size = max(1, CACHE // max(1, z.shape[-1] * width))
@@ -125,26 +92,6 @@ class LinearRegion:
                 kept.append(select(part, 2, used))
 
         return LinearRegion(kept), used
-
-
-def find_region(layers: Sequence[nn.Module], z: Tensor) -> tuple[Tensor, LinearRegion]:
-    """The last hidden layer ``(B, H)`` of a chain at z, and the linear network that the chain is there."""
-    value = z
-    parts: list[Tensor] = []
-
-    for layer in layers[:-1]:
-        before, value = value, layer(value)
-        if isinstance(layer, nn.Linear):
-            parts.append(layer.weight)
-            if layer.bias is not None:
-                parts.append(layer.bias)
-        elif isinstance(layer, nn.LeakyReLU):
-            slopes = torch.where(before > 0, value.new_ones(()), layer.negative_slope)
-            parts.append(slopes.unsqueeze(-2))
-        else:
-            parts.append(value.detach().sign().unsqueeze(-2))
-
-    return value, LinearRegion(parts)
 
 
 def used_units(on: Tensor) -> Tensor | None:

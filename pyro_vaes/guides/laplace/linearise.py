@@ -18,12 +18,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import compress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyro
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
-from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.distribution import Distribution
@@ -33,7 +32,7 @@ from pyro_vaes.distributions import Autoregressive
 from pyro_vaes.ops import is_capturing
 
 from ..joint import Joint, JointSite
-from .eigenvalues import floor_eigenvalues
+from .eigenvalues import FloorEigenvalues
 from .fisher import Fisher, find_fisher
 
 Derivatives = TypeVar("Derivatives", Tensor, list[list[Tensor]])
@@ -45,8 +44,7 @@ DEPENDENT = (
 )
 
 
-@dataclass(frozen=True)
-class Linearised:
+class Linearised(NamedTuple):
     """What a Newton step needs at one point per datum.
 
     Attributes:
@@ -61,8 +59,7 @@ class Linearised:
     residual: Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class ProgramRun:
+class ProgramRun(NamedTuple):
     """The sites of a program at one point per datum, with the gradient's graph that leads there from z.
 
     Attributes:
@@ -138,7 +135,7 @@ class Lineariser:
                 (gradient,) = torch.autograd.grad(log_prob, run.z, create_graph=recording, retain_graph=True)
 
         z = run.z if recording else run.z.detach()
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        basis = z.new_ones(z.shape[-1]).diag()
         hessian: Tensor | None = None
         with pyro.validation_enabled(False):  # checks of values cannot run under vmap
             if by_hessian:
@@ -266,7 +263,7 @@ class Lineariser:
             return -self.joint.log_prob(sites, len(z)).sum()
 
         hessian = self._tangents(grad(energy), z, basis).movedim(0, -1)
-        floored, eigenvalues = floor_eigenvalues(0.5 * (hessian + hessian.mT))
+        floored, eigenvalues = FloorEigenvalues.apply(0.5 * (hessian + hessian.mT))
         lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
         is_below = lowest < -1e-4 * highest.abs().clamp(min=1e-3)
         if not is_capturing() and bool(is_below.any()):
@@ -293,7 +290,7 @@ def _unwrap(site: JointSite) -> tuple[Distribution, int, list[tuple[Tensor | boo
         fn = fn.base_dist
 
     observed = site.value.shape[: site.value.dim() - len(fn.event_shape)]
-    full = torch.Size(broadcast_shape(site.fn.batch_shape + site.fn.event_shape[:depth], observed))
+    full = torch.broadcast_shapes(site.fn.batch_shape + site.fn.event_shape[:depth], observed)
     return fn if fn.batch_shape == full else fn.expand(full), depth, masks
 
 

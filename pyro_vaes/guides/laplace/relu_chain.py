@@ -5,7 +5,7 @@ That is seen from the modules that a program calls, so nothing has to be declare
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyro.distributions import Bernoulli, Normal
 from torch import Tensor, nn
@@ -15,16 +15,14 @@ from torch.distributions.distribution import Distribution
 from pyro_vaes.nn import MLP, Chain
 
 from ..joint import JointSite
-from .bernoulli_chain import BernoulliChain
-from .gaussian_chain import GaussianChain
+from .chains import BernoulliChain, GaussianChain
 from .linearise import depends
 
 _CONTAINERS = (nn.Sequential, MLP, Chain)  # exact types: a subclass may compute something else
 _SLOPES = (nn.ReLU, nn.LeakyReLU, nn.Identity)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of a network: its layers in order, what went in, what came out, and that output's version then."""
 
     module: nn.Module
@@ -47,7 +45,7 @@ def record_chains() -> Iterator[list[Call]]:
     def record(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             layers = _chain_of_layers(module)
-            if layers is not None:
+            if layers:
                 calls.append(Call(module, layers, args[0], output, _version(output)))
 
     handle = nn.modules.module.register_module_forward_hook(record)
@@ -57,15 +55,15 @@ def record_chains() -> Iterator[list[Call]]:
         handle.remove()
 
 
-def _chain_of_layers(module: nn.Module) -> tuple[nn.Module, ...] | None:
-    """The linear and piecewise-linear layers of a module that is nothing else, the last one linear."""
+def _chain_of_layers(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The linear and piecewise-linear layers of a module, the last one linear; none if it is anything else."""
     modules = _flatten(module)
     if any(type(m) not in (nn.Linear, *_SLOPES) for m in modules):
-        return None
+        return ()
     if any(m._forward_hooks or m._forward_pre_hooks for m in [module, *modules]):
-        return None
+        return ()
     layers = tuple(m for m in modules if type(m) is not nn.Identity)
-    return layers if layers and type(layers[-1]) is nn.Linear else None
+    return layers if layers and type(layers[-1]) is nn.Linear else ()
 
 
 def _flatten(module: nn.Module) -> list[nn.Module]:

@@ -1,7 +1,7 @@
 """Where the batches of a training loop come from: sources of rows, loaders."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
@@ -13,20 +13,17 @@ from .sources import (
     EMPTY,
     Batch,
     DatasetSource,
+    Device,
     Source,
     TensorSource,
     as_tensor,
     item_on_device,
     on_device,
 )
-from .unusable_data import (
-    describe,
-    describe_parts,
-    has_parts,
-    refuse_lists_of_numbers,
-)
+from .unusable_data import describe_parts, has_parts, refuse_lists_of_numbers
 
 
+@dataclass(eq=False)
 class SourceBatches:
     """Seeded mini-batches of a source by index selection; an epoch's order depends only on the seed and the epoch.
 
@@ -34,18 +31,23 @@ class SourceBatches:
     from its beginning, so that no process waits for another.
     """
 
-    def __init__(self, source: Source, batch_size: int, *, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
-        self.num_data = len(source)
+    source: Source
+    batch_size: int
+    _: KW_ONLY
+    shuffle: bool
+    rank: int = 0
+    world_size: int = 1
+    keeps_last: bool = True  # also where the last batch is shorter than the others
+
+    def __post_init__(self) -> None:
+        self.num_data = len(self.source)
         if self.num_data == 0:
             raise ValueError(EMPTY)
-        if shuffle and batch_size % world_size:
+        if self.shuffle and self.batch_size % self.world_size:
             raise ValueError(
-                f"batch_size={batch_size} cannot be shared equally by {world_size} processes; choose a multiple of "
-                f"{world_size}."
+                f"batch_size={self.batch_size} cannot be shared equally by {self.world_size} processes; choose a "
+                f"multiple of {self.world_size}."
             )
-        self.source, self.batch_size, self.shuffle = source, batch_size, shuffle
-        self.rank, self.world_size = rank, world_size
-        self.keeps_last = True  # also where the last batch is shorter than the others
 
     def __len__(self) -> int:
         if not self.keeps_last:
@@ -58,9 +60,7 @@ class SourceBatches:
         return (self.num_data % self.batch_size if self.keeps_last else 0) or self.batch_size
 
     def to(self, device: torch.device) -> "SourceBatches":
-        moved = copy.copy(self)
-        moved.source = self.source.to(device)
-        return moved
+        return replace(self, source=self.source.to(device))
 
     def whole(self) -> "SourceBatches":
         """The same batches without the last one where that is shorter than the others; the only one is kept.
@@ -68,9 +68,7 @@ class SourceBatches:
         Which rows that leaves out is new in each epoch, as their order is.
         """
         assert self.shuffle
-        whole = copy.copy(self)
-        whole.keeps_last = self.num_data < self.batch_size
-        return whole
+        return replace(self, keeps_last=self.num_data < self.batch_size)
 
     def epoch(self, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
         """The batches of one epoch; every rank gets its own rows of each batch."""
@@ -81,9 +79,8 @@ class SourceBatches:
             return
 
         order = torch.randperm(self.num_data, generator=_generator("cpu", seed, epoch, 0))
-        rest = -len(order) % self.world_size
-        if rest:
-            order = torch.cat([order, order[torch.arange(rest) % len(order)]])
+        filled = len(order) + -len(order) % self.world_size
+        order = order[torch.arange(filled) % len(order)]
 
         noise = _generator(device, seed, epoch, 1 + self.rank)
         for index in order.to(device).split(self.batch_size)[: len(self)]:
@@ -94,10 +91,8 @@ class SourceBatches:
         find = getattr(self.source, "suspects", None)
         if find is None:
             return None
-        others = torch.arange(min(rows, self.num_data))
-        index = torch.cat([find(), others])
-        _, first = np.unique(index.numpy(), return_index=True)
-        return self.source.batch(index[torch.from_numpy(np.sort(first))[:rows]])
+        index = dict.fromkeys([*find().tolist(), *range(min(rows, self.num_data))])
+        return self.source.batch(torch.tensor(list(index)[:rows]))
 
 
 def derived_seed(seed: int, *stream: int) -> int:
@@ -105,7 +100,7 @@ def derived_seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint32)[0])
 
 
-def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -> torch.Generator:
+def _generator(device: Device, seed: int, epoch: int, stream: int) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(derived_seed(seed, epoch, stream))
 
 
@@ -193,8 +188,11 @@ def as_batches(data: object, batch_size: int, *, shuffle: bool, rank: int = 0, w
 
     if has_parts(data):
         raise ValueError(describe_parts(data))
+    described = f"a {type(data).__name__}"
+    if isinstance(data, np.ndarray | Tensor):
+        described = f"{type(data).__name__} of dtype {data.dtype} with shape {tuple(data.shape)}"
     raise ValueError(
-        f"data is {describe(data)}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load_data, a "
+        f"data is {described}; a tensor, an array, a tuple of these, a data set from pyro_vaes.data.load_data, a "
         "torch Dataset or DataLoader, or an iterable of batches is wanted."
     )
 
@@ -222,7 +220,7 @@ def train_and_valid(data: object, valid: object | None) -> tuple[object, object 
     return data, valid
 
 
-def first_batch(data: object, device: torch.device | str, batch_size: int = 128) -> object:
+def first_batch(data: object, device: Device, batch_size: int = 128) -> object:
     """The first batch of whatever a user has, as for :func:`as_batches`; tensors and tuples of them are one already.
 
     Arguments:

@@ -5,6 +5,7 @@ fresh preprocessing noise from the generator, or fixed noise without one), and `
 """
 
 from collections.abc import Sized
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 Batch = tuple[object, ...]
+Device = torch.device | str
 EMPTY = "The data set is empty: it has 0 rows. Is the path, the split or the filter right?"
 
 
@@ -24,7 +26,7 @@ class Source(Protocol):
 
     def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> Batch: ...
 
-    def to(self, device: torch.device | str) -> "Source": ...
+    def to(self, device: Device) -> "Source": ...
 
 
 class TensorSource:
@@ -55,7 +57,7 @@ class TensorSource:
                 rows += [row.cpu().reshape(1) for row in extremes]
         return torch.cat(rows)
 
-    def to(self, device: torch.device | str) -> "TensorSource":
+    def to(self, device: Device) -> "TensorSource":
         return TensorSource(*(t.to(device) for t in self.tensors))
 
 
@@ -71,11 +73,12 @@ def as_tensor(value: object) -> Tensor | None:
     return None
 
 
+@dataclass(eq=False)
 class DatasetSource:
     """A torch Dataset with a length, as a source; rows are collated one by one."""
 
-    def __init__(self, dataset: Dataset[object], device: torch.device | str = "cpu") -> None:
-        self.dataset, self.device = dataset, device
+    dataset: Dataset[object]
+    device: Device = "cpu"
 
     def __len__(self) -> int:
         assert isinstance(self.dataset, Sized)
@@ -92,17 +95,17 @@ class DatasetSource:
             ) from error
         return on_device(batch, self.device)
 
-    def to(self, device: torch.device | str) -> "DatasetSource":
+    def to(self, device: Device) -> "DatasetSource":
         return DatasetSource(self.dataset, device)
 
 
-def on_device(batch: object, device: torch.device | str) -> Batch:
+def on_device(batch: object, device: Device) -> Batch:
     """A batch as a tuple, its tensors on this device."""
     items = batch if isinstance(batch, tuple | list) else (batch,)
     return tuple(item_on_device(item, device) for item in items)
 
 
-def item_on_device(item: object, device: torch.device | str) -> object:
+def item_on_device(item: object, device: Device) -> object:
     """A tensor or an array as a tensor on this device, anything else as it is."""
     tensor = as_tensor(item)
     return item if tensor is None else tensor.to(device, non_blocking=True)

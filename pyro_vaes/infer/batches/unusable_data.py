@@ -2,9 +2,6 @@
 
 from typing import Protocol, TypeGuard
 
-import numpy as np
-from torch import Tensor
-
 from .sources import Source, as_tensor
 
 
@@ -12,13 +9,6 @@ class Parts(Protocol):
     """A data set of which a training part is one of several parts."""
 
     train: Source
-
-
-def describe(data: object) -> str:
-    """What this is, for an error."""
-    if isinstance(data, np.ndarray | Tensor):
-        return f"{type(data).__name__} of dtype {data.dtype} with shape {tuple(data.shape)}"
-    return f"a {type(data).__name__}"
 
 
 def refuse_lists_of_numbers(data: object) -> None:

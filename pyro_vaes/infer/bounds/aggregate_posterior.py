@@ -43,10 +43,7 @@ from pyro_vaes.programs import (
 
 from .bound import Args, Bound, found_once
 from .global_batch import all_rows
-from .standardised import (
-    NormalSite,
-    find_normal_sites,
-)
+from .standardised import NormalSite, find_normal_sites
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ def _weight(site: NormalSite, guide_sites: Sites, model_sites: Sites) -> float |
     """The number of data for which a batch's terms stand, times a KL weight."""
     posterior = guide_sites[site.posterior.name]
     messages = [posterior, *(model_sites[name] for name in site.latents)]
-    scales: list[float | Tensor] = [m["scale"] for m in messages]
+    scales = [m["scale"] for m in messages]
 
     # numbers on a device are not waited for
     numbers = [s for s in scales if not isinstance(s, Tensor)]

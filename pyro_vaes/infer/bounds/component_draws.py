@@ -42,7 +42,7 @@ class ComponentDraws:
 
     Attributes:
         mixture: Q, batch shape with B elements.
-        indices: Which components were drawn from, C of them.
+        indices: Which components were drawn from, each as often as the others.
         draws: The draws, with gradients for the components' parameters, with shape
             ``(C, *batch_shape, *event_shape)``.
         points: The values that the programs met: the draws, or leaves of their own with the
@@ -54,7 +54,7 @@ class ComponentDraws:
     """
 
     mixture: RecursiveMixture
-    indices: tuple[int, ...]
+    indices: Sequence[int]
     draws: Tensor
     points: Tensor
     model_terms: list[Tensor]
@@ -73,6 +73,7 @@ class ComponentDraws:
         leading = values.shape[: values.dim() - len(self.mixture.batch_shape)]
         return values.reshape((*leading, -1))
 
+    @property
     def log_alpha(self) -> Tensor:
         """log alpha_m of all components, ``(M + 1, B)``."""
         return self.per_datum(self.mixture.log_alpha.movedim(-1, 0))
@@ -100,6 +101,7 @@ class ComponentDraws:
         return log_p - total_q
 
 
+@dataclass(eq=False)
 class _DrawComponents(Messenger):
     """Give the guide's mixture site draws from the components as its value.
 
@@ -113,16 +115,10 @@ class _DrawComponents(Messenger):
         name, mixture, chosen, draws, points: What was met and given in the latest run.
     """
 
-    def __init__(
-        self,
-        plate: DataPlate,
-        indices: Sequence[int] | None,
-        num_particles: int,
-        detached: bool,
-    ) -> None:
-        super().__init__()
-        self.plate, self.indices = plate, indices
-        self.num_particles, self.detached = num_particles, detached
+    plate: DataPlate
+    indices: Sequence[int] | None
+    num_particles: int
+    detached: bool
 
     def _pyro_sample(self, msg: Message) -> None:
         fn = msg["fn"]
@@ -243,7 +239,7 @@ class MixtureBound(Bound):
             for index in range(size):
                 at_one = _at_draw(guide_trace, index, plate)
                 each.append(model_terms(model, at_one, particles=False))
-            log_p = [torch.stack(terms) for terms in zip(*each, strict=True)]
+            log_p = list(map(torch.stack, zip(*each, strict=True)))
 
         site = guide_trace.nodes[drawn.name]
         ones = torch.ones_like(drawn.mixture.log_alpha[..., 0])
@@ -252,7 +248,7 @@ class MixtureBound(Bound):
 
         return ComponentDraws(
             mixture=drawn.mixture,
-            indices=tuple(i for i in drawn.chosen for _ in range(num_particles)),
+            indices=drawn.chosen,
             draws=drawn.draws,
             points=drawn.points,
             model_terms=log_p,
@@ -266,12 +262,9 @@ def _at_draw(trace: Trace, index: int, plate: DataPlate) -> Trace:
 
     What does not depend on the mixture is the same for all draws.
     """
-    one = Trace()
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample":
-            continue
+    one = trace.copy()
+    for name, site in sites(trace).items():
         value = site["value"]
         if value.dim() - len(site["fn"].event_shape) > plate.depth:
-            value = value[index]
-        one.add_node(name, **{**site, "value": value})
+            one.nodes[name] = {**site, "value": value[index]}
     return one

@@ -5,7 +5,7 @@ one that wraps another in an attribute of any name, has the facts of the bounds 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from pyro.infer import (
     ELBO,
@@ -59,20 +59,25 @@ def facts_of(bound: ELBO) -> BoundFacts:
         >>> facts_of(TraceMeanField_ELBO()).analytic_kl
         True
     """
-    inner = _held(bound)
+    inner: list[ELBO] = []
+    for value in vars(bound).values():
+        parts = value if isinstance(value, list | tuple) else [value]
+        inner.extend(part for part in parts if isinstance(part, ELBO))
     below = [facts_of(part) for part in inner] or [BoundFacts()]
 
-    def fact(name: str) -> bool:  # min_rows is a number
-        stated = _stated(bound, name)
-        if stated is not None:
-            return stated
-        inherited = [getattr(facts, name) for facts in below]
+    stated: dict[str, bool] = {}
+    for kind, facts in OF_PYRO.items():
+        if isinstance(bound, kind):
+            stated |= facts
+
+    known = {}
+    for name in BoundFacts.__annotations__.keys() - {"inner"}:
+        inherited = [getattr(part, name) for part in below]
         # needs add up; what one part cannot do, the whole cannot
         demanding = name in ("min_rows", "enumerates", "analytic_kl")
-        return max(inherited) if demanding else min(inherited)
-
-    names = [field.name for field in fields(BoundFacts) if field.name != "inner"]
-    return BoundFacts(**{name: fact(name) for name in names}, inner=inner)
+        combined = max(inherited) if demanding else min(inherited)
+        known[name] = getattr(bound, name, stated.get(name, combined))
+    return BoundFacts(**known, inner=tuple(inner))
 
 
 def layers(bound: ELBO) -> Iterator[ELBO]:
@@ -80,22 +85,3 @@ def layers(bound: ELBO) -> Iterator[ELBO]:
     yield bound
     for part in facts_of(bound).inner:
         yield from layers(part)
-
-
-def _held(bound: ELBO) -> tuple[ELBO, ...]:
-    """The bounds that attributes of any name hold, alone or in a sequence."""
-    held: list[ELBO] = []
-    for value in vars(bound).values():
-        parts = value if isinstance(value, list | tuple) else [value]
-        held.extend(part for part in parts if isinstance(part, ELBO))
-    return tuple(held)
-
-
-def _stated(bound: ELBO, name: str) -> bool | None:
-    """A fact that the bound or a class of it states."""
-    for kind in type(bound).__mro__:
-        if name in vars(bound) or name in vars(kind):
-            return getattr(bound, name)
-        if name in OF_PYRO.get(kind, {}):
-            return OF_PYRO[kind][name]
-    return None

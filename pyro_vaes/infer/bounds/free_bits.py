@@ -20,9 +20,9 @@ from torch import Tensor
 from pyro_vaes.programs import (
     DENSITIES,
     DRAWN,
+    OBJECTIVE,
     Program,
     Role,
-    is_latent,
     log_density,
     log_density_sum,
     sites,
@@ -56,9 +56,8 @@ class FreeBits_ELBO(Bound):
             return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
 
         loss: Tensor | float = log_density_sum(guide_trace, Role.OBJECTIVE_ONLY)
-        for site in sites(model_trace).values():
-            if not is_latent(site):
-                loss = loss - log_density(site).sum()
+        for site in sites(model_trace, OBJECTIVE - DRAWN).values():
+            loss = loss - log_density(site).sum()
 
         for weight, term in self._groups(guide_trace, model_trace):
             loss = loss + self._floored(weight, term)
@@ -73,7 +72,7 @@ class FreeBits_ELBO(Bound):
         groups = []
         for name, site in sites(model_trace, DRAWN).items():
             term = self._log_ratio(guide_sites[name], site)
-            weight = term.new_ones(term.shape[: term.dim() - int(self.per_unit)])
+            weight = term.new_ones(term.shape[: term.dim() - self.per_unit])
             groups.append((scale_and_mask(weight, site["scale"], site["mask"]), term))
 
         # one density for all sites may sit in an auxiliary site of the guide
@@ -94,7 +93,7 @@ class FreeBits_ELBO(Bound):
 
         # masked terms may be NaN
         kept = torch.where(weight == 0, 0, term)
-        data_dims = tuple(range(term.dim() - int(self.per_unit)))
+        data_dims = tuple(range(term.dim() - self.per_unit))
         total, weighted = weight, weight * kept
         if data_dims:
             total, weighted = total.sum(data_dims), weighted.sum(data_dims)

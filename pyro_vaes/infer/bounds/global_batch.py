@@ -12,7 +12,7 @@ from torch import Tensor
 
 AllGather = Callable[[Tensor], Tensor]
 
-_all_gather: ContextVar[AllGather | None] = ContextVar("_all_gather", default=None)
+_all_gather = ContextVar[AllGather | None]("_all_gather", default=None)
 
 
 @contextlib.contextmanager

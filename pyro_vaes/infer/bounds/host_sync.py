@@ -15,7 +15,7 @@ from torch import Tensor
 
 _MODULES = (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo)
 
-_is_inside: ContextVar[bool] = ContextVar("_is_inside", default=False)  # this thread's own
+_is_inside = ContextVar("_is_inside", default=False)  # this thread's own
 _lock = threading.Lock()
 _num_inside = 0
 _pyros: list[tuple[object, str, Callable[..., object]]] = []
@@ -46,24 +46,19 @@ def without_host_sync() -> Iterator[None]:
 
 def _replace() -> None:
     for module in _MODULES:
-        for name, replacement in (("torch_item", _item), ("warn_if_nan", _warn)):
-            if hasattr(module, name):
-                original = getattr(module, name)
+        for name in ("torch_item", "warn_if_nan"):
+            original = getattr(module, name, None)
+            if original is not None:
                 _pyros.append((module, name, original))
-                setattr(module, name, replacement(original))
+                setattr(module, name, _leaving_tensors(original))
 
 
-def _item(original: Callable[..., object]) -> Callable[..., object]:
-    def torch_item(value: object) -> object:
-        if _is_inside.get() and isinstance(value, Tensor):
-            return value.detach()
-        return original(value)
+def _leaving_tensors(original: Callable[..., object]) -> Callable[..., object]:
+    """A function of a value and, for its message, of what the value is called."""
 
-    return torch_item
+    def leave_tensors(value: object, *about: object) -> object:
+        if not _is_inside.get():
+            return original(value, *about)
+        return value.detach() if isinstance(value, Tensor) else value
 
-
-def _warn(original: Callable[..., object]) -> Callable[..., object]:
-    def warn_if_nan(*args: object, **kwargs: object) -> object:
-        return None if _is_inside.get() else original(*args, **kwargs)
-
-    return warn_if_nan
+    return leave_tensors

@@ -145,8 +145,7 @@ class MMD_ELBO(Bound):
                 use_bound(),
                 Cure("prior", words="a prior that is fixed"),
             )
-        draw = fn.rsample if fn.has_rsample else fn.sample
-        prior = draw().expand_as(value)
+        prior = fn().expand_as(value)
 
         ones = value.new_ones(value.shape[: value.dim() - event_dim])
         weight = scale_and_mask(ones, site["scale"], site["mask"])

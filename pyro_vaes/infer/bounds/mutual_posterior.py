@@ -33,23 +33,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vaes.ops import off_diagonal
-from pyro_vaes.programs import (
-    DRAWN,
-    Findings,
-    Program,
-    SiteRecorder,
-    Sites,
-    find_plate,
-)
+from pyro_vaes.programs import DRAWN, Findings, Program, SiteRecorder, Sites, find_plate
 
 from .bound import Args, Bound
 from .facts import facts_of
 from .global_batch import is_shared
 from .posterior_pairs import Pairs, pairs_of
-from .posteriors import (
-    PosteriorSite,
-    find_posteriors,
-)
+from .posteriors import PosteriorSite, find_posteriors
 from .recorded import Recorded
 
 Diverse = Literal["mean_then_softplus", "pairwise"]
@@ -135,7 +125,7 @@ class MutualPosterior_ELBO(Bound):
         sites: Sequence[str] | None = None,
         num_samples: int = 1,
     ) -> None:
-        base = Trace_ELBO() if base is None else base
+        base = base or Trace_ELBO()
         if not hasattr(base, "differentiable_loss"):
             raise ValueError(
                 f"base must be a bound with a differentiable loss, to which the terms are added, but "

@@ -45,7 +45,7 @@ class ObservationRecorder(SiteRecorder):
     def __init__(self) -> None:
         super().__init__(frozenset({Role.OBSERVED}))
 
-    def take(self, name: str | None = None) -> Message:
+    def take(self, name: str | None) -> Message:
         """The one observation whose events have a shape, or that at the given site.
 
         Afterwards nothing holds on to the run's graph.

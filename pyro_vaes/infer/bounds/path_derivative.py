@@ -14,8 +14,6 @@ References:
     | https://arxiv.org/abs/1703.09194
 """
 
-from typing import Self
-
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -35,10 +33,6 @@ class Gates(Messenger):
         super().__init__()
         self._gates: list[tuple[Tensor, Tensor]] = []  # before and after
 
-    def __enter__(self) -> Self:
-        self._gates = []
-        return super().__enter__()
-
     def _pyro_post_sample(self, msg: Message) -> None:
         value = msg["value"]
         if is_latent(msg) and value.requires_grad:
@@ -52,7 +46,7 @@ class Gates(Messenger):
 
         Arguments:
             log_q: The density of the guide at its draws, computed from the values behind the gates.
-            weight: Of each element of ``log_q``, without gradient; 1 by default.
+            weight: Of each element of ``log_q``, without gradient; 1 for a single number.
         """
         if not self._gates or not log_q.requires_grad:
             return torch.zeros_like(log_q.sum())
@@ -61,7 +55,6 @@ class Gates(Messenger):
         handles = [before.register_hook(torch.zeros_like) for before, _ in self._gates]
         try:
             draws = [after for _, after in self._gates]
-            weight = torch.ones_like(log_q) if weight is None else weight
             h = torch.autograd.grad(log_q, draws, weight, retain_graph=True, allow_unused=True)
         finally:
             for handle in handles:

@@ -10,10 +10,11 @@ its event is one unit.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, TransformedDistribution
+from torch.distributions import Distribution, MultivariateNormal, Normal
 from torch.distributions.kl import kl_divergence
 from torch.nn.functional import softplus
 
@@ -21,6 +22,7 @@ from pyro_vaes.distributions import (
     PrecisionNormal,
     RecursiveMixture,
     event_elements,
+    has_transforms,
     map_parameters,
 )
 from pyro_vaes.errors import UsageError, use_bound
@@ -71,8 +73,7 @@ class _FullNormals(_Normals):
         return torch.stack(list(map(multivariate_normal_pairwise_kl, *blocks))).sum(0)
 
 
-@dataclass(frozen=True)
-class _Elements:
+class _Elements(NamedTuple):
     """Divergences of each pair and unit, ``(n, n, U)``."""
 
     values: Tensor
@@ -102,12 +103,12 @@ def pairs_of(fn: Distribution, num_samples: int, name: str) -> Pairs:
     Raises:
         ValueError: The divergence needs draws that carry no gradient, or parameters that cannot be gathered.
     """
-    base = fn.base_dist if isinstance(fn, Independent) else fn
+    base = event_elements(fn)
     if isinstance(base, Normal):
         return _Normals(*(all_rows(t.reshape(len(t), -1)) for t in (base.loc, base.scale)))
     if isinstance(base, MultivariateNormal | PrecisionNormal):
         return _full_normals(base)
-    if not isinstance(base, TransformedDistribution | RecursiveMixture) or base.arg_constraints.keys() - {"eps_logits"}:
+    if not has_transforms(base) and not isinstance(base, RecursiveMixture):
         closed = _closed(_gathered(fn, name))
         if closed is not None:
             return _Elements(closed)
@@ -119,7 +120,7 @@ def _gathered(fn: Distribution, name: str) -> Distribution:
     if not is_shared():
         return fn
     try:
-        if isinstance(fn, TransformedDistribution) and not fn.arg_constraints:
+        if has_transforms(fn):
             raise TypeError
         return map_parameters(fn, lambda p, _: all_rows(p))
     except (AttributeError, NotImplementedError, TypeError):
@@ -134,7 +135,7 @@ def _full_normals(base: MultivariateNormal | PrecisionNormal) -> _FullNormals:
         factor, inverse = base._inverse_factor().mT, base.chol_precision.mT
     else:
         factor = base.scale_tril
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        eye = factor.new_ones(factor.shape[-1]).diag()
         inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
 
     loc, factor, inverse = map(all_rows, (base.loc, factor, inverse))
@@ -151,7 +152,7 @@ def _full_normals(base: MultivariateNormal | PrecisionNormal) -> _FullNormals:
 
 def _closed(fn: Distribution) -> Tensor | None:
     """KL(q_i || q_j) ``(n, n, U)`` of a family for which a closed form is registered."""
-    base = fn.base_dist if isinstance(fn, Independent) else fn
+    base = event_elements(fn)
     shape = torch.Size([base.batch_shape[0], *base.batch_shape])
 
     def along(dim: int) -> Distribution:

@@ -1,7 +1,7 @@
 """The posteriors q(z | x_1), .., q(z | x_n) that a guide uses for the rows of a batch, read off while it runs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pyro import poutine
@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, LogNormal
 from pyro_vaes.distributions import event_elements, has_transforms, map_parameters
 from pyro_vaes.errors import Cure, UsageError, use_bound
 from pyro_vaes.programs import (
-    OBJECTIVE,
+    DRAWN,
     Program,
     Sites,
     dependencies,
@@ -32,8 +32,7 @@ from .bound import Args
 OTHER_SITES = Cure("sites", words="compare other sites, sites=[...]")
 
 
-@dataclass(frozen=True)
-class PosteriorSite:
+class PosteriorSite(NamedTuple):
     """One site of a guide whose distribution is a posterior given the datum alone.
 
     Attributes:
@@ -132,9 +131,9 @@ def sites_given_others(program: Program, args: Args, own_sites: Sites) -> set[st
     Arguments:
         program: The program, which is run aside.
         args: Its arguments.
-        own_sites: Its sites in a run.
+        own_sites: The sites that it draws in a run.
     """
-    values = {n: s["value"] for n, s in own_sites.items() if not s["is_observed"]}
+    values = {n: s["value"] for n, s in own_sites.items()}
     if len(values) < 2:
         return set()
 
@@ -184,11 +183,10 @@ def find_posteriors(guide: Program, args: Args, names: Sequence[str] | None) -> 
             latent sites, is a point, or is one for some data (marked
             ``infer={"may_be_point": True}``); or the sites share no plate.
     """
-    own_sites = sites(dry_run(guide, args), OBJECTIVE)
-    latent = {n: s for n, s in own_sites.items() if not s["is_observed"]}
-    functions = any(map(is_auxiliary, latent.values()))
+    own_sites = sites(dry_run(guide, args), DRAWN)
+    functions = any(map(is_auxiliary, own_sites.values()))
     candidates = {}
-    for name, site in latent.items():
+    for name, site in own_sites.items():
         if not (functions and isinstance(site["fn"], Delta)):
             candidates[name] = site
 

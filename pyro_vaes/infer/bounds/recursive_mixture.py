@@ -104,7 +104,7 @@ class RecursiveMixture_ELBO(MixtureBound):
     def negative_bound(self, model: Program, guide: Program, *args: object) -> Tensor:
         """-L(Q_M), with the gradients of all blocks' objectives."""
         draws = self._draw(model, guide, args, detached=True)
-        value = -draws.bound(draws.log_alpha())
+        value = -draws.bound(draws.log_alpha)
         if not torch.is_grad_enabled():
             return value
 
@@ -132,7 +132,7 @@ class RecursiveMixture_ELBO(MixtureBound):
 
         def whole() -> Tensor:
             draws = draw()
-            value = -draws.bound(draws.log_alpha())
+            value = -draws.bound(draws.log_alpha)
             return _carry(value, -_model_objective(draws))
 
         losses: list[Loss] = [partial(component, 0)]
@@ -273,7 +273,7 @@ def _weight_objective(draws: ComponentDraws, m: int) -> Tensor:
 
 def _model_objective(draws: ComponentDraws) -> Tensor:
     """The bound of Q_M as a function of the model's parameters alone."""
-    return (draws.log_alpha().detach().exp() * draws.log_joint).sum()
+    return (draws.log_alpha.detach().exp() * draws.log_joint).sum()
 
 
 def _carry(value: Tensor, surrogate: Tensor) -> Tensor:

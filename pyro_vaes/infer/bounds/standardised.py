@@ -17,15 +17,10 @@ from torch.distributions import MultivariateNormal, Normal
 
 from pyro_vaes.distributions import HouseholderNormal, PrecisionNormal, event_elements
 from pyro_vaes.errors import Cure, UsageError, use_bound
-from pyro_vaes.programs import OBJECTIVE, Program, Sites, dry_run_pair, sites
+from pyro_vaes.programs import DRAWN, Program, Sites, dry_run_pair, sites
 
 from .bound import Args
-from .posteriors import (
-    OTHER_SITES,
-    PosteriorSite,
-    find_posteriors,
-    sites_given_others,
-)
+from .posteriors import OTHER_SITES, PosteriorSite, find_posteriors, sites_given_others
 
 NORMAL_GUIDE = Cure("guide", "AmortizedNormal", words="AmortizedNormal")
 NORMALS = (Normal, MultivariateNormal, PrecisionNormal, HouseholderNormal)
@@ -100,31 +95,32 @@ def find_normal_sites(
     traces = dry_run_pair(model, guide, args)
     guide_sites, model_sites = sites(traces.guide), sites(traces.model)
 
-    own_sites = sites(traces.model, OBJECTIVE)
-    conditional = sites_given_others(model, args, own_sites)
+    conditional = sites_given_others(model, args, sites(traces.model, DRAWN))
 
-    def normal_site(site: PosteriorSite) -> NormalSite:
+    normal_sites = []
+    for site in found:
         message = guide_sites[site.name]
-        if not isinstance(event_elements(message["fn"]), NORMALS):
+        posterior = event_elements(message["fn"])
+        if not isinstance(posterior, NORMALS):
             raise UsageError(
                 f"{bound} needs normal posteriors, whose means and variances are their parameters, but the guide's "
-                f"site {site.name!r} is {_family(message)}.",
+                f"site {site.name!r} is {type(posterior).__name__}.",
                 use_bound(),
                 NORMAL_GUIDE,
             )
 
         latents: tuple[str, ...] = (site.name,)
         if site.name not in model_sites:
-            points = {n: s for n, s in guide_sites.items() if isinstance(s["fn"], Delta)}
-            parts = {n: s["value"] for n, s in points.items() if n in model_sites}
+            shared = [s for n, s in guide_sites.items() if n in model_sites]
+            parts = {s["name"]: s["value"] for s in shared if isinstance(s["fn"], Delta)}
             latents = _drawn_together(message, parts, bound)
 
         for name in latents:
-            prior = model_sites[name]
-            if not isinstance(event_elements(prior["fn"]), Normal):
+            prior = event_elements(model_sites[name]["fn"])
+            if not isinstance(prior, Normal):
                 raise UsageError(
                     f"{bound} needs independent normal priors, from which the divergence of a Gaussian is a closed "
-                    f"form, but that of {name!r} is {_family(prior)}.",
+                    f"form, but that of {name!r} is {type(prior).__name__}.",
                     use_bound(),
                     OTHER_SITES,
                 )
@@ -135,9 +131,9 @@ def find_normal_sites(
                     use_bound(),
                     replace(OTHER_SITES, detail=" with the site of the top level"),
                 )
-        return NormalSite(site, latents)
+        normal_sites.append(NormalSite(site, latents))
 
-    return tuple(map(normal_site, found))
+    return tuple(normal_sites)
 
 
 def _drawn_together(message: Message, parts: dict[str, Tensor], bound: str) -> tuple[str, ...]:
@@ -154,7 +150,3 @@ def _drawn_together(message: Message, parts: dict[str, Tensor], bound: str) -> t
         use_bound(),
         NORMAL_GUIDE,
     )
-
-
-def _family(message: Message) -> str:
-    return type(event_elements(message["fn"])).__name__

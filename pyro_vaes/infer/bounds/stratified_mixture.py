@@ -54,6 +54,5 @@ class StratifiedMixture_ELBO(MixtureBound):
         draws = self._draw(model, guide, args, num_particles=self.num_particles)
 
         # each component's weight is shared by its draws
-        log_alpha = draws.log_alpha().repeat_interleave(self.num_particles, 0)
-        log_alpha = log_alpha - math.log(self.num_particles)
-        return -draws.bound(log_alpha)
+        log_alpha = draws.log_alpha.repeat_interleave(self.num_particles, 0)
+        return -draws.bound(log_alpha - math.log(self.num_particles))
