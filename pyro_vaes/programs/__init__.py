@@ -21,6 +21,7 @@ from .densities import (
     run_particles,
 )
 from .dependencies import dependencies, mean_field_violations
+from .enumeration import draw_enumerated, summed_log_prob
 from .evaluation_handlers import FixedRows, WithoutData
 from .global_draws import KeepGlobals
 from .handler_stack import ambient_scale
@@ -110,6 +111,7 @@ __all__ = [
     "crossed_plates",
     "data_plate",
     "dependencies",
+    "draw_enumerated",
     "dry_run",
     "dry_run_pair",
     "enclosing_plates",
@@ -153,6 +155,7 @@ __all__ = [
     "run_pair",
     "run_particles",
     "share_dry_runs",
+    "summed_log_prob",
     "shared_plates",
     "sites",
     "unbind_keywords",
