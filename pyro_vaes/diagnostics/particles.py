@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -26,6 +27,7 @@ from pyro_vaes.programs import (
     Sites,
     WithoutData,
     broadcasts,
+    draw_enumerated,
     expanded,
     find_data_plate,
     is_inside,
@@ -36,6 +38,7 @@ from pyro_vaes.programs import (
     run,
     run_pair,
     sites,
+    summed_log_prob,
     was_observed,
 )
 
@@ -104,6 +107,8 @@ class Particles:
         unit: Name of the plate whose rows are the data; found by default.
         globals_too: Whether latents may lie outside that plate. They have no part in what
             is per datum, and are to be given by :meth:`fix_globals`.
+        enumerated_too: Whether the guide may lack sites that the model sums over. Their sum
+            enters the weights, and they themselves are drawn given all else.
 
     Attributes:
         plate: The data plate; known from the first batch on, as are the other two.
@@ -127,6 +132,7 @@ class Particles:
         seed: int = 0,
         unit: str | None = None,
         globals_too: bool = False,
+        enumerated_too: bool = True,
     ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 particle per pass, but got {chunk_size}.")
@@ -144,6 +150,7 @@ class Particles:
 
         self.chunk_size, self.seed = chunk_size, seed
         self.unit, self.globals_too = unit, globals_too
+        self.enumerated_too = enumerated_too
         self._programs = self.model, self.guide
         self._is_known = False
 
@@ -241,6 +248,7 @@ class Particles:
                 args,
                 self.unit,
                 globals_too=self.globals_too,
+                enumerated_too=self.enumerated_too,
             )
         except FAILURES as error:
             return error
@@ -325,6 +333,8 @@ class Particles:
         guide = self.guide if guide is None else self.fixed(guide)
         model, guide = self._wide(self.model, num), self._wide(guide, num)
         passes = range(1 if self.vectorized else num)
+        if self.plate.enumerated:
+            return self._draw_summed(model, guide, args, passes, read)
         pairs = [run_pair(model, guide, args) for _ in passes]
 
         guide_traces, model_traces = zip(*pairs, strict=True)
@@ -333,6 +343,29 @@ class Particles:
         log_q = self.log_prob(guide_traces, lambda name: name not in seen)
         log_weights = self.log_prob(model_traces) - log_q
         return Draws(log_weights, self._gathered(guide_traces), self._gathered(model_traces, read))
+
+    def _draw_summed(
+        self,
+        model: Program,
+        guide: Program,
+        args: Args,
+        passes: range,
+        read: Read,
+    ) -> Draws:
+        """Draws from a model that sums over some of its sites."""
+        guides, models, log_p = [], [], []
+        for _ in passes:
+            drawn = run(guide, args)
+            guides.append(prune_subsample_sites(drawn))
+            arguments = (model, args, drawn, self.plate)
+            log_p.append(summed_log_prob(*arguments, particles=self.vectorized))
+            models.append(draw_enumerated(*arguments, particles=self.vectorized))
+
+        total = torch.stack(log_p)
+        if self.vectorized:
+            total = log_p[0]
+        found = self._gathered(models, read)
+        return Draws(total - self.log_prob(guides), self._gathered(guides), found)
 
     def log_weights(
         self,

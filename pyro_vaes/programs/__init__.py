@@ -22,6 +22,7 @@ from .densities import (
     run_particles,
 )
 from .dependencies import dependencies, mean_field_violations
+from .enumeration import draw_enumerated, summed_log_prob
 from .evaluation_handlers import FixedRows, WithoutData
 from .global_draws import KeepGlobals
 from .handler_stack import ambient_scale
@@ -116,6 +117,7 @@ __all__ = [
     "crossed_plates",
     "data_plate",
     "dependencies",
+    "draw_enumerated",
     "dry_run",
     "dry_run_pair",
     "enclosing_plates",
@@ -161,6 +163,7 @@ __all__ = [
     "run_swapped",
     "run_particles",
     "share_dry_runs",
+    "summed_log_prob",
     "shared_plates",
     "sites",
     "unbind_keywords",

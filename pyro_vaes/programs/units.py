@@ -7,6 +7,7 @@ one unit.
 """
 
 import logging
+from collections.abc import Set
 from dataclasses import dataclass
 
 from pyro.poutine import Trace
@@ -18,7 +19,7 @@ from .aside import local_parameters
 from .plates import Plate, enclosing_plates, find_plate
 from .reach import Program
 from .runs import PairTraces, dry_run, dry_run_pair
-from .sites import OBJECTIVE, Sites, sites
+from .sites import OBJECTIVE, Role, Sites, sites
 from .structure import Findings
 from .which_unit import crossed_plates, find_unit, is_inside, shared_plates
 
@@ -39,6 +40,7 @@ class DataPlate:
             None if it did not.
         global_sites: Names of the latent sites outside it.
         broadcasts: Whether one pass of the programs may hold several particles.
+        enumerated: Names of the model's sites that are summed over.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DataPlate:
     full_size: int | None
     global_sites: frozenset[str] = frozenset()
     broadcasts: bool = True
+    enumerated: frozenset[str] = frozenset()
 
     def scale(self, trace: Trace) -> float:
         """How many data a row of this run stands for: other batches may have others."""
@@ -67,6 +70,7 @@ def find_data_plate(
     unit: str | None = None,
     *,
     globals_too: bool = False,
+    enumerated_too: bool = False,
 ) -> DataPlate:
     """Run the pair once, aside, and find the plate whose rows are the data.
 
@@ -75,13 +79,19 @@ def find_data_plate(
         args: Their arguments.
         unit: Name of the plate; by default the outermost one of all observed sites.
         globals_too: Whether latent sites may lie outside it.
+        enumerated_too: Whether the guide may lack sites that the model sums over.
 
     Raises:
         ValueError: The sites share no plate, a latent site lies outside it, or the
             guide lacks a latent site.
     """
     traces = dry_run_pair(model, guide, args)
-    return data_plate(traces, unit, globals_too=globals_too)
+    return data_plate(
+        traces,
+        unit,
+        globals_too=globals_too,
+        enumerated_too=enumerated_too,
+    )
 
 
 def data_plate(
@@ -89,6 +99,7 @@ def data_plate(
     unit: str | None = None,
     *,
     globals_too: bool = False,
+    enumerated_too: bool = False,
 ) -> DataPlate:
     """The plate whose rows are the data of these runs; see :func:`find_data_plate`."""
     guide_sites = sites(traces.guide, OBJECTIVE)
@@ -109,7 +120,12 @@ def data_plate(
         if unit is None and len(apart) == len(outside):
             raise _share_none(all_sites)
         raise _is_global(outside[0], all_sites)
-    _refuse_missing(guide_sites, model_sites)
+
+    enumerated = frozenset[str]()
+    if enumerated_too:
+        absent = sites(traces.model, Role.ENUMERATED).keys() - guide_sites.keys()
+        enumerated = frozenset(absent)
+    _refuse_missing(guide_sites.keys() | enumerated, model_sites)
 
     # the particles' dimension lies to the left of all of these
     dims = [0]
@@ -124,6 +140,7 @@ def data_plate(
         size=plate.size,
         full_size=full_size,
         global_sites=frozenset(outside),
+        enumerated=enumerated,
     )
 
 
@@ -174,10 +191,10 @@ def _is_global(name: str, all_sites: Sites) -> UsageError:
     )
 
 
-def _refuse_missing(guide_sites: Sites, model_sites: Sites) -> None:
+def _refuse_missing(drawn: Set[str], model_sites: Sites) -> None:
     missing = []
     for name, site in model_sites.items():
-        if not site["is_observed"] and name not in guide_sites:
+        if not site["is_observed"] and name not in drawn:
             missing.append(name)
     if missing:
         raise ValueError(
