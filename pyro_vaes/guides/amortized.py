@@ -106,6 +106,7 @@ class AmortizedGuide(ProgramModule):
         """The encoder's distribution over the concatenated, unconstrained latents of these rows of the arguments."""
         given = as_given(args, kwargs, rows)
         latents = self.latents_of(given)
+
         q = as_posterior(self._encoded(given))
         if q.event_shape != (latents.numel,):
             raise ValueError(

@@ -108,8 +108,12 @@ class ComposedGuide(ProgramModule):
         )
 
         made = [self._made(key, rule) for key, rule in rules.items()]
-        self._rules = tuple(None if isinstance(rule, nn.Module) else rule for rule in made)
-        self.rules = nn.ModuleList([r if _is_part(r) else nn.Identity() for r in made])  # type: ignore[misc]
+        functions = [None if _is_part(rule) else rule for rule in made]
+        self._rules = tuple(functions)
+        self.rules = nn.ModuleList()
+        for rule in made:
+            held = rule if _is_part(rule) else nn.Identity()
+            self.rules.append(cast(nn.Module, held))
         for index, rule in enumerate(made):
             if isinstance(rule, AutoGuide):
                 setattr(self, f"autoguide_{index}", rule)
@@ -151,7 +155,8 @@ class ComposedGuide(ProgramModule):
         plan = self._plan(args, kwargs)
         if site not in plan.known:
             raise ValueError(
-                f"The model has no latent site {site!r} for these arguments; there are {sorted(plan.known)}."
+                f"The model has no latent site {site!r} for these arguments; there are "
+                f"{sorted(plan.known)}. Does another argument decide which there are?"
             )
         with poutine.block():
             return Call(self, plan, args, kwargs, dict(given or {}), wanted=site).find()
@@ -171,17 +176,18 @@ class ComposedGuide(ProgramModule):
         if index is None:
             return "its prior" if site.endswith(UNOBSERVED) else "no rule"
         rule = self.rule_at(index)
-        return f"{self._keys[index]!r}: {getattr(rule, '__name__', type(rule).__name__)}"
+        name = getattr(rule, "__name__", type(rule).__name__)
+        return f"{self._keys[index]!r}: {name}"
 
     # rules
 
     def rule_at(self, index: int) -> object:
         """The rule of a key by its position."""
-        function = self._rules[index]
-        if function is not None:
-            return function
         auto = self._modules.get(f"autoguide_{index}")
-        return self.rules[index] if auto is None else auto
+        if auto is not None:
+            return auto
+        function = self._rules[index]
+        return self.rules[index] if function is None else function
 
     def _made(self, key: Key, rule: AnyRule) -> object:
         """The rule as it will be called."""
@@ -222,7 +228,10 @@ class ComposedGuide(ProgramModule):
 
         messages, everything = sites(trace, DRAWN), sites(trace)
         if not messages:
-            raise ValueError("The model has no latent sample site, so there is nothing for a guide to infer.")
+            raise ValueError(
+                "The model has no latent sample site for these arguments, so there is "
+                "nothing for a guide to infer. Is everything observed?"
+            )
 
         known = {name: known_site(message) for name, message in messages.items()}
         indices: dict[str, int | None] = {}
@@ -238,8 +247,11 @@ class ComposedGuide(ProgramModule):
                 )
             indices[name] = index
 
-        dims = [plate.dim for message in everything.values() for plate in plates(message)]
-        plan = Plan(known, indices, depth=-min(dims, default=0))
+        dims = [0]
+        for message in everything.values():
+            dims += [plate.dim for plate in plates(message)]
+        plan = Plan(known, indices, depth=-min(dims))
+
         for name, index in indices.items():
             rule = None if index is None else self.rule_at(index)
             if isinstance(rule, Rule):
@@ -248,14 +260,20 @@ class ComposedGuide(ProgramModule):
                 self._add_group(plan, name, cast(int, index), messages)
         return plan
 
-    def _add_group(self, plan: "Plan", name: str, index: int, messages: Mapping[str, Message]) -> None:
+    def _add_group(
+        self,
+        plan: Plan,
+        name: str,
+        index: int,
+        messages: Mapping[str, Message],
+    ) -> None:
         """The latent sites that one guide draws together with this one."""
         if name in plan.groups:
             return
         alone = isinstance(self._keys[index], str)
         names = [n for n in plan.known if plan.indices[n] == index]
         group = [name] if alone else names
-        latents = latents_of([messages[n] for n in group], [plan.known[n] for n in group])
+        latents = latents_of(messages, [plan.known[n] for n in group])
         for member in group:
             plan.groups[member] = latents
 
@@ -274,18 +292,27 @@ def _refuse_arguments(model: object, rules: object, context: object) -> None:
         )
 
     if not isinstance(rules, Mapping) or not rules:
-        raise ValueError(f"rules must map names of latent sites to rules, but got {rules!r}.")
+        raise ValueError(
+            f"rules must map names of latent sites to rules, but got {rules!r}. "
+            "Pass a dictionary such as {'z': Amortized(network)}?"
+        )
     for key, rule in rules.items():
         _refuse_rule(key, rule)
 
     if context is not None and not callable(context):
-        raise ValueError(f"context must be a network, but got {type(context).__name__}.")
+        raise ValueError(
+            f"context must be a network, but got {type(context).__name__}. It is "
+            "called once for each call of the guide, with the model's arguments."
+        )
 
 
 def _refuse_rule(key: object, rule: object) -> None:
     names = key if isinstance(key, tuple) else (key,)
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"A rule's key is a name, a pattern or a tuple of names, but got {key!r}.")
+        raise ValueError(
+            "A rule's key is the name of a latent site, a pattern such as 'z_*', or a "
+            f"tuple of names for a joint posterior, but got {key!r}."
+        )
 
     if not callable(rule) and not isinstance(rule, JointRule):
         raise ValueError(
@@ -304,4 +331,5 @@ def _refuse_rule(key: object, rule: object) -> None:
 
 def _is_auto(rule: object) -> bool:
     base = rule.func if isinstance(rule, functools.partial) else rule
-    return isinstance(base, AutoGuide) or (isinstance(base, type) and issubclass(base, AutoGuide))
+    is_class = isinstance(base, type) and issubclass(base, AutoGuide)
+    return is_class or isinstance(base, AutoGuide)

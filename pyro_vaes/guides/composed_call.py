@@ -80,7 +80,7 @@ class Call:
         wanted: str | None = None,
     ) -> None:
         self.guide, self.plan, self.args, self.kwargs = guide, plan, args, kwargs
-        self._values = dict(given or {})  # of sites that the model's statements do not draw
+        self._values = dict(given or {})  # of sites that the model does not draw
         self._wanted = wanted
         self._rules = guide.rules  # looked up once: Pyro registers its parameters here
         self._rows: dict[str, Tensor] = {}
@@ -95,7 +95,8 @@ class Call:
         names = list(self.plan.known)
         with self.guide.passed.kept(self.guide.model, self.args, self.kwargs, names):
             values = run_swapped(self.swap, self.guide.model, self.args, self.kwargs)
-        return {name: values[name] for name in names if name in values and self._in_guide(name)}
+        drawn = [name for name in names if name in values and self._in_guide(name)]
+        return {name: values[name] for name in drawn}
 
     def find(self) -> TorchDistribution:
         """The posterior of the site that is wanted."""
@@ -173,7 +174,7 @@ class Call:
 
         index = self._index(name)
         if not self._in_guide(name):
-            return message["fn"].sample()  # so that the run goes on; nothing depends on it
+            return message["fn"].sample()  # so that the run goes on
 
         if name in self.plan.groups:
             assert index is not None
@@ -208,7 +209,10 @@ class Call:
     def _posterior(self, site: Site, rule: object) -> TorchDistribution:
         if site.name in self._drawing:
             ring = " -> ".join([*self._drawing, site.name])
-            raise ValueError(f"The sites' rules are given each other's values in a ring: {ring}.")
+            raise ValueError(
+                f"The sites' rules are given each other's values in a ring: {ring}. "
+                "Draw one of them without the other's value?"
+            )
 
         self._drawing.append(site.name)
         try:
@@ -297,7 +301,8 @@ class Call:
                 continue
             hidden = HiddenPlates()
             with hidden:
-                values = getattr(self.guide, f"autoguide_{index}")(*self.args, **self.kwargs)
+                draw = getattr(self.guide, f"autoguide_{index}")
+                values = draw(*self.args, **self.kwargs)
             self._values.update(values)
             self._rows.update(hidden.rows)
 

@@ -1,5 +1,6 @@
 """Who draws what in a composed guide: what one look at the model has found."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pyro.poutine.runtime import Message
@@ -43,7 +44,7 @@ def known_site(message: Message) -> KnownSite:
     )
 
 
-def latents_of(messages: list[Message], known: list[KnownSite]) -> Latents:
+def latents_of(messages: Mapping[str, Message], known: list[KnownSite]) -> Latents:
     """Sites that one guide draws together, as one vector.
 
     Raises:
@@ -61,7 +62,7 @@ def latents_of(messages: list[Message], known: list[KnownSite]) -> Latents:
     stack = known[0].plates
     first = stack[0] if stack else None
     return Latents(
-        sites=tuple(latent_site(message) for message in messages),
+        sites=tuple(latent_site(messages[site.name]) for site in known),
         plate=first.name if first else "",
         dim=first.dim if first else -1,
         full_size=first.num_data if first else None,

@@ -22,7 +22,11 @@ def find_latents(model: Program, *args: object, **kwargs: object) -> Latents:
 
     messages = list(sites(trace, DRAWN).values())
     if not messages:
-        raise ValueError("The model has no latent sample site, so there is nothing for a guide to infer.")
+        raise ValueError(
+            "The model has no latent sample site, so there is nothing for a guide to "
+            "infer. Is every site observed, also the latent ones?"
+        )
+
     found = {_only_plate(m) for m in messages}
     if len(found) > 1:
         raise ValueError(

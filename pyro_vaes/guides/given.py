@@ -79,16 +79,7 @@ class Given:
             ValueError: The program would draw some of its rows, and it is not known
                 which.
         """
-        size, drawn = self.size, latents.subsample_size
-        if drawn is None or self.rows is not None or size is None:
-            return self
-        if size == latents.full_size:
-            raise ValueError(
-                f"The model draws {drawn} of its {size} rows itself, so a posterior "
-                "needs to know which: pass rows=torch.arange(...) with that many "
-                "indices, or call the guide."
-            )
-        return replace(self, rows=torch.arange(size))
+        return replace(self, rows=latents.rows_to_hold(self.size, self.rows))
 
     def call(self, function: Callable[..., Output]) -> Output:
         """What a function that takes the rows as well returns for these arguments."""

@@ -113,10 +113,10 @@ class Joint:
     def _refuse(self, message: Message, known: Mapping[str, LatentSite]) -> None:
         name = message["name"]
         around = {plate.name for plate in plates(message)}
-        missing = [plate for plate in self.latents.all_plates if plate not in around]
+        missing = set(self.latents.all_plates) - around
         if missing:
             raise ValueError(
-                f"The site {name!r} lies outside the plate {missing[0]!r}, so its "
+                f"The site {name!r} lies outside the plate {min(missing)!r}, so its "
                 "density cannot be shared out among the data. Put it into the plate."
             )
         if not message["is_observed"]:

@@ -64,7 +64,8 @@ class LatentSite:
         """A distribution over flat vectors of reals, ``(numel,)``, pushed onto the support."""
         maps: list[Transform] = []
         if self.unconstrained_shape != (self.numel,):
-            maps.append(ReshapeTransform(torch.Size([self.numel]), self.unconstrained_shape))
+            flat = torch.Size([self.numel])
+            maps.append(ReshapeTransform(flat, self.unconstrained_shape))
         if not self.is_real:
             maps.append(self.transform)
         return TransformedDistribution(q, maps) if maps else q
@@ -137,6 +138,19 @@ class Latents:
             drawn = rows
         return pyro.plate(self.plate, size, drawn, dim=self.dim)
 
+    def rows_to_hold(self, size: int | None, rows: Tensor | None) -> Tensor | None:
+        """The rows that the program's own plate is to hold for arguments of a size.
+
+        Raises:
+            ValueError: The program would draw some of its rows, and it is not known which.
+        """
+        drawn = self.subsample_size
+        if drawn is None or rows is not None or size is None:
+            return rows
+        if size == self.full_size:
+            _refuse_unknown_rows(drawn, size)
+        return torch.arange(size)
+
     def layout(self, rows: int) -> Layout:
         """Where so many rows of the data plate lie."""
         return Layout((self.dim,), (rows,))
@@ -185,6 +199,14 @@ class Latents:
             point = Delta(value, log_density=-log_det, event_dim=event_dim)
             found[site.name] = SiteDraw(point, {})
         return found
+
+
+def _refuse_unknown_rows(drawn: int, size: int) -> None:
+    message = (
+        f"The model draws {drawn} of its {size} rows itself, so a posterior needs to know "
+        "which: pass rows=torch.arange(...) with that many indices, or call the guide."
+    )
+    raise ValueError(message)
 
 
 def sample_all(draws: Mapping[str, SiteDraw]) -> dict[str, Tensor]:

@@ -23,7 +23,11 @@ from torch.distributions.kl import register_kl
 Mask = bool | Tensor | None
 
 
-def masked_posterior(q: TorchDistribution, prior: TorchDistribution, mask: Mask) -> TorchDistribution:
+def masked_posterior(
+    q: TorchDistribution,
+    prior: TorchDistribution,
+    mask: Mask,
+) -> TorchDistribution:
     """The posterior q, and the prior in the rows that are masked.
 
     Arguments:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vaes.programs import (
     Findings,
@@ -42,7 +42,11 @@ class PassingBuffers:
     ) -> Iterator[None]:
         """Inside, these modules change copies."""
         program = bind_keywords(model, kwargs)
-        modules = self._found.of((program,), args, lambda: changed_before(model, args, kwargs, latents))
+
+        def find() -> tuple[nn.Module, ...]:
+            return changed_before(model, args, kwargs, latents)
+
+        modules = self._found.of((program,), args, find)
         with copied_buffers(modules):
             yield
 
@@ -55,7 +59,9 @@ def changed_before(
 ) -> tuple[nn.Module, ...]:
     """Modules that a program runs before its last latent site and that change their
     buffers."""
-    follows = [part for _, module in modules_of(model, "model") for part in module.modules() if _follows(part)]
+    follows: list[nn.Module] = []
+    for _, module in modules_of(model, "model"):
+        follows += filter(_follows, module.modules())
     if not follows:
         return ()
 
@@ -65,22 +71,18 @@ def changed_before(
         if module in follows:
             found[module] = None
 
-    before = [{name: _copy(b) for name, b in module._buffers.items()} for module in follows]
     handle = nn.modules.module.register_module_forward_pre_hook(note)
     try:
         with poutine.block(), torch.no_grad(), preserve_rng():
-            run_swapped(SwapPriors(lambda message: message["fn"], latents), model, args, kwargs)
+            swap = SwapPriors(lambda message: message["fn"], latents)
+            with copied_buffers(follows):
+                run_swapped(swap, model, args, kwargs)
     finally:
         handle.remove()
-        for module, buffers in zip(follows, before, strict=True):
-            module._buffers.update(buffers)
     return tuple(found)
 
 
 def _follows(module: nn.Module) -> bool:
     """Whether a module's buffers follow the batches that it sees."""
-    return isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
-
-
-def _copy(buffer: Tensor | None) -> Tensor | None:
-    return None if buffer is None else buffer.clone()
+    is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+    return is_norm and module.running_mean is not None

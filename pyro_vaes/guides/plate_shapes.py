@@ -140,20 +140,19 @@ class Placement:
         extra = len(batch) - self.depth
         if not 0 <= extra <= self.most_extra:
             return False
-        inner = batch[extra:]
-        return all(got in (1, size) for got, size in zip(inner, self.shape, strict=True))
+        return _fits(batch[extra:], self.shape)
 
     def _has_one_per_plate(self, batch: torch.Size) -> bool:
         extra = len(batch) - len(self.plates)
         if not 0 <= extra <= self.most_extra:
             return False
-        sizes = [plate.size for plate in self.plates]
-        return all(got in (1, size) for got, size in zip(batch[extra:], sizes, strict=True))
+        return _fits(batch[extra:], [plate.size for plate in self.plates])
 
     def _moved(self, parameter: Tensor, event_dim: int) -> Tensor:
         num_batch = parameter.dim() - event_dim
         if num_batch < len(self.plates):  # it is the same for all rows
             return parameter
+
         extra = num_batch - len(self.plates)
         event = parameter.shape[num_batch:]
 
@@ -173,6 +172,11 @@ class Placement:
         for plate, size in zip(self.plates, sizes, strict=True):
             shape[plate.dim] = size
         return torch.Size(shape)
+
+
+def _fits(batch: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether each dimension has the size that is wanted, or 1."""
+    return all(got in (1, size) for got, size in zip(batch, sizes, strict=True))
 
 
 def place(q: TorchDistribution, placement: Placement) -> TorchDistribution:
@@ -221,13 +225,14 @@ def _mapped(q: TorchDistribution, move: Move) -> TorchDistribution | None:
         return RecursiveMixture(parts, [move(logit, 0) for logit in q.logits])
 
     try:
-        if has_transforms(q) and all(isinstance(t, InverseAutoregressive) for t in q.transforms):
+        if has_transforms(q) and _is_autoregressive(q):
             base = _mapped(cast(TorchDistribution, q.base_dist), move)
             if base is None:
                 return None
             steps = []
             for t in cast(list[InverseAutoregressive], q.transforms):
-                steps.append(InverseAutoregressive(t.network, move(t.context, 1), t.order))
+                context = move(t.context, 1)
+                steps.append(InverseAutoregressive(t.network, context, t.order))
             return TransformedDistribution(base, steps)
 
         # what another map holds for each row cannot be moved
@@ -236,3 +241,7 @@ def _mapped(q: TorchDistribution, move: Move) -> TorchDistribution | None:
         return map_parameters(q, move)
     except (AttributeError, NotImplementedError, TypeError):
         return None
+
+
+def _is_autoregressive(q: TransformedDistribution) -> bool:
+    return all(isinstance(step, InverseAutoregressive) for step in q.transforms)

@@ -118,12 +118,14 @@ class SemiAmortized(AmortizedGuide):
 
         Arguments:
             args, kwargs: The encoder to start from, then those of the constructor.
-            given: Sites whose values the encoder gets as keywords, see :class:`~pyro_vaes.guides.Amortized`.
+            given: Sites whose values the encoder gets as keywords, see
+                :class:`~pyro_vaes.guides.Amortized`.
         """
         encoder, *rest = args
 
         def make(model: Program) -> SemiAmortized:
             start = AmortizedNormal(model, encoder)  # type: ignore[arg-type]
+
             return cls(start, *rest, **kwargs)  # type: ignore[arg-type]
 
         return JointRule(make, given)
@@ -144,8 +146,9 @@ class SemiAmortized(AmortizedGuide):
             start = self.encoder.diagonal(q)
             if not self.steps or is_dry_run():
                 return q
-            start_loc, start_scale = given.in_rows(start.loc), given.in_rows(start.scale)
-            first = torch.cat([start_loc, start_scale.log()], -1)  # (B, 2 numel)
+
+            loc, scale = given.in_rows(start.loc), given.in_rows(start.scale)
+            first = torch.cat([loc, scale.log()], -1)  # (B, 2 numel)
             refined = self._climb(first, Joint(self.model, latents, given))
             loc, log_scale = refined.chunk(2, -1)
             return Normal(loc, log_scale.exp()).to_event(1)

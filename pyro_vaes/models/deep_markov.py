@@ -120,14 +120,24 @@ class DeepMarkovVAE(ProgramModule):
                     q = self._latent(self.combiner, [z, context[:, t]], "the combiner")
                     z = pyro.sample(f"z_{t + 1}", q)
 
-    def what_is_seen(self, x: Tensor, lengths: Tensor | None, seen: Tensor | None) -> Tensor:
+    def what_is_seen(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        seen: Tensor | None,
+    ) -> Tensor:
         """At which steps something was seen, ``(B, T)``."""
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         if lengths is not None:
             every = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
         return every if seen is None else every & seen
 
-    def _latent(self, network: nn.Module, inputs: list[Tensor], source: str) -> TorchDistribution:
+    def _latent(
+        self,
+        network: nn.Module,
+        inputs: list[Tensor],
+        source: str,
+    ) -> TorchDistribution:
         return of_length(network(*inputs), self.latent_dim, network, source=source)
 
 

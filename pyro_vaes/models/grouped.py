@@ -63,7 +63,8 @@ class GroupedVAE(ProgramModule):
         super().__init__()
         if len(latent_dims) != 2:
             raise ValueError(
-                f"latent_dims are the dimensions of u, of a group, and of z, of a member, but got {latent_dims!r}."
+                "latent_dims are two dimensions, that of u, of a group, and that of z, "
+                f"of a member, but got {latent_dims!r}."
             )
         self.group_encoder, self.member_encoder = group_encoder, member_encoder
         self.decoder, self.likelihood = decoder, likelihood
@@ -116,10 +117,15 @@ class GroupedVAE(ProgramModule):
                     q = MaskedMixture(mask, self.member_prior(), q)
                 pyro.sample("z", q)
 
-    def group_posterior(self, x: Tensor, mask: Tensor | None = None) -> TorchDistribution:
+    def group_posterior(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+    ) -> TorchDistribution:
         """q(u | x) with batch shape ``(groups, 1)``."""
         encoder = self.group_encoder
-        q = of_length(encoder(x, mask), self.latent_dims[0], encoder, source="the group encoder")
+        source = "the group encoder"
+        q = of_length(encoder(x, mask), self.latent_dims[0], encoder, source=source)
         if q.batch_shape != x.shape[:1]:
             raise ValueError(
                 f"The group encoder returns the batch shape {tuple(q.batch_shape)}, "
@@ -132,7 +138,8 @@ class GroupedVAE(ProgramModule):
         """q(z | x, u) with batch shape ``(groups, members)``, given u with shape
         ``(groups, 1, d)``."""
         encoder = self.member_encoder
-        return of_length(encoder(x, u), self.latent_dims[1], encoder, source="the member encoder")
+        source = "the member encoder"
+        return of_length(encoder(x, u), self.latent_dims[1], encoder, source=source)
 
 
 class MeanOfMembers(nn.Module):

@@ -76,7 +76,14 @@ from .sites import (
     weighed_sites,
 )
 from .structure import Findings
-from .swap import Answer, HiddenPlates, SwapPriors, copied_buffers, outside_the_run, run_swapped
+from .swap import (
+    Answer,
+    HiddenPlates,
+    SwapPriors,
+    copied_buffers,
+    outside_the_run,
+    run_swapped,
+)
 from .units import (
     DataPlate,
     UnitCounter,

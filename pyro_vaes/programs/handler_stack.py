@@ -56,13 +56,17 @@ def below(kind: type[Messenger]) -> Iterator[None]:
     dimensions of these plates are free. Without a handler of the kind nothing changes.
     """
     handlers = list(_PYRO_STACK)
-    positions = [i for i, h in enumerate(handlers) if isinstance(h, kind)]
-    if not positions:
+    entered: set[str | None] = set()
+    innermost = len(handlers) - 1
+    while innermost >= 0 and not isinstance(handlers[innermost], kind):
+        handler = handlers[innermost]
+        if isinstance(handler, IndepMessenger):
+            entered.add(handler.name)
+        innermost -= 1
+    if innermost < 0:
         yield
         return
 
-    innermost = positions[-1]
-    entered = {h.name for h in handlers[innermost:] if isinstance(h, IndepMessenger)}
     taken = list(_DIM_ALLOCATOR._stack)
     free = [*taken]
     for dim, name in enumerate(taken):

@@ -239,9 +239,7 @@ class Pair:
         for label, module in self.modules.items():
             for name, part in module.named_modules():
                 if isinstance(part, Prepares):
-                    start = f"{label}.{name}." if name else f"{label}."
-                    own = {n[len(start) :]: v for n, v in state.items() if n.startswith(start)}
-                    part.prepare_state(own)
+                    part.prepare_state(_part_of(state, [label, name]))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy tensors by name into the live parameters and buffers.
@@ -272,6 +270,16 @@ class Pair:
         with torch.no_grad():
             for name, tensor in live.items():
                 tensor.copy_(state[name])
+
+
+def _part_of(state: Mapping[str, Tensor], path: list[str]) -> dict[str, Tensor]:
+    """The entries of a state that lie under a path, by the rest of their names."""
+    start = ".".join(filter(None, [*path, ""])) + "."
+    found = {}
+    for name, value in state.items():
+        if name.startswith(start):
+            found[name.removeprefix(start)] = value
+    return found
 
 
 def _refuse_no_program(label: str, program: object) -> None:

@@ -179,6 +179,7 @@ def _measure(entry: _Entry, draws: list[Draws], plate: DataPlate, size: int, *, 
     for name in entry.latents:
         is_masked = is_masked or mask_of(first.model_sites[name]) is not None
     posterior = [first.guide_sites[n] for n in entry.posterior]
+
     return _Part(
         kl=kl,
         means=torch.stack(means).double().cpu()[:, :size],

@@ -53,7 +53,7 @@ class Free(Rule):
     def __init__(self, kind: Kind = "normal") -> None:
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, but got {kind!r}.")
+            raise ValueError(f"kind must be one of {KINDS}, but got {kind!r}.")
         self.kind = kind
         self.sites = nn.ModuleDict()
 
@@ -80,7 +80,8 @@ class Free(Rule):
             parameters["log_scale"] = torch.full_like(loc, INITIAL_SCALE).log()
         elif self.kind == "multivariate":
             diagonal = torch.full_like(loc, INITIAL_SCALE).log()
-            parameters["scale_tril"] = torch.diag_embed(diagonal)  # its diagonal as logarithms
+            # its diagonal as logarithms
+            parameters["scale_tril"] = torch.diag_embed(diagonal)
         self.sites[key] = _Parameters(parameters)
 
     def forward(self, site: Site) -> TorchDistribution:
@@ -114,10 +115,20 @@ class Free(Rule):
             if key not in self.sites:
                 self.sites[key] = _Parameters(parameters)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
-        own = {n[len(prefix) :]: v for n, v in state_dict.items() if n.startswith(prefix)}
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        *args: object,
+    ) -> None:
+        own = {}
+        for name, value in state_dict.items():
+            if name.startswith(prefix):
+                own[name.removeprefix(prefix)] = value
+
         self.prepare_state(own)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        load = super()._load_from_state_dict
+        load(state_dict, prefix, *args)  # type: ignore[arg-type]
 
 
 class _Parameters(nn.Module):

@@ -38,10 +38,14 @@ class NetworkRule(Rule):
         super().__init__()
         if not callable(network):
             raise ValueError(
-                f"{type(self).__name__} needs a network that is called with the model's arguments, but got {network!r}."
+                f"{type(self).__name__} needs a network, which is called with the "
+                f"model's arguments and the given values, but got {network!r}."
             )
         if isinstance(given, str):
-            raise ValueError(f"given is a list of names of sites, but got the text {given!r}. given=[{given!r}]?")
+            raise ValueError(
+                f"given is a list of names of sites, but got the text {given!r}. Write "
+                f"it as a list of one name, given=[{given!r}]?"
+            )
 
         if isinstance(network, nn.Module):
             self.network = network
@@ -87,8 +91,9 @@ class Amortized(NetworkRule):
     def forward(self, site: Site) -> TorchDistribution:
         event_dim = len(site.reals.unconstrained_shape)
         output = site.outputs(self.network, self.given, event_dim)
-        if isinstance(output, tuple | list) and [isinstance(o, Tensor) for o in output] == [True, True]:
-            return site.normal(*output)
+        match output:
+            case (Tensor() as loc, Tensor() as scale):
+                return site.normal(loc, scale)
         return site.pushed(output)  # type: ignore[arg-type]
 
 
@@ -125,7 +130,10 @@ class AmortizedCategorical(NetworkRule):
     ) -> None:
         super().__init__(network, given)
         if enumerate not in (None, False, "parallel", "sequential"):
-            raise ValueError(f"enumerate must be 'parallel', 'sequential', False or None, but got {enumerate!r}.")
+            raise ValueError(
+                f"enumerate says how TraceEnum_ELBO sums over the site: 'parallel', "
+                f"'sequential', False or None, but got {enumerate!r}."
+            )
         self.enumerate = enumerate
 
     def marks(self, infer: Mapping[str, object]) -> Mapping[str, object]:
@@ -149,7 +157,9 @@ class AmortizedCategorical(NetworkRule):
         logits = site.outputs(self.network, self.given, event_dim)
         if not isinstance(logits, Tensor):
             raise ValueError(
-                f"The network of the site {site.name!r} must return logits, but it returned {type(logits).__name__}."
+                f"The network of the site {site.name!r} must return a tensor of "
+                f"logits, but it returned {type(logits).__name__}. Leave its last "
+                "head out?"
             )
         if is_bernoulli:
             return self._bernoulli(site, logits, event)

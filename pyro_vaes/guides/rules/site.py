@@ -137,6 +137,7 @@ class Site:
                 f"({type(self.known.fn).__name__}), but its rule is for continuous "
                 "ones. Use AmortizedCategorical(network), FromPrior() or Enumerated()?"
             )
+
         if self.prior is None or known.is_real:
             return known
         support = self.prior.support
@@ -185,9 +186,9 @@ class Site:
         missing = [name for name in named if name not in taken]
         if missing and taken and not _takes_any_keyword(network):
             raise ValueError(
-                f"The network of the site {self.name!r} is given {missing[0]!r}, but its "
-                f"forward takes {sorted(taken)}. Add a parameter of that name, or name "
-                f"another with given={{{missing[0]!r}: 'keyword'}}?"
+                f"The network of the site {self.name!r} is given {missing[0]!r}, but "
+                f"its forward takes {sorted(taken)}. Add a parameter of that name, or "
+                f"name another with given={{{missing[0]!r}: 'keyword'}}?"
             )
 
     def given(self, given: Upstream) -> dict[str, tuple[str, Tensor]]:
@@ -225,9 +226,9 @@ class Site:
         """The rows of an argument that a plate around the site has drawn."""
         for plate in self.plates:
             rows = self.rows_of(plate.name)
-            is_whole = isinstance(value, Tensor) and value.dim() and len(value) == plate.num_data
-            if plate.subsamples and rows is not None and is_whole:
-                assert isinstance(value, Tensor)
+            if not plate.subsamples or rows is None:
+                continue
+            if isinstance(value, Tensor) and value.shape[:1] == (plate.num_data,):
                 return value[rows]
         return value
 

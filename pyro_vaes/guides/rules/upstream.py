@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 
 Names = Iterable[str] | Mapping[str, str]  # of sites; or their keywords by site
-Upstream = Names | Callable[[str], Names]  # also a function of the name of a rule's site
+Upstream = Names | Callable[[str], Names]  # or a function of the name of a site
 
 
 def names_given(given: Upstream, site: str) -> dict[str, str]:

@@ -74,14 +74,19 @@ class DReG_ELBO(ImportanceWeighted_ELBO):
         num_passes = num
         if plate.broadcasts:
             num_passes = 1
-            model, guide = (over_particles(p, num, plate) for p in (model, guide))
+            model = over_particles(model, num, plate)
+            guide = over_particles(guide, num, plate)
+
         passes = []
         for _ in range(num_passes):
             passes.append(self._run(model, guide, args, plate))
 
         self._warn_of_scales(passes[0].model)
 
-        log_w = torch.cat([one.log_p - one.log_q.detach() for one in passes])  # (K, B)
+        each = []
+        for one in passes:
+            each.append(one.log_p - one.log_q.detach())
+        log_w = torch.cat(each)  # (K, B)
         v = log_w.detach().softmax(0)
         bound = (log_w.logsumexp(0) - math.log(num)).sum()
 
