@@ -98,10 +98,11 @@ def total_loss(
             args = pair.arguments(batch)
             units = counter.of(args)
             with keep.of(units):
-                value = torch.as_tensor(loss.loss(pair.model, pair.guide, *args))
+                value = loss.loss(pair.model, pair.guide, *args)
 
             # of all data that the loss stands for, these rows' share
-            sums[0] += units.size / units.num_data * value.double().cpu()
+            whole = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+            sums[0] += units.size / units.num_data * whole
             sums[1] += units.size
 
     return sums
