@@ -111,11 +111,14 @@ class MixtureEncoder(nn.Module):
             q = output_of(network, others if m else given)
             components.append(as_posterior(q, f"component {m}"))
         for m, part in enumerate(self.weights, start=1):
-            raw = output_of(part, others)
-            assert isinstance(raw, Tensor)
-            raw = raw.squeeze(-1) if raw.dim() > 1 else raw
-
-            # eps_m is 1 / (m + 1) at raw = 0; a hard clamp would have no gradient back
-            at_zero = math.atanh(-math.log(m) / MAX_LOGIT)
-            logits.append(MAX_LOGIT * torch.tanh(raw / MAX_LOGIT + at_zero))
+            logits.append(self._logit(m, output_of(part, others)))
         return RecursiveMixture(components, logits)
+
+    def _logit(self, m: int, raw: object) -> Tensor:
+        """logit eps_m, within MAX_LOGIT; eps_m is 1 / (m + 1) at raw = 0."""
+        assert isinstance(raw, Tensor)
+        raw = raw.squeeze(-1) if raw.dim() > 1 else raw
+
+        # a hard clamp would have no gradient back
+        at_zero = math.atanh(-math.log(m) / MAX_LOGIT)
+        return MAX_LOGIT * torch.tanh(raw / MAX_LOGIT + at_zero)

@@ -145,18 +145,17 @@ class GroupedVAE(ProgramModule):
 class MeanOfMembers(nn.Module):
     """An encoder of groups: the mean of its members' features, and a head.
 
-        Arguments:
-            features: ``x -> features`` of every member, ``(groups, members, ...)`` to
-                ``(groups, members, width)``.
-            head: ``mean of the features -> distribution``.
+    Arguments:
+        features: ``x -> features`` of every member, ``(groups, members, ...)`` to
+            ``(groups, members, width)``.
+        head: ``mean of the features -> distribution``.
 
-        Example:
-            >>> import torch
-            >>> from pyro_vaes.distributions import map_parameters
-    from pyro_vaes.nn import NormalHead
-            >>> encode = MeanOfMembers(torch.nn.Linear(6, 8), NormalHead(8, 2))
-            >>> encode(torch.zeros(4, 5, 6)).batch_shape
-            torch.Size([4])
+    Example:
+        >>> import torch
+        >>> from pyro_vaes.nn import NormalHead
+        >>> encode = MeanOfMembers(torch.nn.Linear(6, 8), NormalHead(8, 2))
+        >>> encode(torch.zeros(4, 5, 6)).batch_shape
+        torch.Size([4])
     """
 
     def __init__(self, features: nn.Module, head: nn.Module) -> None:

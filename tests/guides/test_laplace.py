@@ -649,10 +649,27 @@ def test_masks_and_missing_values_are_left_out():
     for i in range(N):
         seen = w[mask[i]]
         assert torch.allclose(q.precision_matrix[i], torch.eye(K) + seen.T @ seen / 0.4**2, rtol=0, atol=1e-12)
-    rows = torch.arange(N) % 2 == 0
-    guide = AmortizedLaplace(poutine.mask(two_level, mask=rows), nn.Linear(D, 5), steps=0, path="generic")
-    with pytest.raises(ValueError, match="singular"):
-        guide.posterior(x)
+
+
+def test_rows_that_are_masked_as_a_whole_count_for_nothing():
+    rows, x = torch.arange(N) % 2 == 0, real()
+    model = poutine.mask(two_level, mask=rows)
+    guide = AmortizedLaplace(model, nn.Linear(D, 5), steps=1, schedule=full_step, path="generic")
+    trace = poutine.trace(guide).get_trace(x)
+    replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x)
+
+    weights = 0.0
+    for found, sign in ((trace, -1), (replayed, 1)):
+        found.compute_log_prob()
+        for site in found.nodes.values():
+            if site["type"] == "sample" and site["name"] != "data":
+                weights = weights + sign * site["log_prob"]
+    assert torch.equal(weights[~rows], torch.zeros(int((~rows).sum())))
+
+    # the others weigh what their evidence is: the hierarchy is linear and Gaussian
+    cov = OUT @ (LEVEL @ LEVEL.T + 0.7**2 * torch.eye(3)) @ OUT.T + 0.5**2 * torch.eye(D)
+    evidence = dist.MultivariateNormal(torch.zeros(D), cov).log_prob(x)
+    torch.testing.assert_close(weights[rows], evidence[rows], rtol=0, atol=1e-9)
 
 
 def test_plates_that_subsample():
