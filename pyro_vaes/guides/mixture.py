@@ -110,6 +110,7 @@ class MixtureEncoder(nn.Module):
             network = part if isinstance(part, AmortizedGuide) else getattr(part, "posterior", part)
             q = output_of(network, others if m else given)
             components.append(as_posterior(q, f"component {m}"))
+
         for m, part in enumerate(self.weights, start=1):
             logits.append(self._logit(m, output_of(part, others)))
         return RecursiveMixture(components, logits)
