@@ -658,7 +658,7 @@ def test_what_is_refused(case):
     [
         ((None, {"z": Free()}), "model is a NoneType"),
         ((two_levels, {}), "rules must map"),
-        ((two_levels, {3: Free()}), "key is a name"),
+        ((two_levels, {3: Free()}), "key is the name of a latent site"),
         ((two_levels, {"z": 3}), "must be a Rule"),
         ((two_levels, {("high", "low"): Free()}), "need a joint rule"),
         ((two_levels, {"z": Free()}, 3), "context must be a network"),

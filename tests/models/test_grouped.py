@@ -129,5 +129,5 @@ class Unpooled(nn.Module):
 
 
 def test_two_latent_dims_are_wanted():
-    with pytest.raises(ValueError, match="latent_dims are the dimensions of u"):
+    with pytest.raises(ValueError, match="latent_dims are two dimensions, that of u"):
         GroupedVAE(nn.Identity(), nn.Identity(), nn.Identity(), nn.Identity(), (2,))
