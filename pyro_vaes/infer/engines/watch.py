@@ -175,9 +175,9 @@ class Watch:
 
             # a library's handlers hold tensors of their latest run
             of_a_run = isinstance(owner, Messenger) and isinstance(value, Tensor)
-            is_noted = isinstance(value, (*PLAIN, Tensor)) and not of_a_run
+            is_noted = isinstance(value, (*PLAIN, Tensor)) or callable(value)
             label = f"{where}.{name}"
-            if is_noted or not of_library:
+            if (is_noted and not of_a_run) or not of_library:
                 self._items.append((attributes, name, value, label))
             self._visit(value, label, depth + 1)
 

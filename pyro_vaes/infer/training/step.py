@@ -213,9 +213,10 @@ class Step:
         return list(found.values())
 
     def roots(self) -> dict[str, object]:
-        """The programs and the bound."""
+        """The programs, the bound, and the parameters that belong to no module."""
         pair = self.run.pair
-        return {"model": pair.model, "guide": pair.guide, "loss": self.loss}
+        programs = {"model": pair.model, "guide": pair.guide, "loss": self.loss}
+        return programs | {"a param statement": pair.free}
 
 
 def _differentiate(
