@@ -152,6 +152,7 @@ def engine(job, steps, compile, stack):
         resume=False,
         on_nan="raise",
         drop_last=None,
+        unit=None,
         fabric=None,
         compile=compile,
     )

@@ -137,6 +137,18 @@ def test_c2_compiled_training_is_eager_training_up_to_rounding():
 
 @needs_compiler
 @pytest.mark.slow
+def test_c5_two_compiled_runs_of_one_shape_in_one_process():
+    """Each has code of its own: torch must not take one's for the other's."""
+    for seed in (1, 2):
+        build = functools.partial(binary_vae, seed=seed)
+        eager, compiled = (train(mode, build=build, epochs=2) for mode in (False, True))
+        assert compiled[1].engine == "compiled"
+        for name, tensor in eager[0].items():
+            assert (tensor - compiled[0][name]).abs().max() < 1e-5
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_c2_compiled_in_double_precision():
     def build():
         vae = binary_vae()

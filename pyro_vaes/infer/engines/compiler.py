@@ -4,8 +4,10 @@ Random numbers are those of torch's own stream.
 """
 
 import functools
+import itertools
 import logging
 import shutil
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from .cuda_graphs import CudaGraph
 from .loss_graph import as_function
 from .reads import CannotCapture, in_one_line
 
+_numbers = itertools.count()
 logger = logging.getLogger(__name__)
 OPTIONS: dict[str, Any] = {"fallback_random": True}  # torch's own random numbers
 
@@ -70,7 +73,13 @@ def compile_graph(
     def run(*given: Tensor) -> Sequence[Tensor]:
         return module(*given)
 
-    compiled = torch.compile(run, fullgraph=True, dynamic=False, options=options)
+    # torch keeps compiled code with the code of a function, which each graph must own
+    own = types.FunctionType(
+        run.__code__.replace(co_name=f"step_{next(_numbers)}"),
+        run.__globals__,
+        closure=run.__closure__,
+    )
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     try:
         with torch.no_grad():
             compiled(*(t.clone() for t in tensors))
